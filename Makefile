@@ -1,0 +1,63 @@
+# Every target sets up what it needs by itself, once: a virtual environment in .venv.
+#   make train ARGS="--minutes 5"     ARGS reaches the script
+#   make train PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help setup train sample test test-slow lint format bench figures atlas examples clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# A stamp a requirements file, so that a changed file is installed again and an unchanged one costs nothing.
+$(STAMP)%: requirements%.txt | $(BIN)/python
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
+	@touch $@
+
+setup: $(STAMP) ## make .venv and install requirements.txt (the other targets do it by themselves)
+
+train: $(STAMP) ## train on the embedded data (about 20 minutes on 2 cores)
+	$(BIN)/python train.py $(ARGS)
+
+sample: $(STAMP) ## draw images that follow the masks in examples/masks
+	$(BIN)/python sample.py --mask $(ARGS)
+
+test: lint $(STAMP)-dev ## lint, then every test but the slow ones
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)-dev ## the slow proofs
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: $(STAMP)-dev ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)-dev ## let ruff lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## share of the machine's convolution speed that a training step reaches
+	$(BIN)/python benchmarks/roofline.py $(ARGS)
+
+figures: $(STAMP)-plots ## the README's figures, from the newest run
+	$(BIN)/python tools/figures.py $(ARGS)
+
+atlas: $(STAMP)-data ## make ddpm/data/atlas.npz again from the MNI average brain
+	$(BIN)/python tools/build_atlas.py $(ARGS)
+
+examples: $(STAMP) ## make examples/masks again
+	$(BIN)/python tools/example_masks.py $(ARGS)
+
+clean: ## remove .venv and the caches, not results/
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP)-dev $(STAMP)-plots $(STAMP)-data: $(STAMP)

@@ -1,0 +1,75 @@
+"""The forward process and what the network learns from it (the paper's sections 2 and 3.4).
+
+The forward process adds Gaussian noise in T small steps, but needs no loop: any x_t can be drawn
+from x_0 at once (Eq. 4). Training is therefore a regression: draw a time, add noise in one go,
+and ask the network what was added (Algorithm 1, lines 3 to 5; line 5's step is in train.py).
+"""
+
+import torch
+from torch import Tensor
+
+from ddpm.schedule import Schedule
+
+
+def q_sample(schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, a draw from q(x_t | x_0) (Eq. 4).
+
+    x_0 (B, C, H, W) in [-1, 1]; t (B,) integers in 0 .. T on the CPU; eps ~ N(0, I), shaped like x_0.
+    """
+    a, s = schedule.signal_and_noise(t, x_0)
+    return a * x_0 + s * eps
+
+
+def training_target(schedule: Schedule, objective: str, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """What the network should answer at (x_t, t): eps as in the paper, x_0, or v; shaped like x_0."""
+    match objective:
+        case "eps":
+            return eps
+        case "x_0":
+            return x_0
+        case "v":
+            return schedule.v_from(x_0, eps, t)
+    raise ValueError(f"unknown objective {objective!r}")
+
+
+def min_snr_weight(schedule: Schedule, objective: str, t: Tensor, gamma: float = 5.0) -> Tensor:
+    """The weight of each sample's squared error, (B,) float64 (Hang et al. 2023, arXiv:2303.09556).
+
+    All three objectives get the weight that makes them the same loss, min(SNR, gamma) ||x_0 - x_0_hat||^2:
+    an error in x_0 is an error in eps times 1 / SNR, or one in v times 1 / (SNR + 1).
+    """
+    snr = schedule.snr(t).flatten()
+    weight = snr.clamp(max=gamma)
+    match objective:
+        case "x_0":
+            return weight
+        case "v":
+            return weight / (snr + 1)
+        case "eps":
+            # min(SNR, gamma) / SNR, written so that it stays 1 where SNR = 0.
+            return gamma / snr.clamp(min=gamma)
+    raise ValueError(f"unknown objective {objective!r}")
+
+
+def loss_simple(
+    schedule: Schedule, unet, objective: str, x_0: Tensor, t: Tensor, eps: Tensor, mask=None, contrast=None
+) -> Tensor:
+    """L_simple (Eq. 14) before the mean over the batch: each sample's mean squared error, (B,) float32.
+
+    Algorithm 1, lines 3 to 5: the caller draws t ~ Uniform{1 .. T} and eps ~ N(0, I). The mean over
+    pixels (not a sum) keeps the gradient's size, hence the clipping threshold, free of the image size.
+    """
+    x_t = q_sample(schedule, x_0, t, eps)
+    target = training_target(schedule, objective, x_0, t, eps)
+    output = unet(x_t, t.to(x_t.device), mask, contrast)
+    return (output.float() - target).square().mean(dim=(1, 2, 3))
+
+
+def draw_times(n: int, T: int) -> Tensor:
+    """n times, each uniform on 1 .. T, one from each n-th of the range, in random order; (n,) int64.
+
+    Each single t has the distribution of Algorithm 1, line 3; spreading the batch over the range only
+    lowers the variance of the batch mean (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+    """
+    u = (torch.randperm(n) + torch.rand(n, dtype=torch.float64)) / n
+    return (u * T).long().clamp(max=T - 1) + 1

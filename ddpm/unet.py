@@ -1,0 +1,224 @@
+"""The network: eps_hat = unet(x_t, t, mask) (the paper's appendix B).
+
+A U-Net halves the image level by level and comes back up, taking along what it saw at each size.
+Residual blocks do the work, the time t is added inside each of them, and self-attention on the small
+levels lets distant places agree. The mask enters once, beside x_t, as extra input channels.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def time_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoids of t (B,), (B, dim) float32: [sin | cos] of dim / 2 frequencies from 1 to 1/10,000.
+
+    Vaswani et al. 2017, section 3.5, in Ho's arrangement. Never in bf16, where 998 and 999 are the same number.
+    """
+    half = dim // 2
+    freq = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=t.device))
+    angle = t.float()[:, None] * freq[None, :]
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim % 2))  # an odd dim ends in a 0
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with Ho's 32 groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+def conv(c_in: int, c_out: int, size: int = 3, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
+    """A convolution with Ho's initialisation: variance scaling, fan_avg, uniform; zero if scale is 0.
+
+    Last layers start at zero, so that each block begins as the identity and the network answers 0.
+    """
+    layer = nn.Conv2d(c_in, c_out, size, stride, padding=size // 2 if stride == 1 else 0)
+    nn.init.xavier_uniform_(layer.weight)
+    layer.weight.data *= scale
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def linear(c_in: int, c_out: int) -> nn.Linear:
+    layer = nn.Linear(c_in, c_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a shortcut, with the time embedding added in between."""
+
+    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float):
+        super().__init__()
+        self.norm_1, self.conv_1 = norm(c_in), conv(c_in, c_out)
+        self.time = linear(c_time, c_out)
+        self.norm_2, self.conv_2 = norm(c_out), conv(c_out, c_out, scale=0)
+        self.dropout = nn.Dropout(dropout)
+        self.shortcut = conv(c_in, c_out, size=1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv_1(F.silu(self.norm_1(x)))  # (B, c_out, H, W)
+        h = h + self.time(time)[:, :, None, None]
+        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all places of a feature map, with a residual connection."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = norm(channels)
+        self.qkv = conv(channels, 3 * channels, size=1)
+        self.out = conv(channels, channels, size=1, scale=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
+        h = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(c)) v
+        return x + self.out(rearrange(h, "b 1 (h w) c -> b c h w", h=height))
+
+
+class Down(nn.Module):
+    """Halve height and width by a strided convolution, padded on the right and bottom as in Ho's network."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = conv(channels, channels, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Up(nn.Module):
+    """Double height and width by repeating pixels, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Stage(nn.Module):
+    """One residual block, followed by attention where the level has it."""
+
+    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float, attention: bool):
+        super().__init__()
+        self.block = ResBlock(c_in, c_out, c_time, dropout)
+        self.attention = Attention(c_out) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.attention(self.block(x, time))
+
+
+class UNet(nn.Module):
+    """The network of the paper, with a mask.
+
+    image_channels   C of the images
+    num_classes      K of the masks, background included; 0 is the unconditional network
+    num_contrasts    how many contrasts can be asked for; 0 is none
+    channels         of the first level; the others have channels * mults[level]
+    mults            one entry a level; each level halves height and width
+    blocks           residual blocks a level on the way down (one more on the way up)
+    attention        the levels with attention, counted from 0; the middle always has it
+    patch            patch x patch pixels are folded into channels before the first level (1 is the paper's
+                     network); at 2, a quarter of the places makes every layer about four times cheaper
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 1,
+        num_classes: int = 0,
+        num_contrasts: int = 0,
+        channels: int = 128,
+        mults: tuple[int, ...] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (1,),
+        patch: int = 1,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.image_channels, self.num_classes, self.num_contrasts = image_channels, num_classes, num_contrasts
+        self.channels, self.patch = channels, patch
+        self.multiple = patch * 2 ** (len(mults) - 1)  # height and width must be multiples of this
+
+        c_time = 4 * channels
+        self.time_1, self.time_2 = linear(channels, c_time), linear(c_time, c_time)
+        # Row 0 is "no contrast given"; a contrast is 1 .. num_contrasts.
+        self.contrast = nn.Embedding(num_contrasts + 1, c_time) if num_contrasts else None
+        if self.contrast is not None:
+            nn.init.zeros_(self.contrast.weight)
+        self.conv_in = conv((image_channels + num_classes) * patch**2, channels)
+
+        c, skips = channels, [channels]
+        self.down = nn.ModuleList()
+        for level, mult in enumerate(mults):
+            for _ in range(blocks):
+                self.down.append(Stage(c, channels * mult, c_time, dropout, level in attention))
+                c = channels * mult
+                skips.append(c)
+            if level < len(mults) - 1:
+                self.down.append(Down(c))
+                skips.append(c)
+
+        self.middle_1 = Stage(c, c, c_time, dropout, attention=True)
+        self.middle_2 = Stage(c, c, c_time, dropout, attention=False)
+
+        self.up = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(mults))):
+            for _ in range(blocks + 1):
+                self.up.append(Stage(c + skips.pop(), channels * mult, c_time, dropout, level in attention))
+                c = channels * mult
+            if level > 0:
+                self.up.append(Up(c))
+
+        self.norm_out = norm(c)
+        self.conv_out = conv(c, image_channels * patch**2, scale=0)
+
+    def forward(self, x_t: Tensor, t: Tensor, mask: Tensor | None = None, contrast: Tensor | None = None) -> Tensor:
+        """x_t (B, C, H, W); t (B,) in 1 .. T; the answer is shaped like x_t.
+
+        mask (B, K, H, W), one-hot with background; a sample whose mask is all zeros (or mask = None) was given
+        none, which is not the same as a mask of background only. contrast (B,) in 0 .. num_contrasts, 0 (or None)
+        meaning none was asked for. Raises ValueError if the sizes do not fit.
+        """
+        condition = self.condition(x_t, mask)
+        time = self.embed(t, contrast)  # (B, c_time)
+
+        x = torch.cat([x_t, condition], dim=1)
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, channels, H / patch, W / patch)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x) if isinstance(layer, Down) else layer(x, time)
+            skips.append(x)
+        x = self.middle_2(self.middle_1(x, time), time)
+        for layer in self.up:
+            x = layer(x) if isinstance(layer, Up) else layer(torch.cat([x, skips.pop()], dim=1), time)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+    def embed(self, t: Tensor, contrast: Tensor | None) -> Tensor:
+        """The activated embedding of time and contrast that every block adds, (B, c_time) float32."""
+        with torch.autocast(t.device.type, enabled=False):
+            time = self.time_2(F.silu(self.time_1(time_embedding(t, self.channels))))
+            if self.contrast is not None:
+                time = time + self.contrast(torch.zeros_like(t) if contrast is None else contrast)
+            return F.silu(time)
+
+    def condition(self, x_t: Tensor, mask: Tensor | None) -> Tensor:
+        """The mask's channels, zero for "none given", checked against x_t; (B, K, H, W)."""
+        B, C, H, W = x_t.shape
+        if C != self.image_channels or H % self.multiple or W % self.multiple:
+            raise ValueError(
+                f"x_t is {tuple(x_t.shape)}; this network takes {self.image_channels} channel(s), "
+                f"with height and width multiples of {self.multiple}"
+            )
+        if mask is None:
+            return x_t.new_zeros(B, self.num_classes, H, W)
+        if mask.shape != (B, self.num_classes, H, W):
+            raise ValueError(f"mask is {tuple(mask.shape)}, not {(B, self.num_classes, H, W)} as x_t asks for")
+        return mask

@@ -1,0 +1,105 @@
+"""The closed form of q(x_t | x_0), the targets, and the loss (Eqs. 4 and 14)."""
+
+import pytest
+import torch
+
+from ddpm.forward import draw_times, loss_simple, min_snr_weight, q_sample, training_target
+from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_closed_form_is_t_single_steps(kind):
+    """Eq. 2, x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z, step by step in mean and variance, against Eq. 4."""
+    schedule = make_schedule(kind, 200)
+    x_0, mean, variance = 0.7, 0.7, 0.0
+    for t in range(1, 201):
+        beta = schedule.beta[t].item()
+        mean, variance = (1 - beta) ** 0.5 * mean, (1 - beta) * variance + beta
+        at = torch.tensor([t])
+        clean = torch.full((1, 1, 1, 1), x_0, dtype=torch.float64)
+        closed_mean = q_sample(schedule, clean, at, torch.zeros_like(clean)).item()
+        closed_sigma = q_sample(schedule, torch.zeros_like(clean), at, torch.ones_like(clean)).item()
+        assert closed_mean == pytest.approx(mean, rel=1e-9)
+        assert closed_sigma**2 == pytest.approx(variance, rel=1e-9)
+
+
+def test_q_sample_has_the_published_value_and_keeps_float32():
+    schedule = make_schedule("linear")
+    x_0, eps, t = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), -1.2), torch.tensor([501])
+    x_t = q_sample(schedule, x_0, t, eps)
+    assert x_t.dtype == torch.float32
+    assert x_t.item() == pytest.approx(-1.0129167652, rel=1e-6)
+
+
+def test_each_sample_has_its_own_time():
+    schedule = make_schedule("cosine")
+    x_0, eps = torch.rand(3, 2, 4, 6) * 2 - 1, torch.randn(3, 2, 4, 6)
+    t = torch.tensor([1, 400, 1000])
+    together = q_sample(schedule, x_0, t, eps)
+    for i in range(3):
+        assert torch.equal(together[i : i + 1], q_sample(schedule, x_0[i : i + 1], t[i : i + 1], eps[i : i + 1]))
+    assert torch.equal(q_sample(schedule, x_0, torch.zeros(3).long(), eps), x_0)  # t = 0 is the clean image
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_network_that_answers_the_target_has_no_loss_and_gives_back_x_0(objective):
+    schedule = make_schedule("cosine")
+    x_0, eps, t = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 1, 8, 8), torch.tensor([1, 300, 700, 990])
+    target = training_target(schedule, objective, x_0, t, eps)
+    loss = loss_simple(schedule, lambda *inputs: target, objective, x_0, t, eps)
+    assert torch.equal(loss, torch.zeros(4))
+    x_t = q_sample(schedule, x_0, t, eps)
+    assert torch.allclose(schedule.x_0_from(objective, target, x_t, t), x_0, atol=2e-4)
+
+
+def test_loss_is_the_mean_over_pixels_of_each_sample():
+    """The network sees x_t of Eq. 4, the time, the mask and the contrast; an error of 0.5 everywhere costs 0.25."""
+    schedule = make_schedule("linear")
+    x_0, eps, t = torch.rand(2, 1, 8, 4), torch.randn(2, 1, 8, 4), torch.tensor([10, 900])
+    mask, contrast = torch.ones(2, 3, 8, 4), torch.tensor([1, 2])
+
+    def network(*inputs):
+        assert torch.equal(inputs[0], q_sample(schedule, x_0, t, eps))
+        assert torch.equal(inputs[1], t) and inputs[2] is mask and inputs[3] is contrast
+        return eps + 0.5
+
+    loss = loss_simple(schedule, network, "eps", x_0, t, eps, mask, contrast)
+    assert torch.allclose(loss, torch.full((2,), 0.25))
+
+
+def test_min_snr_weights_have_the_published_values():
+    schedule, t = make_schedule("linear"), torch.tensor([101])
+    assert schedule.snr(101).item() == pytest.approx(8.5366696, rel=1e-6)
+    for objective, expected in (("eps", 0.5857086), ("x_0", 5), ("v", 0.5242920)):
+        assert min_snr_weight(schedule, objective, t).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_min_snr_makes_the_three_objectives_one_loss():
+    schedule, t = make_schedule("cosine"), torch.tensor([5, 200, 600, 950])
+    x_0, eps = torch.randn(4, 1, 8, 8).double(), torch.randn(4, 1, 8, 8).double()
+    x_t = q_sample(schedule, x_0, t, eps)
+    guess = x_0 + 0.1 * torch.randn_like(x_0)
+    eps_hat = schedule.eps_from(guess, x_t, t)
+    answers = {"x_0": guess, "eps": eps_hat, "v": schedule.v_from(guess, eps_hat, t)}
+    weighted = []
+    for objective in OBJECTIVES:
+        target = training_target(schedule, objective, x_0, t, eps)
+        error = (answers[objective] - target).square().mean(dim=(1, 2, 3))
+        weighted.append(min_snr_weight(schedule, objective, t) * error)
+    assert torch.allclose(weighted[0], weighted[1], rtol=1e-6) and torch.allclose(weighted[0], weighted[2], rtol=1e-6)
+
+
+def test_min_snr_survives_a_zero_terminal_snr():
+    schedule = make_schedule("linear", zero_terminal_snr=True)
+    for objective, expected in (("eps", 1), ("x_0", 0), ("v", 0)):
+        assert min_snr_weight(schedule, objective, torch.tensor([1000])).item() == expected
+
+
+def test_times_are_uniform_on_1_to_T_and_spread_over_the_range():
+    draws = torch.stack([draw_times(8, 20) for _ in range(5000)])
+    counts = torch.bincount(draws.flatten(), minlength=21)
+    assert counts[0] == 0 and len(counts) == 21
+    assert (counts[1:] / 2000 - 1).abs().max() < 0.1  # 2,000 expected of each
+    by_place = draws.double().mean(dim=0)
+    assert (by_place - 10.5).abs().max() < 0.5  # every place in the batch sees every time
+    assert (draw_times(1000, 1000).sort().values == torch.arange(1, 1001)).all()

@@ -1,0 +1,232 @@
+"""Algorithm 2 and the other samplers against closed forms.
+
+For data N(0, v) the best denoiser is known, x_0_hat = sqrt(alpha_bar) v x_t / (alpha_bar v + 1 - alpha_bar),
+so a sampler's result can be computed without a network. Figures marked published were computed apart from
+this code, in float64.
+"""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm.reverse import SAMPLERS, ancestral, ddim, denoiser, dpm_solver, log_snr_times, trajectory, uniform_times
+from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
+
+LINEAR = make_schedule("linear")
+EVERY_STEP = uniform_times(1000, 1000)
+TEN_STEPS = [1 + 111 * i for i in range(9, -1, -1)] + [0]  # 1000, 889, ..., 1, 0
+
+
+def gaussian_oracle(schedule, v):
+    def predict_x_0(x_t, t):
+        alpha_bar = schedule.alpha_bar[t].item()
+        return math.sqrt(alpha_bar) * v * x_t / (alpha_bar * v + 1 - alpha_bar)
+
+    return predict_x_0
+
+
+def one_pixel(value):
+    return torch.full((1, 1, 1, 1), value, dtype=torch.float64)
+
+
+def last(generator):
+    *_, x = generator
+    return x
+
+
+def variance_after(v, times, variance):
+    """The exact variance of ancestral samples: each step is linear in (x_t, z), so probe it with (1, 0), (0, 1)."""
+    V = 1.0
+    for t, s in pairwise(times):
+        if s == 0:
+            step = [last(ancestral(gaussian_oracle(LINEAR, v), LINEAR, one_pixel(1.0), [t, s], None, variance)), 0.0]
+        else:
+            step = [
+                last(
+                    ancestral(
+                        gaussian_oracle(LINEAR, v), LINEAR, one_pixel(x), [t, s], lambda z=z: one_pixel(z), variance
+                    )
+                )
+                for x, z in ((1.0, 0.0), (0.0, 1.0))
+            ]
+        V = float(step[0]) ** 2 * V + float(step[1]) ** 2
+    return V
+
+
+@pytest.mark.parametrize(
+    "v, times, variance, published",
+    [
+        (0.25, EVERY_STEP, "beta", 0.2507521),
+        (0.25, EVERY_STEP, "beta_tilde", 0.2461252),
+        (0.25, TEN_STEPS, "beta", 0.3585212),
+        (0.25, TEN_STEPS, "beta_tilde", 0.1042225),
+        (1.0, EVERY_STEP, "beta", 0.9999),
+        (1.0, EVERY_STEP, "beta_tilde", 0.9910674),
+        (1.0, TEN_STEPS, "beta", 0.9999),
+        (1.0, TEN_STEPS, "beta_tilde", 0.5207851),
+    ],
+)
+def test_ancestral_variance(v, times, variance, published):
+    assert variance_after(v, times, variance) == pytest.approx(published, abs=1e-7)
+
+
+def test_algorithm_2_as_the_paper_writes_it():
+    """Line 4: x_{t-1} = (x_t - beta_t / sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_t) + sigma_t z."""
+    x_t, eps_hat, z = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64).unbind()
+    for t in (2, 500, 1000):
+        predict_x_0 = denoiser(lambda *inputs: eps_hat, LINEAR, "eps", clip=False)
+        a, s = LINEAR.signal_and_noise(t, x_t)
+        mine = last(ancestral(lambda x, t: (x - s * eps_hat) / a, LINEAR, x_t, [t, t - 1], lambda: z, "beta"))  # noqa: B023
+        beta, alpha, alpha_bar = (table[t].item() for table in (LINEAR.beta, LINEAR.alpha, LINEAR.alpha_bar))
+        paper = (x_t - beta / math.sqrt(1 - alpha_bar) * eps_hat) / math.sqrt(alpha) + math.sqrt(beta) * z
+        assert torch.allclose(mine, paper, rtol=1e-10, atol=1e-10)
+        assert torch.allclose(predict_x_0(x_t.float(), t).double(), (x_t - s * eps_hat) / a, rtol=1e-4, atol=1e-3)
+
+
+def test_ancestral_samples_have_the_variance_of_the_data():
+    """The same by brute force: 20,000 chains of 100 steps."""
+    streams = torch.Generator().manual_seed(1)
+
+    def noise():
+        return torch.randn(20_000, 1, 1, 1, dtype=torch.float64, generator=streams)
+
+    schedule = make_schedule("linear", 100)
+    times = uniform_times(100, 100)
+    samples = last(ancestral(gaussian_oracle(schedule, 0.25), schedule, noise(), times, noise, "beta"))
+    assert samples.mean().item() == pytest.approx(0, abs=0.02)
+    assert samples.var().item() == pytest.approx(0.25, rel=0.05)
+
+
+def ode_endpoint(schedule, v, t, s):
+    """x_s / x_t on the exact probability-flow ODE of N(0, v) data."""
+    variance = [
+        alpha_bar * v + 1 - alpha_bar for alpha_bar in (schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item())
+    ]
+    return math.sqrt(variance[1] / variance[0])
+
+
+def test_the_ode_oracle_has_the_published_value():
+    assert ode_endpoint(LINEAR, 0.25, 1000, 1) == pytest.approx(0.5000825629, rel=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver])
+def test_ode_samplers_reach_the_exact_endpoint(sampler):
+    """Many steps from T to 1. The clean step 1 -> 0 is a denoising step, not the ODE's, so it is left out."""
+    extra = (None,) if sampler is ddim else ()
+    times = list(range(1000, 0, -1))
+    x = last(sampler(gaussian_oracle(LINEAR, 0.25), LINEAR, one_pixel(1.0), times, *extra))
+    assert x.item() == pytest.approx(0.5000825629, rel=6e-3 if sampler is ddim else 5e-4)
+
+
+@pytest.mark.parametrize("n, error_ddim, error_2m", [(10, 0.2139, 0.0329), (20, 0.1136, 0.0132), (40, 0.0586, 0.0036)])
+def test_second_order_beats_ddim_on_log_snr_nodes_by_the_published_margin(n, error_ddim, error_2m):
+    times = log_snr_times(LINEAR, n + 1)[:-1]
+    exact = ode_endpoint(LINEAR, 0.25, 1000, 1)
+    found = {}
+    for sampler, extra in ((ddim, (None,)), (dpm_solver, ())):
+        x = last(sampler(gaussian_oracle(LINEAR, 0.25), LINEAR, one_pixel(1.0), times, *extra))
+        found[sampler] = abs(x.item() / exact - 1)
+    assert found[ddim] == pytest.approx(error_ddim, abs=6e-5)
+    assert found[dpm_solver] == pytest.approx(error_2m, abs=6e-5)
+
+
+def test_first_step_of_dpm_solver_is_ddim():
+    for sampler, extra in ((ddim, (None,)), (dpm_solver, ())):
+        x = last(sampler(gaussian_oracle(LINEAR, 0.25), LINEAR, one_pixel(0.7), [901, 801], *extra))
+        assert x.item() == pytest.approx(0.6996311503, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(SCHEDULES), st.sampled_from(SAMPLERS), st.integers(1, 60), st.floats(-1, 1), st.floats(0, 1))
+def test_a_point_is_returned_exactly(kind, sampler, steps, c, eta):
+    """Data that is one point c: whatever the sampler, steps and eta, a last step to t = 0 gives c."""
+    schedule = make_schedule(kind)
+    x_T = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    path = trajectory(
+        sampler, lambda x, t: torch.full_like(x, c), schedule, x_T, lambda: torch.randn_like(x_T), steps, eta
+    )
+    assert torch.allclose(last(path), torch.full_like(x_T, c), atol=1e-12)
+
+
+@pytest.mark.parametrize("t, s", [(1000, 999), (500, 499), (1000, 900), (112, 1), (1, 0)])
+def test_ddim_with_eta_1_is_the_ancestral_step(t, s):
+    x_t, z = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64).unbind()
+    oracle = gaussian_oracle(LINEAR, 0.25)
+    one = last(ddim(oracle, LINEAR, x_t, [t, s], lambda: z, eta=1.0))
+    other = last(ancestral(oracle, LINEAR, x_t, [t, s], lambda: z, "beta_tilde"))
+    assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_eps_is_derived_from_the_clipped_x_0():
+    """x = 0.3, eps_hat = -0.7 at t = 901 -> 801: x_0_hat = 60.82 is clipped to 1 (published: 0.3222122; with the
+    stale eps it would be -0.66, without clipping 1.66)."""
+    network = lambda x, t, mask, contrast: torch.full_like(x, -0.7)  # noqa: E731
+    for clip, published in ((True, 0.3222122), (False, 1.6621595)):
+        predict_x_0 = denoiser(network, LINEAR, "eps", clip=clip)
+        x = last(ddim(predict_x_0, LINEAR, torch.full((1, 1, 1, 1), 0.3), [901, 801], None))
+        assert x.item() == pytest.approx(published, rel=1e-5)
+
+
+def test_times():
+    assert uniform_times(1000, 1000) == list(range(1000, -1, -1))
+    assert uniform_times(1000, 10) == [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+    published = [999, 898, 785, 653, 492, 302, 138, 52, 17, 4, 0]  # counted from 0
+    assert log_snr_times(LINEAR, 11) == [t + 1 for t in published] + [0]
+    assert len(log_snr_times(LINEAR, 41)) == 41  # one node met another
+    assert log_snr_times(make_schedule("cosine"), 10)[0] == 996  # the last four hold nothing
+    assert log_snr_times(make_schedule("linear", zero_terminal_snr=True), 10)[-1] == 0
+    for n in (0, 1001):
+        with pytest.raises(ValueError, match="1 to 1000"):
+            uniform_times(1000, n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(SCHEDULES), st.integers(21, 1000), st.data())
+def test_times_fall_from_near_T_to_0(kind, T, data):
+    n = data.draw(st.integers(1, T))
+    for times in (uniform_times(T, n), log_snr_times(make_schedule(kind, T), n)):
+        assert times == sorted(set(times), reverse=True) and times[-1] == 0 and len(times) <= n + 1
+        assert times[0] <= T
+    assert uniform_times(T, n)[0] == T and len(uniform_times(T, n)) == n + 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_yield_every_x_t_beginning_with_x_T(sampler):
+    x_T = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+    path = list(trajectory(sampler, gaussian_oracle(LINEAR, 0.25), LINEAR, x_T, lambda: torch.randn_like(x_T), 7))
+    assert len(path) == 8 and torch.equal(path[0], x_T)
+
+
+# Guidance (Ho & Salimans 2022)
+
+
+def with_or_without(x, t, mask, contrast):
+    """A network whose answer says whether it saw a mask."""
+    answer = torch.tensor([1.0, 0.0]) if mask is None else torch.tensor([0.0, 1.0])
+    return answer.view(1, 1, 1, 2).expand_as(x)
+
+
+@pytest.mark.parametrize("guidance, expected", [(3.0, [-2.0, 3.0]), (1.0, [0.0, 1.0]), (0.0, [1.0, 0.0])])
+def test_guidance_mixes_as_stated(guidance, expected):
+    mask = torch.zeros(1, 2, 1, 2)
+    predict_x_0 = denoiser(with_or_without, LINEAR, "x_0", mask, guidance=guidance, clip=False)
+    assert predict_x_0(torch.zeros(1, 1, 1, 2), 500).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_guidance_is_the_same_in_every_parameterisation(objective):
+    """eps, x_0 and v are affine in each other at fixed x_t and the guidance weights sum to 1."""
+    schedule, t = make_schedule("cosine"), 600
+    x_t, with_mask, without = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64).unbind()
+
+    def network(x, t, mask, contrast):
+        x_0 = without if mask is None else with_mask
+        eps = schedule.eps_from(x_0, x, 600)
+        return {"x_0": x_0, "eps": eps, "v": schedule.v_from(x_0, eps, 600)}[objective]
+
+    predict_x_0 = denoiser(network, schedule, objective, torch.ones(2, 1, 4, 4), guidance=2.5, clip=False)
+    assert torch.allclose(predict_x_0(x_t, t).double(), without + 2.5 * (with_mask - without), atol=1e-4)
