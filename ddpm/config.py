@@ -1,0 +1,298 @@
+"""What a run is made of: one dataclass, its presets, and the command line made from it."""
+
+import argparse
+import functools
+import os
+import sys
+import types
+import typing
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from ddpm import UserError
+from ddpm.schedule import OBJECTIVES, SCHEDULES
+
+
+def option(default, help: str, choices: tuple | None = None):
+    """A field that is also a command-line flag."""
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: list(default), metadata={"help": help, "choices": choices})
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Config:
+    """One training run. The defaults are the preset `laptop`."""
+
+    # The data
+    data: str = option(
+        "phantom", "'phantom' (embedded), or a folder with train/ and val/, each with images/ and masks/"
+    )
+    masks: str = option("", "folder of masks, if they do not lie in masks/ beside images/; also with train/ and val/")
+    labels: str = option(
+        "lesion", "the phantom's label set, or 'none' to train without masks", ("lesion", "tissue", "none")
+    )
+    num_classes: int = option(2, "classes in the masks of a folder, background counted (masks may also be 0/255 if 2)")
+    contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
+    image_size: list[int] = option([64, 64], "height and width; one number means both")
+
+    # The network (see ddpm/unet.py)
+    channels: int = option(64, "channels of the first level")
+    mults: list[int] = option([1, 2, 3], "channels of each level, as multiples of the first")
+    blocks: int = option(2, "residual blocks a level")
+    attention: list[int] = option([2], "levels with attention, counted from 0")
+    patch: int = option(2, "pixels folded into channels at the input, each way")
+    dropout: float = option(0.0, "dropout in the residual blocks")
+
+    # The diffusion
+    timesteps: int = option(1000, "T")
+    schedule: str = option("cosine", "noise schedule", SCHEDULES)
+    zero_terminal_snr: bool = option(False, "rescale the schedule so that x_T is pure noise")
+    objective: str = option("v", "what the network predicts", OBJECTIVES)
+    min_snr: float = option(0.0, "gamma of the min-SNR loss weight; 0 is the paper's plain loss")
+    mask_drop: float = option(0.1, "probability that a sample's mask is withheld (for guidance)")
+    contrast_drop: float = option(0.1, "probability that a sample's contrast is withheld")
+
+    # The optimisation
+    steps: int = option(0, "optimiser steps; 0 lets --minutes decide")
+    minutes: float = option(18.0, "plan the number of steps so that the whole run takes this long; --steps overrides")
+    batch_size: int = option(32, "images an optimiser step")
+    grad_accum: int = option(
+        1, "split each batch into this many parts, one after the other (less memory, same gradient)"
+    )
+    lr: float = option(8e-4, "peak learning rate: linear warm-up, then linear decay to 0 at the last step")
+    warmup: int = option(100, "steps of warm-up")
+    weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)")
+    clip: float = option(1.0, "largest gradient norm")
+    ema_decay: float = option(
+        0.995, "decay of the averaged weights; reached by a warm-up, min(decay, (1 + n) / (10 + n))"
+    )
+    precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
+    seed: int = option(0, "of the weights, the data order and the noise")
+
+    # The run
+    device: str = option("auto", "where to compute (cuda, mps: not yet run)", ("auto", "cpu", "cuda", "mps"))
+    out: str = option("", "folder of the run; default results/DATA-TIME")
+    log_every: int = option(20, "steps between lines in log.jsonl")
+    save_every: int = option(500, "steps between checkpoints")
+    sample_every: int = option(500, "steps between validation losses and sample grids")
+
+
+# What may differ between a run and its continuation; all else is read from the checkpoint.
+CHANGEABLE = ("steps", "device", "out", "log_every", "save_every", "sample_every", "data", "masks")
+
+PRESETS: dict[str, dict] = {
+    # 2 CPU cores, 64 x 64, about 18 minutes. The defaults.
+    "laptop": {},
+    # Seconds a run: for tests, and to see every part move.
+    "tiny": dict(
+        image_size=[32, 32],
+        channels=16,
+        mults=[1, 2],
+        attention=[1],
+        blocks=1,
+        batch_size=8,
+        steps=40,
+        log_every=10,
+        save_every=20,
+        sample_every=20,
+        warmup=5,
+    ),
+    # Ho et al. 2020, appendix B, CIFAR-10: their network, schedule, objective and optimiser. For one GPU; not yet run in full.
+    "ho": dict(
+        image_size=[32, 32],
+        channels=128,
+        mults=[1, 2, 2, 2],
+        blocks=2,
+        attention=[1],
+        patch=1,
+        dropout=0.1,
+        schedule="linear",
+        objective="eps",
+        steps=800_000,
+        batch_size=128,
+        lr=2e-4,
+        warmup=5000,
+        ema_decay=0.9999,
+        sample_every=5000,
+        save_every=5000,
+        log_every=100,
+    ),
+    # One GPU, real data. Not yet run in full.
+    "gpu-128": dict(
+        image_size=[128, 128],
+        channels=128,
+        mults=[1, 2, 2, 2],
+        attention=[2, 3],
+        patch=2,
+        steps=200_000,
+        batch_size=64,
+        lr=2e-4,
+        warmup=1000,
+        ema_decay=0.9999,
+        sample_every=2000,
+        save_every=2000,
+    ),
+    "gpu-256": dict(
+        image_size=[256, 256],
+        channels=128,
+        mults=[1, 1, 2, 2, 4],
+        attention=[3, 4],
+        patch=2,
+        steps=400_000,
+        batch_size=32,
+        lr=1e-4,
+        warmup=2000,
+        ema_decay=0.9999,
+        dropout=0.1,
+        sample_every=5000,
+        save_every=5000,
+    ),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors in one line like all the others."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see python {self.prog} --help)")
+
+
+def one_line_errors(main):
+    """main(argv) -> exit status, with a UserError told in one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None) -> int:
+        try:
+            main(sys.argv[1:] if argv is None else argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        return 0
+
+    return wrapped
+
+
+def train_parser() -> Parser:
+    """The command line of train.py: --preset, --resume, and a flag for each field of Config."""
+    parser = Parser(
+        prog="train.py",
+        description="Train a mask-conditioned DDPM (Algorithm 1).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults (default laptop)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="PATH",
+        help="go on with a checkpoint, a run's folder, or the newest run",
+    )
+    hints = typing.get_type_hints(Config)
+    for f in fields(Config):
+        kind = hints[f.name]
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        arguments = dict(help=f"{f.metadata['help']} (default {shown})".replace("%", "%%"), default=None)
+        if kind is bool:
+            arguments |= dict(action=argparse.BooleanOptionalAction)
+        elif isinstance(kind, types.GenericAlias):
+            arguments |= dict(type=int, nargs="+")
+        else:
+            arguments |= dict(type=kind, choices=f.metadata["choices"])
+        parser.add_argument("--" + f.name.replace("_", "-"), **arguments)
+    return parser
+
+
+def given_flags(args: argparse.Namespace) -> dict:
+    """The fields of Config that the command line names, checked one by one."""
+    given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
+    if "image_size" in given:
+        if len(given["image_size"]) > 2:
+            raise UserError(f"--image-size takes height and width, not {len(given['image_size'])} numbers")
+        given["image_size"] = (given["image_size"] * 2)[:2]
+    for name in (
+        "batch_size",
+        "grad_accum",
+        "timesteps",
+        "channels",
+        "blocks",
+        "patch",
+        "log_every",
+        "save_every",
+        "sample_every",
+        "num_classes",
+    ):
+        if given.get(name, 1) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must be at least 1")
+    for name in ("lr", "minutes", "clip"):
+        if not given.get(name, 1) > 0:
+            raise UserError(f"--{name} is {given[name]}; it must be greater than 0")
+    for name in ("mask_drop", "contrast_drop", "dropout", "ema_decay"):
+        if not 0 <= given.get(name, 0) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must lie between 0 and 1")
+    for name in ("steps", "warmup", "min_snr", "weight_decay", "seed"):
+        if not given.get(name, 0) >= 0:
+            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must not be negative")
+    return given
+
+
+def make_config(preset: str, given: dict) -> Config:
+    """The preset with the given flags on top, checked as a whole. Raises UserError."""
+    config = Config(**{**PRESETS[preset], **given})
+    if "minutes" in given and "steps" not in given:
+        config.steps = 0
+    check_image_size(config)
+    if config.objective == "eps" and config.zero_terminal_snr:
+        raise UserError("--objective eps is undefined with --zero-terminal-snr (x_T holds no signal); use v or x_0")
+    if config.schedule == "linear" and config.timesteps <= 20:
+        raise UserError(
+            f"--timesteps {config.timesteps} is too few for a linear schedule (over 20); "
+            "to sample in fewer steps use sample.py --sample-steps"
+        )
+    if config.timesteps < 2:
+        raise UserError(f"--timesteps is {config.timesteps}; it must be at least 2")
+    if config.grad_accum > config.batch_size:
+        raise UserError(
+            f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} has images"
+        )
+    if not all(0 <= level < len(config.mults) for level in config.attention):
+        raise UserError(f"--attention {config.attention} names a level that --mults {config.mults} does not have")
+    return config
+
+
+def check_image_size(config: Config) -> None:
+    """Raises UserError, with the nearest sizes that work, if the levels do not divide the image size."""
+    multiple = config.patch * 2 ** (len(config.mults) - 1)
+    for size in config.image_size:
+        if size < multiple or size % multiple:
+            below, above = size // multiple * multiple, (size // multiple + 1) * multiple
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"--image-size {size} is not a multiple of {multiple}, as this network needs; nearest: {nearest}"
+            )
+
+
+def check_writable(folder: str) -> None:
+    """Make the folder, or raise UserError; what cannot be written must fail before the work, not after."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        probe = os.path.join(folder, ".probe")
+        open(probe, "w").close()
+        os.remove(probe)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one. Raises UserError if it is not there."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
+    if not present[name]:
+        raise UserError(f"--device {name}: this machine or this PyTorch has none; use --device cpu")
+    return torch.device(name)

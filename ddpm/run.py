@@ -1,0 +1,168 @@
+"""What a training run leaves behind: results/RUN/{config.json, log.jsonl, samples/*.png, checkpoints/*.pt}."""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddpm import UserError, checkpoint
+from ddpm.config import Config
+from ddpm.data import Slices
+from ddpm.data.images import colour_labels, grid, to_uint8, write_png
+from ddpm.forward import loss_simple
+from ddpm.reverse import denoiser, trajectory
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+VALIDATION_IMAGES = 256
+GRID_ROWS, GRID_SAMPLES, GRID_STEPS = 6, 4, 20
+GRID_IMAGES = GRID_ROWS * GRID_SAMPLES
+
+
+class Run:
+    """The folder of a run: its log, its sample grids, its checkpoints."""
+
+    def __init__(self, config: Config, data: Slices, keep_until: int):
+        self.config, self.data, self.folder = config, data, Path(config.out)
+        for name in ("samples", "checkpoints"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        self.log_path = self.folder / "log.jsonl"
+        if self.log_path.exists():  # what was logged after the checkpoint will be logged again
+            lines = [line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= keep_until]
+            self.log_path.write_text("".join(line + "\n" for line in lines))
+        self.window, self.window_began = [], time.perf_counter()
+
+    def record(self, step, t, losses, grad_norm, lr, bar) -> None:
+        """Keep a step's figures; every log_every steps, average them into a line of log.jsonl."""
+        self.window.append((t, losses, grad_norm))
+        bar.update()
+        if step % self.config.log_every and step % self.config.save_every and step != self.config.steps:
+            return
+        t, losses, grad_norms = (
+            torch.cat([torch.atleast_1d(x).cpu() for x in column]) for column in zip(*self.window, strict=True)
+        )
+        if not (losses.isfinite().all() and grad_norms.isfinite().all()):
+            raise UserError(
+                f"{self.folder}: the loss is no longer finite near step {step}; checkpoints before it are whole. "
+                "start again with a lower --lr, or with --precision fp32"
+            )
+        seconds = time.perf_counter() - self.window_began
+        quarter = (t - 1) * 4 // self.config.timesteps
+        line = {"step": step, "loss": losses.mean().item()}
+        for q in range(4):
+            if (quarter == q).any():
+                line[f"loss_q{q + 1}"] = losses[quarter == q].mean().item()
+        line |= {
+            "grad_norm": grad_norms.mean().item(),
+            "lr": lr,
+            "images_per_second": len(losses) / seconds,
+            "memory_gb": peak_memory_gb(),
+        }
+        self.write(line)
+        bar.set_postfix_str(
+            f"loss {line['loss']:.4f} grad {line['grad_norm']:.2f} lr {lr:.1e} "
+            f"{line['images_per_second']:.0f} img/s mem {line['memory_gb']:.1f}G"
+        )
+        self.window, self.window_began = [], time.perf_counter()
+
+    def write(self, line: dict) -> None:
+        with open(self.log_path, "a") as log:
+            log.write(json.dumps({key: round(x, 6) if isinstance(x, float) else x for key, x in line.items()}) + "\n")
+
+    @torch.no_grad()
+    def validate(self, step, ema, schedule, held_out: Slices, device, bar) -> None:
+        """The averaged weights' loss on held-out images, with the same times and noise every time, and a sample grid."""
+        config = self.config
+        generator = torch.Generator().manual_seed(0)
+        total, count = 0.0, min(VALIDATION_IMAGES, len(held_out))
+        t = torch.linspace(1, schedule.T, count).round().long()
+        for part in torch.arange(count).split(config.batch_size):
+            x_0, mask, contrast = held_out.tensors(part.numpy())
+            eps = torch.randn(x_0.shape, generator=generator)
+            inputs = [None if x is None else x.to(device) for x in (mask, contrast)]
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                total += (
+                    loss_simple(schedule, ema, config.objective, x_0.to(device), t[part], eps.to(device), *inputs)
+                    .sum()
+                    .item()
+                )
+        self.write({"step": step, "val_loss": total / count})
+        bar.write(f"step {step}: validation loss {total / count:.4f}")
+        self.sample_grid(step, ema, schedule, held_out, device)
+        self.window_began = time.perf_counter()
+
+    def sample_grid(self, step, ema, schedule, held_out: Slices, device) -> None:
+        """samples/step_N.png, a row for each of a few held-out masks: mask | real | samples. Same noise every time."""
+        rows = pick_rows(held_out)
+        x_0, mask, contrast = held_out.tensors(rows)
+        many = [None if x is None else x.repeat_interleave(GRID_SAMPLES, 0).to(device) for x in (mask, contrast)]
+        predict_x_0 = denoiser(ema, schedule, self.config.objective, *many)
+        x_T = torch.randn(len(rows) * GRID_SAMPLES, *x_0.shape[1:], generator=torch.Generator().manual_seed(0))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            steps = trajectory("dpm-solver", predict_x_0, schedule, x_T.to(device), None, min(GRID_STEPS, schedule.T))
+            *_, sample = steps
+        cells = to_uint8(sample).reshape(len(rows), GRID_SAMPLES, *x_0.shape[1:])
+        cells = np.concatenate([to_uint8(x_0)[:, None], cells], axis=1).repeat(3, axis=2)
+        if mask is not None:
+            shown = colour_labels(held_out.labels[rows], len(held_out.classes))
+            cells = np.concatenate([shown[:, None], cells], axis=1)
+        write_png(self.folder / "samples" / f"step_{step:06d}.png", grid(cells))
+
+    def save(self, step, unet, ema, optimizer) -> None:
+        try:
+            checkpoint.save(
+                self.folder / "checkpoints" / f"step_{step:06d}.pt",
+                config=asdict(self.config),
+                classes=list(self.data.classes),
+                contrasts=list(self.data.contrast_names),
+                step=step,
+                model=unet.state_dict(),
+                ema=ema.state_dict(),
+                opt=optimizer.state_dict(),
+            )
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}/checkpoints: step {step} could not be saved ({error.strerror}); "
+                "older checkpoints are whole; make room and --resume"
+            ) from None
+
+    def finish(self, step, stop, started) -> None:
+        minutes = (time.perf_counter() - started) / 60
+        if stop:
+            print(
+                f"stopped by {stop[0]} and saved at step {step} of {self.config.steps}; go on with --resume {self.folder}"
+            )
+            return
+        print(f"done: step {step} after {minutes:.1f} minutes (--minutes {self.config.minutes:g})")
+        print(f"samples: {self.folder}/samples; next: python sample.py --mask")
+
+
+def pick_rows(held_out: Slices) -> list[int]:
+    """The first few held-out images that have something on their mask, the contrasts in turn."""
+    wanted = np.arange(len(held_out))
+    if held_out.labels is not None:
+        marked = (held_out.labels == len(held_out.classes) - 1).any(axis=(1, 2))
+        wanted = np.concatenate([wanted[marked], wanted[~marked]])
+    if held_out.contrasts is None:
+        return wanted[:GRID_ROWS].tolist()
+    kinds = [wanted[held_out.contrasts[wanted] == kind] for kind in np.unique(held_out.contrasts)]
+    in_turn = [kind[i] for i in range(GRID_ROWS) for kind in kinds if i < len(kind)]
+    return sorted(in_turn[:GRID_ROWS], key=lambda i: held_out.contrasts[i])
+
+
+def peak_memory_gb() -> float:
+    """The most memory used so far: of the GPU if there is one, else of this process (0 where it cannot be told)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    if resource is None:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,191 @@
+"""Draw images that follow a mask: the paper's Algorithm 2 (the loop itself is in ddpm/reverse.py).
+
+`python sample.py --mask` takes the newest checkpoint and the masks in examples/masks. Nothing that training
+chose has to be repeated here: it is read from the checkpoint.
+"""
+
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ddpm import UserError, checkpoint, mix_seed
+from ddpm.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm.data import folders, images
+from ddpm.reverse import SAMPLERS, denoiser, trajectory
+from ddpm.schedule import make_schedule
+
+EXAMPLES = Path(__file__).parent / "examples" / "masks"
+STEPS = {"ancestral": 250, "ddim": 100, "dpm-solver": 20}
+FILM_FRAMES = 60
+
+
+@one_line_errors
+@torch.inference_mode()
+def main(argv):
+    args = make_parser().parse_args(argv)
+    check_numbers(args)
+    device = pick_device(args.device)
+    path = Path(args.ckpt) if args.ckpt else checkpoint.newest()
+    loaded = checkpoint.load(path)
+    config, classes, contrasts = loaded["config"], tuple(loaded["classes"]), tuple(loaded["contrasts"])
+    steps = args.sample_steps or min(STEPS[args.sampler], config.timesteps)
+    if steps > config.timesteps:
+        raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {path}")
+    masks, notices = read_masks(args.mask, classes, tuple(config.image_size), path)
+    wanted = contrast_labels(args.contrast, contrasts, args.n, path)
+    out = Path(args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}")
+
+    print(f"{path}: step {loaded['step']}, {args.weights} weights, {steps} {args.sampler} steps -> {out}")
+    check_writable(str(out))
+    for notice in notices:
+        print(notice)
+
+    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    unet = checkpoint.load_unet(loaded, args.weights, path).to(device, memory_format=torch.channels_last)
+    names = list(masks)
+    jobs = [(name, k) for name in names for k in range(args.n)]
+    finished, frames = {}, {}
+    bar = tqdm(total=len(jobs) * steps, unit="step", desc="sampling", disable=None, dynamic_ncols=True)
+    for start in range(0, len(jobs), args.batch_size):
+        batch = jobs[start : start + args.batch_size]
+        mask = None
+        if args.mask:
+            mask = images.one_hot(np.stack([masks[name] for name, _ in batch]), len(classes)).to(device)
+        contrast = None if wanted is None else torch.tensor([wanted[k] for _, k in batch], device=device)
+        noise = noise_source(args.seed, batch, (1, *config.image_size), device)
+        predict_x_0 = denoiser(unet, schedule, config.objective, mask, contrast, args.guidance)
+
+        # Algorithm 2. Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            for i, x_t in enumerate(trajectory(args.sampler, predict_x_0, schedule, noise(), noise, steps, args.eta)):
+                if args.film and (i % -(-steps // FILM_FRAMES) == 0):
+                    frames.setdefault(i, {}).update(zip(batch, images.to_uint8(x_t), strict=True))
+                bar.update(len(batch) if i else 0)
+        for job, image in zip(batch, images.to_uint8(x_t), strict=True):
+            finished[job] = image
+            images.write_png(out / f"{job[0]}_{job[1]}.png", image)
+    bar.close()
+
+    def picture(cells: dict) -> np.ndarray:
+        return images.grid(np.stack([row(name, masks[name], cells, args.n, classes) for name in names]))
+
+    images.write_png(out / "grid.png", picture(finished))
+    if args.film:
+        images.write_gif(out / "film.gif", [*(picture(frames[i]) for i in sorted(frames)), picture(finished)])
+    print(f"{len(jobs)} images, grid.png{' and film.gif' if args.film else ''} in {out}")
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="sample.py", description="Draw images that follow a mask (Algorithm 2).")
+    add = parser.add_argument
+    add(
+        "--mask",
+        nargs="?",
+        const="examples",
+        metavar="PATH",
+        help="a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional",
+    )
+    add("--ckpt", help="checkpoint (default: the newest in results/)")
+    add("--n", type=int, default=6, help="images for each mask (default 6)")
+    add("--seed", type=int, default=0, help="image k of a mask under a seed is always the same (default 0)")
+    add(
+        "--contrast",
+        default="each",
+        help="T1, T2 or FLAIR as the checkpoint knows them; 'each' in turn (default), or 'none'",
+    )
+    add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
+    add("--sample-steps", type=int, help=f"network calls an image (default {STEPS})")
+    add("--eta", type=float, default=0.0, help="ddim's noise: 0 deterministic (default), 1 as much as ancestral")
+    add(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="how strongly to follow the mask: 1 as trained (default), 0 not at all",
+    )
+    add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or the last ones")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16 is faster where the processor has it, and then the batch size may show (default fp32)",
+    )
+    add("--batch-size", type=int, default=16, help="images at a time; changes no image (default 16)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda and mps: not yet run")
+    add("--film", action="store_true", help="also film.gif, from noise to images")
+    add("--out", help="folder for the images (default results/samples-TIME)")
+    return parser
+
+
+def check_numbers(args) -> None:
+    for flag, value, low in (
+        ("--n", args.n, 1),
+        ("--batch-size", args.batch_size, 1),
+        ("--seed", args.seed, 0),
+        ("--sample-steps", args.sample_steps, 1),
+        ("--eta", args.eta, 0),
+        ("--guidance", args.guidance, 0),
+    ):
+        if value is not None and not value >= low:
+            raise UserError(f"{flag} is {value}; it must be at least {low}")
+    if args.eta > 1:
+        raise UserError(f"--eta is {args.eta}; it must lie between 0 and 1")
+    if args.eta and args.sampler != "ddim":
+        raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
+    if args.guidance != 1 and not args.mask:
+        raise UserError("--guidance needs --mask")
+
+
+def read_masks(wanted: str | None, classes: tuple, size: tuple, path: Path) -> tuple[dict, list[str]]:
+    """Name -> label map (H, W) of each mask asked for, and notices of masks that were resized.
+
+    Without a mask, {"unconditional": None}. Raises UserError.
+    """
+    if wanted is None:
+        return {"unconditional": None}, []
+    if not classes:
+        raise UserError(f"--mask: {path} was trained without masks; leave --mask out")
+    place = Path(wanted)
+    if wanted == "examples":
+        place = EXAMPLES / ("tissue" if len(classes) == 5 else "lesion")
+    files = folders.pictures_in(place) if place.is_dir() else {place.stem: place}
+    read = {name: images.read_labels(file, classes, size) for name, file in files.items()}
+    return {name: labels for name, (labels, _) in read.items()}, [notice for _, notice in read.values() if notice]
+
+
+def contrast_labels(wanted: str, contrasts: tuple, n: int, path: Path) -> list[int] | None:
+    """The contrast of sample 0 .. n-1, as the network takes it (from 1; 0 asks for none). Raises UserError."""
+    if not contrasts:
+        if wanted not in ("each", "none"):
+            raise UserError(f"--contrast {wanted}: {path} was trained without contrasts; leave --contrast out")
+        return None
+    if wanted == "each":
+        return [k % len(contrasts) + 1 for k in range(n)]
+    if wanted == "none":
+        return [0] * n
+    if wanted not in contrasts:
+        raise UserError(f"--contrast {wanted}: {path} knows {', '.join(contrasts)}")
+    return [contrasts.index(wanted) + 1] * n
+
+
+def noise_source(seed: int, jobs: list[tuple[str, int]], shape: tuple, device):
+    """noise() -> z (B, C, H, W). Each sample has a stream of its own, made from (seed, mask's name, k), so it does
+    not matter which others are drawn beside it."""
+    streams = [np.random.default_rng(mix_seed(seed, zlib.crc32(name.encode()), k)) for name, k in jobs]
+    return lambda: torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)
+
+
+def row(name: str, labels, cells: dict, n: int, classes: tuple) -> np.ndarray:
+    """A row of the grid: the mask (if there is one) and its n samples, uint8 (columns, 3, H, W)."""
+    samples = np.stack([cells[name, k] for k in range(n)]).repeat(3, axis=1)
+    if labels is None:
+        return samples
+    return np.concatenate([images.colour_labels(labels, len(classes))[None], samples])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The network of appendix B: size, shapes, conditions."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm.checkpoint import make_unet
+from ddpm.config import PRESETS, Config
+from ddpm.unet import Attention, UNet, time_embedding
+
+
+def small(**changes):
+    arguments = {"num_classes": 2, "num_contrasts": 3, "channels": 8, "mults": (1, 2), "blocks": 1, "attention": (1,)}
+    return UNet(**{**arguments, **changes})
+
+
+def alive(unet):
+    """Fill what starts at zero, or nothing could be told from the output."""
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return unet.eval()
+
+
+def test_ho_preset_is_the_cifar10_network():
+    ho = Config(**PRESETS["ho"])
+    network = {"channels": ho.channels, "mults": ho.mults, "blocks": ho.blocks, "attention": ho.attention}
+    unet = UNet(image_channels=3, **network, patch=ho.patch, dropout=ho.dropout)
+    assert sum(p.numel() for p in unet.parameters()) == 35_746_307
+    one_channel = {base: UNet(channels=base) for base in (32, 64)}
+    assert sum(p.numel() for p in one_channel[32].parameters()) == 2_244_609
+    assert sum(p.numel() for p in one_channel[64].parameters()) == 8_949_761
+
+
+def test_time_embedding_has_the_published_values():
+    published = [-0.54402, 0.44767, 0.02154, 0.001, -0.83907, 0.89420, 0.99977, 1.0]
+    assert time_embedding(torch.tensor([10]), 8)[0].tolist() == pytest.approx(published, abs=1e-5)
+
+
+def test_times_next_to_each_other_differ_even_under_autocast():
+    unet = alive(small())
+    x = torch.randn(1, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = (unet.embed(torch.tensor([t]), None) for t in (998, 999))
+    assert a.dtype == torch.float32 and not torch.equal(a, b)
+    assert not torch.equal(unet(x, torch.tensor([998])), unet(x, torch.tensor([999])))
+
+
+def test_output_is_zero_at_the_start():
+    assert not small()(torch.randn(2, 1, 8, 8), torch.tensor([1, 1000])).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.sampled_from([6, 9, 16]),  # 9 and 6: not multiples of 32 groups
+    mults=st.sampled_from([(1,), (1, 2), (2, 1, 3)]),
+    blocks=st.integers(1, 2),
+    patch=st.sampled_from([1, 2]),
+    height=st.integers(1, 3),
+    width=st.integers(1, 3),
+    image_channels=st.sampled_from([1, 3]),
+    num_classes=st.sampled_from([0, 2, 5]),
+)
+def test_shapes(channels, mults, blocks, patch, height, width, image_channels, num_classes):
+    """Any size that the levels divide, not square either; odd channel counts; any number of classes."""
+    unet = UNet(image_channels, num_classes, 0, channels, mults, blocks, (len(mults) - 1,), patch)
+    x = torch.randn(2, image_channels, height * unet.multiple, width * unet.multiple)
+    mask = torch.zeros(2, num_classes, *x.shape[2:])
+    assert unet(x, torch.tensor([1, 7]), mask).shape == x.shape
+
+
+def test_what_does_not_fit_is_refused():
+    unet, x, t = small(), torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    for wrong in (torch.randn(2, 1, 8, 9), torch.randn(2, 3, 8, 8)):
+        with pytest.raises(ValueError, match="multiples of 2"):
+            unet(wrong, t)
+    for wrong in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 2, 4, 8), torch.zeros(1, 2, 8, 8)):
+        with pytest.raises(ValueError, match="mask is"):
+            unet(x, t, wrong)
+
+
+def test_no_mask_is_not_the_empty_mask():
+    unet, x, t = alive(small()), torch.randn(1, 1, 8, 8), torch.tensor([500])
+    empty = torch.zeros(1, 2, 8, 8)
+    empty[:, 0] = 1  # background everywhere
+    lesion = empty.flip(1)
+    answers = [unet(x, t, mask) for mask in (None, torch.zeros(1, 2, 8, 8), empty, lesion)]
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.allclose(answers[0], answers[2]) and not torch.allclose(answers[2], answers[3])
+
+
+def test_contrast_is_heard_and_zero_means_none():
+    unet, x, t = alive(small()), torch.randn(1, 1, 8, 8), torch.tensor([500])
+    answers = [unet(x, t, None, None if c is None else torch.tensor([c])) for c in (None, 0, 1, 2, 3)]
+    assert torch.equal(answers[0], answers[1])
+    for i in range(1, 5):
+        for j in range(i):
+            assert torch.equal(answers[i], answers[j]) == ((j, i) == (0, 1))
+
+
+def test_samples_of_a_batch_do_not_see_each_other():
+    unet = alive(small())
+    x, t, contrast = torch.randn(3, 1, 8, 8), torch.tensor([5, 500, 900]), torch.tensor([0, 1, 3])
+    mask = torch.rand(3, 2, 8, 8)
+    together = unet(x, t, mask, contrast)
+    alone = torch.cat([unet(x[i : i + 1], t[i : i + 1], mask[i : i + 1], contrast[i : i + 1]) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_attention_is_the_formula():
+    """softmax(q k^T / sqrt(c)) v, written out with matrices."""
+    attention = Attention(8)
+    torch.nn.init.normal_(attention.out.weight)
+    x = torch.randn(2, 8, 3, 5)
+    h = attention.norm(x).flatten(2).transpose(1, 2)  # (B, places, c)
+    q, k, v = (h @ w.squeeze().T for w in attention.qkv.weight.flatten(1).chunk(3))
+    weights = torch.softmax(q @ k.transpose(1, 2) / 8**0.5, dim=-1)
+    out = (weights @ v) @ attention.out.weight.flatten(1).T
+    assert torch.allclose(attention(x), x + out.transpose(1, 2).reshape(x.shape), atol=1e-5)
+
+
+def test_mask_reaches_the_pixel_it_lies_on():
+    """Without a way down (one level) a mask pixel changes the output around it, not on the other side."""
+    unet = alive(UNet(num_classes=2, channels=8, mults=(1,), blocks=1, attention=()))
+    unet.middle_1.attention = torch.nn.Identity()  # attention sees everything
+    # GroupNorm's statistics see everything too, so let it only scale.
+    for module in unet.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.forward = lambda x: x
+    x, t, mask = torch.randn(1, 1, 32, 32), torch.tensor([500]), torch.zeros(1, 2, 32, 32)
+    changed = mask.clone()
+    changed[0, 1, 2, 3] = 1
+    difference = (unet(x, t, mask) - unet(x, t, changed)).abs()[0, 0]
+    assert difference[2, 3] > 0 and difference[20:, 20:].max() == 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_make_networks_that_take_their_own_image_size(preset):
+    config = Config(**PRESETS[preset])
+    with torch.device("meta"):
+        unet = make_unet(config, ("background", "lesion"), ("T1", "T2", "FLAIR"))
+    assert all(size % unet.multiple == 0 for size in config.image_size)
+    assert 32 % unet.multiple == 0
