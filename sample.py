@@ -46,7 +46,7 @@ def main(argv):
         print(notice)
 
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    unet = checkpoint.load_unet(loaded, args.weights, path).to(device, memory_format=torch.channels_last)
+    unet = checkpoint.load_unet(loaded, args.weights, path).to(device)
     names = list(masks)
     jobs = [(name, k) for name in names for k in range(args.n)]
     finished, frames = {}, {}

@@ -48,7 +48,7 @@ def main(argv):
     torch.manual_seed(config.seed)
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     unet = checkpoint.make_unet(config, data.classes, data.contrast_names)
-    unet = unet.to(device, memory_format=torch.channels_last)
+    unet = unet.to(device)
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = make_optimizer(unet, config)
     step = 0
@@ -67,8 +67,9 @@ def main(argv):
     run = Run(config, data, keep_until=step)
 
     bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
-    with stop_on_signals() as stop:
-        while step < config.steps and not stop:
+    last = False
+    with StopSignals() as stop:
+        while not last:
             # Algorithm 1. Lines 2 to 4: x_0 ~ q(x_0), t ~ Uniform{1 .. T}, eps ~ N(0, I).
             torch.manual_seed(int(mix_seed(config.seed, step).generate_state(1)[0]))
             x_0, mask, contrast = draw_batch(data, config, step)
@@ -94,14 +95,14 @@ def main(argv):
             update_ema(ema, unet, min(config.ema_decay, (1 + step) / (10 + step)))
             step += 1
 
-            run.record(step, t, torch.cat(losses), grad_norm, optimizer.param_groups[0]["lr"], bar)
-            last = step == config.steps or bool(stop)
-            if step % config.sample_every == 0 or last:
-                run.validate(step, ema, schedule, held_out, device, bar)
+            last = step == config.steps or bool(stop.name)
+            run.record(step, t, torch.cat(losses), grad_norm, optimizer.param_groups[0]["lr"], bar, last)
             if step % config.save_every == 0 or last:
                 run.save(step, unet, ema, optimizer)
+            if step % config.sample_every == 0 or step == config.steps:
+                run.validate(step, ema, schedule, held_out, device, bar)
     bar.close()
-    run.finish(step, stop, started)
+    run.finish(step, stop.name, started)
 
 
 def draw_batch(data: Slices, config: Config, step: int):
@@ -202,7 +203,10 @@ def load_data(config: Config, split: str) -> Slices:
     size = tuple(config.image_size)
     if config.data != "phantom":
         return folders.load(config.data, config.masks, split, size, config.num_classes)
-    pixels, tissue, contrasts = phantom.load(split, size)
+    try:
+        pixels, tissue, contrasts = phantom.load(split, size)
+    except ValueError as error:
+        raise UserError(f"--image-size: {error}") from None
     if config.contrast != "all":
         chosen = contrasts == phantom.CONTRASTS.index(config.contrast)
         pixels, tissue, contrasts = pixels[chosen], tissue[chosen], contrasts[chosen]
@@ -263,19 +267,20 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
     return config
 
 
-class stop_on_signals(list):
-    """Truthy once SIGINT or SIGTERM has come: the loop then ends after the step at hand. A second signal kills."""
+class StopSignals:
+    """Within it, SIGINT or SIGTERM only sets `name`: the loop ends after the step at hand. A second one kills."""
 
     def __enter__(self):
-        self.old = {number: signal.signal(number, self.come) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.name = ""
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def come(self, number, frame):
-        self.append(signal.Signals(number).name)
-        signal.signal(number, self.old[number])
+    def note(self, number, frame):
+        self.name = signal.Signals(number).name
+        signal.signal(number, self.before[number])
 
     def __exit__(self, *exception):
-        for number, handler in self.old.items():
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
 

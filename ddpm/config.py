@@ -40,7 +40,7 @@ class Config:
     # The network (see ddpm/unet.py)
     channels: int = option(64, "channels of the first level")
     mults: list[int] = option([1, 2, 3], "channels of each level, as multiples of the first")
-    blocks: int = option(2, "residual blocks a level")
+    blocks: int = option(1, "residual blocks a level")
     attention: list[int] = option([2], "levels with attention, counted from 0")
     patch: int = option(2, "pixels folded into channels at the input, each way")
     dropout: float = option(0.0, "dropout in the residual blocks")
@@ -80,7 +80,7 @@ class Config:
 
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
-CHANGEABLE = ("steps", "device", "out", "log_every", "save_every", "sample_every", "data", "masks")
+CHANGEABLE = ("steps", "grad_accum", "device", "out", "log_every", "save_every", "sample_every", "data", "masks")
 
 PRESETS: dict[str, dict] = {
     # 2 CPU cores, 64 x 64, about 18 minutes. The defaults.
@@ -124,6 +124,7 @@ PRESETS: dict[str, dict] = {
         image_size=[128, 128],
         channels=128,
         mults=[1, 2, 2, 2],
+        blocks=2,
         attention=[2, 3],
         patch=2,
         steps=200_000,
@@ -138,6 +139,7 @@ PRESETS: dict[str, dict] = {
         image_size=[256, 256],
         channels=128,
         mults=[1, 1, 2, 2, 4],
+        blocks=2,
         attention=[3, 4],
         patch=2,
         steps=400_000,

@@ -1,6 +1,7 @@
 """What a training run leaves behind: results/RUN/{config.json, log.jsonl, samples/*.png, checkpoints/*.pt}."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -36,22 +37,25 @@ class Run:
         (self.folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
         self.log_path = self.folder / "log.jsonl"
         if self.log_path.exists():  # what was logged after the checkpoint will be logged again
-            lines = [line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= keep_until]
+            lines = [line for line in self.log_path.read_text().splitlines() if step_of(line) <= keep_until]
             self.log_path.write_text("".join(line + "\n" for line in lines))
         self.window, self.window_began = [], time.perf_counter()
 
-    def record(self, step, t, losses, grad_norm, lr, bar) -> None:
-        """Keep a step's figures; every log_every steps, average them into a line of log.jsonl."""
+    def record(self, step, t, losses, grad_norm, lr, bar, last) -> None:
+        """Keep a step's figures; every log_every steps, average them into a line of log.jsonl.
+
+        Also before each save, so that weights are never saved after a loss that was not finite: UserError.
+        """
         self.window.append((t, losses, grad_norm))
         bar.update()
-        if step % self.config.log_every and step % self.config.save_every and step != self.config.steps:
+        if step % self.config.log_every and step % self.config.save_every and not last:
             return
         t, losses, grad_norms = (
             torch.cat([torch.atleast_1d(x).cpu() for x in column]) for column in zip(*self.window, strict=True)
         )
         if not (losses.isfinite().all() and grad_norms.isfinite().all()):
             raise UserError(
-                f"{self.folder}: the loss is no longer finite near step {step}; checkpoints before it are whole. "
+                f"{self.folder}: the loss is no longer finite near step {step}; checkpoints before it are whole; "
                 "start again with a lower --lr, or with --precision fp32"
             )
         seconds = time.perf_counter() - self.window_began
@@ -75,7 +79,9 @@ class Run:
 
     def write(self, line: dict) -> None:
         with open(self.log_path, "a") as log:
-            log.write(json.dumps({key: round(x, 6) if isinstance(x, float) else x for key, x in line.items()}) + "\n")
+            log.write(
+                json.dumps({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in line.items()}) + "\n"
+            )
 
     @torch.no_grad()
     def validate(self, step, ema, schedule, held_out: Slices, device, bar) -> None:
@@ -134,15 +140,23 @@ class Run:
                 "older checkpoints are whole; make room and --resume"
             ) from None
 
-    def finish(self, step, stop, started) -> None:
+    def finish(self, step, stopped_by: str, started) -> None:
         minutes = (time.perf_counter() - started) / 60
-        if stop:
+        if stopped_by:
             print(
-                f"stopped by {stop[0]} and saved at step {step} of {self.config.steps}; go on with --resume {self.folder}"
+                f"stopped by {stopped_by} and saved at step {step} of {self.config.steps}; go on with --resume {self.folder}"
             )
             return
         print(f"done: step {step} after {minutes:.1f} minutes (--minutes {self.config.minutes:g})")
         print(f"samples: {self.folder}/samples; next: python sample.py --mask")
+
+
+def step_of(line: str) -> float:
+    """The step of a line of log.jsonl; infinite for a line that was cut off in the middle."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 def pick_rows(held_out: Slices) -> list[int]:

@@ -25,8 +25,12 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with Ho's 32 groups, or as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    """GroupNorm with Ho's 32 groups, or fewer where a group would have under 4 channels.
+
+    With one channel a group, subtracting the mean would subtract all that the time embedding adds.
+    """
+    groups = next(n for n in (32, 16, 8, 4, 2, 1) if channels % n == 0 and (channels >= 4 * n or n == 1))
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def conv(c_in: int, c_out: int, size: int = 3, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:

@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+import train
+from ddpm.data import phantom
+
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -11,3 +14,20 @@ def seeded():
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Scripts write below the working directory."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_phantom(tmp_path_factory):
+    """The embedded data with fewer images, cached apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "SPLITS", {"train": 96, "val": 24, "test": 24})
+        patch.setattr(phantom, "CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(small_phantom, tmp_path_factory):
+    """The folder of a finished run of the preset `tiny`: 40 steps, checkpoints at 20 and 40."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train.main(["--preset", "tiny", "--out", str(folder), "--precision", "fp32"]) == 0
+    return folder

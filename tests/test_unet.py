@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ddpm.checkpoint import make_unet
 from ddpm.config import PRESETS, Config
-from ddpm.unet import Attention, UNet, time_embedding
+from ddpm.unet import Attention, UNet, norm, time_embedding
 
 
 def small(**changes):
@@ -90,13 +90,21 @@ def test_no_mask_is_not_the_empty_mask():
     assert not torch.allclose(answers[0], answers[2]) and not torch.allclose(answers[2], answers[3])
 
 
-def test_contrast_is_heard_and_zero_means_none():
-    unet, x, t = alive(small()), torch.randn(1, 1, 8, 8), torch.tensor([500])
-    answers = [unet(x, t, None, None if c is None else torch.tensor([c])) for c in (None, 0, 1, 2, 3)]
-    assert torch.equal(answers[0], answers[1])
-    for i in range(1, 5):
-        for j in range(i):
-            assert torch.equal(answers[i], answers[j]) == ((j, i) == (0, 1))
+@pytest.mark.parametrize("channels", [8, 16, 32, 48, 64])
+def test_time_and_contrast_are_heard_through_the_norms(channels):
+    """A norm over single channels would take away what they add; so ask for more than rounding."""
+    unet, x = alive(small(channels=channels)), torch.randn(1, 1, 8, 8)
+    by_contrast = [unet(x, torch.tensor([500]), None, torch.tensor([c])) for c in range(4)]
+    by_time = [unet(x, torch.tensor([t])) for t in (10, 500, 990)]
+    for answers in (by_contrast, by_time):
+        for i in range(1, len(answers)):
+            for j in range(i):
+                assert (answers[i] - answers[j]).abs().max() > 1e-2 * answers[i].abs().max()
+    assert torch.equal(by_contrast[0], unet(x, torch.tensor([500]), None, None))  # 0 means none was asked for
+
+
+def test_norm_has_32_groups_where_the_paper_has():
+    assert [norm(c).num_groups for c in (128, 256, 384, 512, 64, 16, 9, 6)] == [32, 32, 32, 32, 16, 4, 1, 1]
 
 
 def test_samples_of_a_batch_do_not_see_each_other():

@@ -321,7 +321,7 @@ def load(split, size, seed=0, n=None):
     images = np.empty((n, 1, height, width), np.uint8)
     labels = np.empty((n, height, width), np.uint8)
     kinds = np.empty(n, np.int64)
-    for i in tqdm(range(n), desc=f"rendering {split}", unit="image", leave=False):
+    for i in tqdm(range(n), desc=f"rendering {split}", unit="image", leave=False, disable=None):
         subject = draw_subject(seed, split, i)
         images[i, 0], labels[i] = render(subject, (height, width))
         kinds[i] = subject.contrast

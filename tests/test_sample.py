@@ -1,0 +1,244 @@
+"""Algorithm 2 as a program, and what it promises of its files."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+import train
+from ddpm import checkpoint
+
+ROOT = Path(sample.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def ckpt(tiny_run, tmp_path_factory):
+    """The tiny run's last checkpoint, shaken: in 40 steps, layers that start at zero hardly learn to listen."""
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for weights in (raw["model"], raw["ema"]):
+        for name, weight in weights.items():
+            weight += (1.0 if name == "contrast.weight" else 0.05) * torch.randn(weight.shape, generator=generator)
+    path = tmp_path_factory.mktemp("ckpt") / "step_000040.pt"
+    torch.save(raw, path)
+    return str(path)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def write_mask(path, size=(32, 32), value=255):
+    labels = np.zeros(size, np.uint8)
+    labels[10:20, 10:20] = value
+    Image.fromarray(labels).save(path)
+    return str(path)
+
+
+def draw(ckpt, *flags):
+    assert sample.main(["--ckpt", ckpt, "--sample-steps", "4", *flags]) == 0
+
+
+def test_mask_alone_takes_the_newest_checkpoint_and_the_example_masks(tiny_run, tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "run").symlink_to(tiny_run)
+    assert sample.main(["--mask", "--n", "2", "--out", "drawn"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    for part in ("results/run/checkpoints/step_000040.pt", "step 40", "ema weights", "20 dpm-solver steps", "drawn"):
+        assert part in first
+    masks = sorted(path.stem for path in (ROOT / "examples" / "masks" / "lesion").iterdir())
+    expected = sorted([f"{mask}_{k}.png" for mask in masks for k in range(2)] + ["grid.png"])
+    assert sorted(path.name for path in Path("drawn").iterdir()) == expected
+    assert Image.open(f"drawn/{masks[0]}_0.png").mode == "L" and pixels(f"drawn/{masks[0]}_0.png").shape == (32, 32)
+    assert pixels("drawn/grid.png").shape == (len(masks) * 130, 3 * 130, 3)
+
+
+def test_default_output_is_in_results(ckpt, capsys):
+    draw(ckpt, "--n", "1")
+    (folder,) = Path("results").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["grid.png", "unconditional_0.png"]
+
+
+@pytest.mark.parametrize("sampler", sample.SAMPLERS)
+def test_image_k_is_the_same_whatever_is_drawn_beside_it(sampler, ckpt, tmp_path):
+    """To one grey level in float32, for another --n, another --batch-size, and alone or in a folder of masks."""
+    (tmp_path / "masks").mkdir()
+    mask = write_mask(tmp_path / "masks" / "b.png")
+    write_mask(tmp_path / "masks" / "a.png", value=0)
+    flags = ["--sampler", sampler, "--contrast", "T2"]
+    draw(ckpt, "--mask", mask, "--n", "3", *flags, "--out", "alone")
+    draw(ckpt, "--mask", str(tmp_path / "masks"), "--n", "4", "--batch-size", "3", *flags, "--out", "together")
+    for k in range(3):
+        assert np.abs(pixels(f"alone/b_{k}.png") - pixels(f"together/b_{k}.png")).max() <= 1
+    assert np.abs(pixels("alone/b_0.png") - pixels("alone/b_1.png")).max() > 10
+
+
+def test_seed_contrast_mask_weights_and_guidance_each_change_the_image(ckpt, tmp_path):
+    mask, other = write_mask(tmp_path / "m.png"), write_mask(tmp_path / "o.png", value=0)
+    folder = tmp_path / "renamed"
+    folder.mkdir()
+    same_name = folder / "m.png"
+    same_name.write_bytes(Path(other).read_bytes())
+    draw(ckpt, "--mask", mask, "--n", "1", "--contrast", "T1", "--out", "base")
+    variants = {
+        "seed": ["--mask", mask, "--contrast", "T1", "--seed", "1"],
+        "contrast": ["--mask", mask, "--contrast", "T2"],
+        "mask": ["--mask", str(same_name), "--contrast", "T1"],
+        "weights": ["--mask", mask, "--contrast", "T1", "--weights", "raw"],
+        "guidance": ["--mask", mask, "--contrast", "T1", "--guidance", "4"],
+        "sampler": ["--mask", mask, "--contrast", "T1", "--sampler", "ancestral"],
+    }
+    for name, flags in variants.items():
+        draw(ckpt, "--n", "1", *flags, "--out", name)
+        assert not np.array_equal(pixels("base/m_0.png"), pixels(f"{name}/m_0.png")), name
+    draw(ckpt, "--mask", mask, "--n", "1", "--contrast", "T1", "--guidance", "1", "--out", "again")
+    assert np.array_equal(pixels("base/m_0.png"), pixels("again/m_0.png"))
+
+
+def test_contrasts_come_in_turn(ckpt, tmp_path):
+    mask = write_mask(tmp_path / "m.png")
+    draw(ckpt, "--mask", mask, "--n", "4", "--out", "each")
+    draw(ckpt, "--mask", mask, "--n", "4", "--contrast", "FLAIR", "--out", "flair")
+    close = [np.abs(pixels(f"each/m_{k}.png") - pixels(f"flair/m_{k}.png")).max() <= 1 for k in range(4)]
+    assert close == [False, False, True, False]
+
+
+def test_film(ckpt, tmp_path):
+    draw(ckpt, "--mask", write_mask(tmp_path / "m.png"), "--n", "2", "--film", "--out", "o")
+    film = Image.open("o/film.gif")
+    assert film.n_frames == 5  # x_T and four steps
+    assert film.size == (3 * 130, 130)
+
+
+def test_a_mask_of_another_size_is_resized_with_a_notice(ckpt, tmp_path, capsys):
+    draw(ckpt, "--mask", write_mask(tmp_path / "m.png", size=(64, 48)), "--n", "1", "--out", "o")
+    assert "mask of 64x48 resized by nearest neighbour to 32x32" in capsys.readouterr().out
+
+
+def test_palette_and_label_masks_are_read_as_labels(ckpt, tmp_path):
+    write_mask(tmp_path / "m.png")
+    palette = Image.fromarray(pixels(tmp_path / "m.png").astype(np.uint8) // 255).convert("P")
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    (tmp_path / "p").mkdir()
+    palette.save(tmp_path / "p" / "m.png")
+    draw(ckpt, "--mask", str(tmp_path / "m.png"), "--n", "1", "--out", "a")
+    draw(ckpt, "--mask", str(tmp_path / "p" / "m.png"), "--n", "1", "--out", "b")
+    assert np.array_equal(pixels("a/m_0.png"), pixels("b/m_0.png"))
+
+
+def damaged(tmp_path, ckpt, how):
+    path = tmp_path / f"{how}.pt"
+    whole = Path(ckpt).read_bytes()
+    raw = torch.load(ckpt, weights_only=True)
+    match how:
+        case "truncated":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("not a checkpoint")
+        case "foreign":
+            torch.save({"state_dict": {}}, path)
+        case "newer":
+            torch.save({**raw, "version": 99}, path)
+        case "hostile":
+            path.write_bytes(pickle.dumps(Evil()))
+        case "altered":
+            raw["ema"].pop("conv_in.weight")
+            torch.save(raw, path)
+        case "other config":
+            raw["config"]["colour"] = 1
+            torch.save(raw, path)
+    return str(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path("executed").touch, ())
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        ("truncated", "damaged"),
+        ("empty", "damaged"),
+        ("text", "damaged"),
+        ("foreign", "some other program"),
+        ("newer", "version 99"),
+        ("hostile", "damaged"),
+        ("altered", "do not fit"),
+        ("other config", "configuration"),
+    ],
+)
+def test_checkpoints_that_cannot_be_used_are_refused(how, says, ckpt, tmp_path, capsys):
+    assert sample.main(["--ckpt", damaged(tmp_path, ckpt, how), "--n", "1", "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not Path("executed").exists() and not list(Path().glob("o/*.png"))
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--mask", "nowhere.png"], "nowhere.png: no such file"),
+        (["--mask", "seven.png"], "labels 7 that the model does not know; it knows 0 background, 1 lesion"),
+        (["--mask", "rgb.png"], "mode RGB"),
+        (["--mask", "text.png"], "not a picture"),
+        (["--mask", "empty"], "no pictures"),
+        (["--n", "0"], "at least 1"),
+        (["--sample-steps", "2000"], "more than the 1000 steps"),
+        (["--contrast", "PD"], "knows T1, T2, FLAIR"),
+        (["--guidance", "2"], "needs --mask"),
+        (["--eta", "1"], "belongs to --sampler ddim"),
+        (["--sampler", "euler"], "invalid choice"),
+        (["--seed", "-1"], "at least 0"),
+        (["--ckpt", "nowhere.pt"], "no such checkpoint"),
+        (["--out", "/proc/o"], "cannot write there"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, says, ckpt, tmp_path, capsys):
+    write_mask(tmp_path / "seven.png", value=7)
+    Image.new("RGB", (32, 32)).save("rgb.png")
+    Path("text.png").write_text("hello")
+    Path("empty").mkdir()
+    assert sample.main(["--ckpt", ckpt, "--out", "o", *flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not list(Path().glob("o/*.png"))
+
+
+def test_without_any_checkpoint_it_says_what_to_do(capsys):
+    assert sample.main(["--mask"]) == 2
+    assert "make train" in capsys.readouterr().err
+
+
+def test_a_network_without_masks_refuses_them(small_phantom, tmp_path, capsys):
+    flags = ["--preset", "tiny", "--labels", "none", "--steps", "2", "--precision", "fp32", "--out", "run"]
+    assert train.main(flags) == 0
+    newest = str(checkpoint.newest("run"))
+    assert sample.main(["--ckpt", newest, "--mask", write_mask(tmp_path / "m.png")]) == 2
+    assert "without masks" in capsys.readouterr().err
+    draw(newest, "--n", "2", "--out", "o")
+
+
+def test_tissue_labels_choose_the_tissue_examples(small_phantom, tmp_path):
+    flags = ["--preset", "tiny", "--labels", "tissue", "--steps", "2", "--precision", "fp32", "--out", "run"]
+    assert train.main(flags) == 0
+    draw(str(checkpoint.newest("run")), "--mask", "--n", "1", "--out", "o")
+    masks = [path.stem for path in (ROOT / "examples" / "masks" / "tissue").iterdir()]
+    assert len(list(Path("o").glob("*_0.png"))) == len(masks)
+
+
+def test_as_a_real_process(ckpt, tmp_path):
+    """The script from another folder: exit status, one line of error, no traceback."""
+    command = [sys.executable, str(ROOT / "sample.py"), "--ckpt"]
+    bad = subprocess.run([*command, "nowhere.pt"], capture_output=True, text=True, cwd=tmp_path)
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr
+    good = subprocess.run([*command, ckpt, "--n", "1", "--sample-steps", "2"], capture_output=True, cwd=tmp_path)
+    assert good.returncode == 0

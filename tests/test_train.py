@@ -1,0 +1,444 @@
+"""Algorithm 1 as a program: it learns, it can be stopped at any step and go on, and it refuses what it cannot do."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddpm.run
+import train
+from ddpm import checkpoint
+from ddpm.config import CHANGEABLE, PRESETS, Config, make_config
+from ddpm.data import Slices
+from ddpm.forward import loss_simple
+from ddpm.run import Run
+from ddpm.schedule import make_schedule
+from ddpm.unet import UNet
+
+pytestmark = pytest.mark.usefixtures("small_phantom")
+
+
+def log_of(folder, key="loss"):
+    return [line for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if key in line]
+
+
+def same(a, b):
+    """Equal to the last bit, whatever the nesting."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+# What a run leaves behind
+
+
+def test_a_run_leaves_its_files(tiny_run):
+    assert sorted(path.name for path in (tiny_run / "checkpoints").iterdir()) == ["step_000020.pt", "step_000040.pt"]
+    assert sorted(path.name for path in (tiny_run / "samples").iterdir()) == ["step_000020.png", "step_000040.png"]
+    config = json.loads((tiny_run / "config.json").read_text())
+    assert config["steps"] == 40 and config["precision"] == "fp32" and config["image_size"] == [32, 32]
+    lines = log_of(tiny_run)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    for key in (
+        "loss",
+        "loss_q1",
+        "loss_q2",
+        "loss_q3",
+        "loss_q4",
+        "grad_norm",
+        "lr",
+        "images_per_second",
+        "memory_gb",
+    ):
+        assert all(line[key] > 0 for line in lines), key
+    assert [line["step"] for line in log_of(tiny_run, "val_loss")] == [20, 40]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    grid = np.asarray(Image.open(tiny_run / "samples" / "step_000040.png"))
+    assert grid.shape == (6 * 130, 6 * 130, 3)  # mask | real | 4 samples, in 6 rows of 32 pixels enlarged 4 times
+
+
+def test_checkpoint_has_all_that_sampling_needs(tiny_run):
+    loaded = checkpoint.load(tiny_run / "checkpoints" / "step_000040.pt")
+    assert loaded.keys() == checkpoint.KEYS
+    assert loaded["classes"] == ["background", "lesion"] and loaded["contrasts"] == ["T1", "T2", "FLAIR"]
+    assert loaded["step"] == 40 and loaded["config"].channels == 16
+    unet = checkpoint.load_unet(loaded, "ema", "")
+    assert same(dict(unet.state_dict()), dict(loaded["ema"])) and not same(dict(loaded["ema"]), dict(loaded["model"]))
+
+
+def test_averaged_weights_are_parameters_only(tiny_run):
+    loaded = checkpoint.load(tiny_run / "checkpoints" / "step_000040.pt")
+    unet = checkpoint.load_unet(loaded, "raw", "")
+    assert set(loaded["ema"]) == {name for name, _ in unet.named_parameters()}
+
+
+# It learns
+
+
+def test_one_batch_can_be_learnt_by_heart():
+    """Fixed images, times and noise: a network that cannot overfit eight images has a broken gradient path."""
+    torch.manual_seed(0)
+    schedule, unet = make_schedule("cosine"), UNet(num_classes=2, channels=32, mults=(1, 2), blocks=1, attention=(1,))
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3)
+    x_0, eps = torch.rand(8, 1, 16, 16) * 2 - 1, torch.randn(8, 1, 16, 16)
+    t, mask = torch.linspace(50, 950, 8).long(), torch.zeros(8, 2, 16, 16)
+    for step in range(200):
+        loss = loss_simple(schedule, unet, "v", x_0, t, eps, mask).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 0:
+            first = loss.item()
+    assert loss.item() < 0.02 * first
+
+
+def test_the_mask_changes_what_a_trained_network_says(tiny_run):
+    loaded = checkpoint.load(tiny_run / "checkpoints" / "step_000040.pt")
+    unet = checkpoint.load_unet(loaded, "ema", "")
+    mask = torch.zeros(1, 2, 32, 32)
+    mask[:, 0] = 1
+    lesion = mask.clone()
+    lesion[:, :, 12:18, 12:18] = 1 - lesion[:, :, 12:18, 12:18]
+    x_t, t = torch.randn(1, 1, 32, 32), torch.tensor([600])
+    answers = [unet(x_t, t, m) for m in (None, mask, lesion)]
+    assert (answers[0] - answers[1]).abs().max() > 1e-3 and (answers[1] - answers[2]).abs().max() > 1e-3
+
+
+# Nothing is lost
+
+
+def go_on_from(folder, step, there):
+    """A run's folder as it was when it had saved `step`."""
+    (there / "checkpoints").mkdir(parents=True)
+    name = f"checkpoints/step_{step:06d}.pt"
+    (there / name).write_bytes((folder / name).read_bytes())
+    if (folder / "log.jsonl").exists():
+        (there / "log.jsonl").write_text((folder / "log.jsonl").read_text() + '{"step": 4, "lo')  # killed in the middle
+    return there
+
+
+def last_checkpoint(folder):
+    return checkpoint.load(max((folder / "checkpoints").iterdir()))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_is_the_run_that_never_stopped(precision, tmp_path, monkeypatch):
+    """With the settings of `make train` (six steps of them), and dropout, which also draws random numbers."""
+    monkeypatch.setattr(ddpm.run, "GRID_STEPS", 1)
+    flags = ["--steps", "6", "--save-every", "3", "--log-every", "1", "--precision", precision, "--dropout", "0.1",
+             "--batch-size", "8"]  # fmt: skip
+    whole = tmp_path / "whole"
+    assert train.main([*flags, "--out", str(whole)]) == 0
+    halved = go_on_from(whole, 3, tmp_path / "halved")
+    assert train.main(["--resume", "--out", str(halved)]) == 0
+    a, b = last_checkpoint(whole), last_checkpoint(halved)
+    assert a["step"] == b["step"] == 6
+    for part in ("model", "ema", "opt"):
+        assert same(a[part], b[part]), part
+    assert [line["step"] for line in log_of(halved)] == [1, 2, 3, 4, 5, 6]
+    losses = [[line["loss"] for line in log_of(folder)] for folder in (whole, halved)]
+    assert losses[0] == losses[1]
+
+
+def test_resume_takes_only_the_steps_that_are_left_and_uses_what_it_loads(tiny_run, tmp_path, monkeypatch):
+    steps = []
+    record = Run.record
+    monkeypatch.setattr(Run, "record", lambda self, step, *rest: (steps.append(step), record(self, step, *rest)))
+    again = go_on_from(tiny_run, 20, tmp_path / "again")
+    changed = go_on_from(tiny_run, 20, tmp_path / "changed")
+    path = changed / "checkpoints" / "step_000020.pt"
+    raw = torch.load(path, weights_only=True)
+    raw["model"]["conv_in.weight"][0, 0, 0, 0] += 0.5
+    torch.save(raw, path)
+    for folder in (again, changed):
+        steps.clear()
+        assert train.main(["--resume", str(folder)]) == 0
+        assert steps == list(range(21, 41))
+    reference = last_checkpoint(tiny_run)
+    assert same(last_checkpoint(again)["model"], reference["model"])
+    assert not same(last_checkpoint(changed)["model"], reference["model"])
+
+
+def test_more_steps_go_on_training(tiny_run, tmp_path):
+    folder = go_on_from(tiny_run, 40, tmp_path / "longer")
+    assert train.main(["--resume", str(folder), "--steps", "44"]) == 0
+    assert last_checkpoint(folder)["step"] == 44
+    # On the line that leads to the new end: 2.4e-4 rather than 0.
+    config = Config(**{**PRESETS["tiny"], "steps": 44})
+    assert log_of(folder)[-1]["lr"] == pytest.approx(train.learning_rate(config, 43), rel=1e-3)
+
+
+def test_resume_with_nothing_left_says_so(tiny_run, capsys):
+    assert train.main(["--resume", str(tiny_run)]) == 0
+    assert "nothing left" in capsys.readouterr().out
+
+
+def test_resume_refuses_contradictions_and_accepts_repetition(tiny_run, tmp_path, capsys):
+    folder = go_on_from(tiny_run, 20, tmp_path / "run")
+    for flags in (
+        ["--lr", "1e-3"],
+        ["--channels", "32"],
+        ["--preset", "ho"],
+        ["--minutes", "3"],
+        ["--objective", "eps"],
+    ):
+        assert train.main(["--resume", str(folder), *flags]) == 2
+        error = capsys.readouterr().err
+        assert "contradicts" in error and error.count("\n") == 1
+    assert len(list((folder / "checkpoints").iterdir())) == 1
+    assert train.main(["--preset", "tiny", "--out", str(folder), "--precision", "auto", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_saves_and_ends_the_run(name, tmp_path, monkeypatch, capsys):
+    record = Run.record
+
+    def interrupt_at_7(self, step, *rest):
+        if step == 7:
+            os.kill(os.getpid(), getattr(signal, name))
+        record(self, step, *rest)
+
+    monkeypatch.setattr(Run, "record", interrupt_at_7)
+    before = signal.getsignal(signal.SIGINT)
+    assert train.main(["--preset", "tiny", "--precision", "fp32", "--out", str(tmp_path / "run")]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    assert f"stopped by {name}" in capsys.readouterr().out
+    assert last_checkpoint(tmp_path / "run")["step"] == 8  # the step at hand when the signal was seen
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_never_saved(tmp_path, capsys):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--lr", "1e30", "--warmup", "0", "--out", str(tmp_path / "run")]
+    assert train.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "no longer finite" in error and error.count("\n") == 1
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_full_disk_leaves_older_checkpoints_whole(tiny_run, tmp_path, monkeypatch, capsys):
+    folder = go_on_from(tiny_run, 20, tmp_path / "run")
+    before = (folder / "checkpoints" / "step_000020.pt").read_bytes()
+
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", no_space)
+    assert train.main(["--resume", str(folder)]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000020.pt"]
+    assert (folder / "checkpoints" / "step_000020.pt").read_bytes() == before
+
+
+# Gradients, averages, rates
+
+
+def test_accumulated_gradients_are_the_gradient_of_the_batch(tiny_run, tmp_path):
+    """8 images in parts of 3, 3 and 2. Adam's step would hide an error of scale, so compare its first moment,
+    which is 0.9 of the old one plus 0.1 of the gradient; and wake the layers that start at zero."""
+    moments = []
+    for parts in (1, 3):
+        folder = go_on_from(tiny_run, 20, tmp_path / f"parts{parts}")
+        path = folder / "checkpoints" / "step_000020.pt"
+        raw = torch.load(path, weights_only=True)
+        raw["config"]["clip"] = 1e9
+        generator = torch.Generator().manual_seed(0)
+        for weight in raw["model"].values():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+        torch.save(raw, path)
+        assert train.main(["--resume", str(folder), "--steps", "21", "--grad-accum", str(parts)]) == 0
+        moments.append([state["exp_avg"] for state in last_checkpoint(folder)["opt"]["state"].values()])
+    largest = max(moment.abs().max() for moment in moments[0])
+    assert largest > 1e-2
+    for one, three in zip(*moments, strict=True):
+        assert torch.allclose(one, three, atol=1e-6 * largest)
+
+
+def test_ema_closes_in_on_a_constant_as_it_should():
+    """ema - theta = decay^n (ema_0 - theta)."""
+    unet, ema = (UNet(channels=8, mults=(1,), attention=()) for _ in range(2))
+    start = [(e - p).detach().clone() for e, p in zip(ema.parameters(), unet.parameters(), strict=True)]
+    for _ in range(5):
+        train.update_ema(ema, unet, 0.9)
+    for s, e, p in zip(start, ema.parameters(), unet.parameters(), strict=True):
+        assert torch.allclose(e - p, 0.9**5 * s, atol=1e-6)
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    config = Config(steps=100, warmup=10, lr=1.0)
+    rates = [train.learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[-1] == pytest.approx(0.01)
+    assert max(rates) == rates[9] == pytest.approx(0.91)
+    assert all(b < a for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+# Data order and dropped conditions
+
+
+def numbered(n):
+    """A data set in which image i has grey level i everywhere."""
+    images = np.repeat(np.arange(n, dtype=np.uint8), 16).reshape(n, 1, 4, 4)
+    return Slices(images, np.ones((n, 4, 4), np.uint8), np.arange(n) % 3, ("background", "lesion"), ("a", "b", "c"))
+
+
+def test_every_epoch_has_every_image_once_in_another_order():
+    data, config = numbered(10), Config(batch_size=4)
+    seen = torch.cat([train.draw_batch(data, config, step)[0][:, 0, 0, 0] for step in range(10)])
+    seen = ((seen + 1) * 127.5).round().int().tolist()
+    epochs = [seen[i : i + 10] for i in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_conditions_are_dropped_for_each_sample_by_itself():
+    data, config = numbered(250), Config(batch_size=250, mask_drop=0.2, contrast_drop=0.3)
+    batches = [train.draw_batch(data, config, step) for step in range(40)]
+    mask_given = torch.cat([mask.sum(dim=1).amax(dim=(1, 2)) for _, mask, _ in batches])
+    contrast_given = torch.cat([contrast > 0 for _, _, contrast in batches])
+    assert set(mask_given.tolist()) == {0.0, 1.0}
+    assert abs(1 - mask_given.mean() - 0.2) < 0.016  # four standard deviations of 10,000 draws
+    assert abs(1 - contrast_given.float().mean() - 0.3) < 0.018
+    both = ((mask_given == 0) & ~contrast_given).float().mean()
+    assert abs(both - 0.06) < 0.01  # independent of each other
+    per_batch = [(mask.sum(dim=1).amax(dim=(1, 2)) == 0).float().mean() for _, mask, _ in batches]
+    assert 0 < min(per_batch) < max(per_batch) < 1
+
+
+# The plan
+
+
+def test_bf16_that_is_slow_is_given_up_after_two_images(tmp_path, monkeypatch, capsys):
+    sizes = []
+
+    def slow_in_bf16(schedule, unet, objective, x_0, *rest):
+        if torch.is_autocast_enabled("cpu"):
+            sizes.append(len(x_0))
+            time.sleep(0.5)
+        return loss_simple(schedule, unet, objective, x_0, *rest)
+
+    monkeypatch.setattr(train, "loss_simple", slow_in_bf16)
+    assert train.main(["--preset", "tiny", "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    assert "precision fp32" in capsys.readouterr().out
+    assert set(sizes) == {2}
+
+
+def test_minutes_fix_the_number_of_steps(tmp_path, capsys):
+    assert (
+        train.main(["--preset", "tiny", "--minutes", "0.06", "--precision", "fp32", "--out", str(tmp_path / "run")])
+        == 0
+    )
+    out = capsys.readouterr().out
+    steps = json.loads((tmp_path / "run" / "config.json").read_text())["steps"]
+    assert f"plan: {steps} steps" in out and f"done: step {steps}" in out
+    assert last_checkpoint(tmp_path / "run")["config"].steps == steps
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--image-size", "30"], "nearest: 28 or 32"),
+        (["--image-size", "64", "3"], "nearest: 4"),
+        (["--image-size", "64", "64", "1"], "height and width"),
+        (["--image-size", "512"], "16 to 256"),
+        (["--image-size", "big"], "invalid int value"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--lr", "-1"], "greater than 0"),
+        (["--mask-drop", "1.5"], "between 0 and 1"),
+        (["--grad-accum", "9"], "more parts"),
+        (["--timesteps", "10", "--schedule", "linear"], "too few"),
+        (["--zero-terminal-snr", "--objective", "eps"], "undefined"),
+        (["--objective", "score"], "invalid choice"),
+        (["--no-such-flag"], "unrecognized arguments"),
+        (["--attention", "5"], "does not have"),
+        (["--device", "cuda"], "--device cpu"),
+        (["--resume", "nowhere"], "no checkpoint"),
+        (["--resume", "nowhere.pt"], "no such checkpoint"),
+        (["--data", "nowhere"], "no such folder"),
+        (["--out", "/proc/run"], "cannot write there"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tmp_path, capsys):
+    if flags[-1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert train.main(["--preset", "tiny", "--steps", "1", *flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.json*"))
+
+
+def test_a_finished_run_is_not_overwritten(tiny_run, capsys):
+    assert train.main(["--preset", "tiny", "--out", str(tiny_run)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_presets_are_whole():
+    for preset in PRESETS:
+        config = make_config(preset, {})
+        assert config.steps or config.minutes
+    assert set(CHANGEABLE) <= set(Config.__dataclass_fields__)
+
+
+# Folders of one's own
+
+
+def folder_of_pairs(root, n=6, size=(40, 36), masks=True):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i in range(n):
+            for kind, top in (("images", 256), ("masks", 2))[: 2 if masks else 1]:
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, top, size, dtype=np.uint8) * (1 if kind == "images" else 255)
+                Image.fromarray(pixels).save(root / split / kind / f"slice{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_folder_trains(masks, tmp_path, capsys):
+    data = folder_of_pairs(tmp_path / "data", masks=masks)
+    flags = [
+        "--preset",
+        "tiny",
+        "--precision",
+        "fp32",
+        "--data",
+        str(data),
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert train.main(flags) == 0
+    assert f"classes {'background, class 1' if masks else 'none'}" in capsys.readouterr().out
+    loaded = last_checkpoint(tmp_path / "run")
+    assert len(loaded["classes"]) == 2 * masks and loaded["contrasts"] == []
+
+
+def test_folders_with_something_missing_or_unreadable_are_refused(tmp_path, capsys):
+    def complains(data, says):
+        assert train.main(["--preset", "tiny", "--data", str(data), "--steps", "1"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+
+    data = folder_of_pairs(tmp_path / "a")
+    (data / "train" / "masks" / "slice3.png").unlink()
+    complains(data, "slice3.png: no mask of that name")
+    data = folder_of_pairs(tmp_path / "b")
+    (data / "val" / "images" / "slice2.png").unlink()
+    complains(data, "slice2.png: no image of that name")
+    data = folder_of_pairs(tmp_path / "c")
+    path = data / "train" / "images" / "slice1.png"
+    path.write_bytes(path.read_bytes()[:100])
+    complains(data, "slice1.png: not a picture that can be read")
+    data = folder_of_pairs(tmp_path / "d")
+    Image.fromarray(np.full((40, 36), 7, np.uint8)).save(data / "train" / "masks" / "slice0.png")
+    complains(data, "slice0.png: the mask has labels 7")
