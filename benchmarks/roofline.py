@@ -1,0 +1,160 @@
+"""How much of this machine's convolution speed does a whole training step reach?
+
+The roof is measured, not read from a data sheet: 3x3 convolutions, forward and backward, of the sizes that the
+network has. The step is the real one (network, loss, gradient clipping, optimiser, averaged weights), and its
+arithmetic is counted by PyTorch's FlopCounterMode, which sees convolutions, matrix products and attention.
+
+    python benchmarks/roofline.py                 the default preset, in the faster precision
+    python benchmarks/roofline.py --variants      the choices that were tried, each as a ratio to the default
+
+The machine's speed drifts, so all that is compared is run in turn, round after round, in one process.
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import ddpm.unet
+from ddpm.checkpoint import make_unet
+from ddpm.config import PRESETS, Config
+from ddpm.forward import draw_times, loss_simple
+from ddpm.schedule import make_schedule
+from train import make_optimizer, update_ema
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="laptop")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--variants", action="store_true")
+    args = parser.parse_args()
+    config = Config(**{**PRESETS[args.preset], "precision": args.precision})
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, preset {args.preset}, {args.precision}, "
+        f"batch {config.batch_size}, {config.image_size[0]}x{config.image_size[1]}"
+    )
+
+    steps = {"the default": training_step(config)}
+    if args.variants:
+        steps |= variants(config)
+    convolutions = {name: step for name, step in convolution_steps(config)}
+    flops = {name: count(step) for name, step in {**convolutions, **steps}.items()}
+    seconds = {name: [] for name in flops}
+    for _ in range(args.rounds):
+        for name, step in {**convolutions, **steps}.items():
+            begun = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begun)
+
+    speed = {name: flops[name] / statistics.median(times) / 1e9 for name, times in seconds.items()}
+    for name in convolutions:
+        print(f"{name:32s} {speed[name]:6.0f} GFLOP/s")
+    roof = max(speed[name] for name in convolutions)
+    base = seconds["the default"]
+    for name in steps:
+        rate = config.batch_size / statistics.median(seconds[name])
+        ratio = statistics.median(b / s for b, s in zip(base, seconds[name], strict=True))
+        print(
+            f"{name:32s} {speed[name]:6.0f} GFLOP/s  {speed[name] / roof:4.0%} of the roof  {rate:6.1f} images/s"
+            f"  {ratio:5.2f} x the default's speed"
+        )
+    print(f"one image: {flops['the default'] / config.batch_size / 1e9:.1f} GFLOP forward and backward")
+
+
+def count(step) -> int:
+    """Floating point operations of a step. It runs twice: the first call may compile or pack weights."""
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def convolution_steps(config: Config):
+    """(name, function) of a 3x3 convolution, forward and backward, for each level of the network."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    for level, mult in enumerate(config.mults):
+        channels = config.channels * mult
+        size = [side // config.patch // 2**level for side in config.image_size]
+        layer = nn.Conv2d(channels, channels, 3, padding=1).to(dtype)
+        x = torch.randn(config.batch_size, channels, *size, dtype=dtype)
+        for name, format in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
+            layer_f = copy.deepcopy(layer).to(memory_format=format)
+            x_f = x.to(memory_format=format).requires_grad_()
+            gradient = torch.randn_like(x_f)
+
+            def step(layer=layer_f, x=x_f, gradient=gradient):
+                for _ in range(4):
+                    layer(x).backward(gradient)
+
+            yield f"conv {channels} at {size[0]}x{size[1]} {name}", step
+
+
+def training_step(config: Config, format=torch.contiguous_format, fused=True, compile=False):
+    """A function that takes one whole training step."""
+    torch.manual_seed(0)
+    schedule = make_schedule(config.schedule, config.timesteps)
+    unet = make_unet(config, ("background", "lesion"), ("T1", "T2", "FLAIR")).to(memory_format=format)
+    ema = copy.deepcopy(unet)
+    optimizer = (
+        make_optimizer(unet, config) if fused else torch.optim.AdamW(unet.parameters(), foreach=False, fused=False)
+    )
+    network = torch.compile(unet) if compile else unet
+    B = config.batch_size
+    x_0, mask = torch.randn(B, 1, *config.image_size), torch.zeros(B, 2, *config.image_size)
+    contrast = torch.ones(B, dtype=torch.long)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            t, eps = draw_times(B, schedule.T), torch.randn_like(x_0)
+            loss = loss_simple(schedule, network, config.objective, x_0, t, eps, mask, contrast).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        update_ema(ema, unet, 0.99)
+
+    return step
+
+
+class LayerNorm(nn.Module):
+    """Per-pixel normalisation over the channels, which channels_last makes cheap."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return x.permute(0, 3, 1, 2)
+
+
+def variants(config: Config) -> dict:
+    """Name -> step of each alternative to the default."""
+    other = "fp32" if config.precision == "bf16" else "bf16"
+    made = {
+        "channels_last": training_step(config, torch.channels_last),
+        other: training_step(Config(**{**vars(config), "precision": other})),
+        f"{other}, channels_last": training_step(Config(**{**vars(config), "precision": other}), torch.channels_last),
+        "AdamW as a loop": training_step(config, fused=False),
+        "torch.compile": training_step(config, compile=True),
+    }
+    group_norm, ddpm.unet.norm = ddpm.unet.norm, LayerNorm
+    made["LayerNorm, channels_last"] = training_step(config, torch.channels_last)
+    made["LayerNorm"] = training_step(config)
+    ddpm.unet.norm = group_norm
+    return made
+
+
+if __name__ == "__main__":
+    main()

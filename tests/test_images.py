@@ -1,0 +1,81 @@
+"""uint8 <-> [-1, 1], masks, grids."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ddpm import UserError
+from ddpm.data.images import colour_labels, grid, one_hot, read_labels, to_float, to_uint8, write_png
+
+
+def test_every_grey_level_survives_the_round_trip():
+    levels = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(to_uint8(to_float(levels)), levels)
+    assert to_float(levels)[[0, 255]].tolist() == [-1, 1]
+
+
+def test_values_outside_are_clipped_not_wrapped():
+    assert to_uint8(torch.tensor([-7.0, -1.001, 1.001, 7.0])).tolist() == [0, 0, 255, 255]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 7), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_one_hot_has_one_channel_set_and_it_is_the_label(classes, height, width, seed):
+    labels = np.random.default_rng(seed).integers(0, classes, (2, height, width), dtype=np.uint8)
+    mask = one_hot(labels, classes)
+    assert mask.shape == (2, classes, height, width) and mask.dtype == torch.float32
+    assert (mask.sum(dim=1) == 1).all() and np.array_equal(mask.argmax(dim=1).numpy(), labels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([(2, "L"), (5, "L"), (5, "P")]), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1)
+)
+def test_resizing_a_mask_invents_no_label(tmp_path_factory, kind, height, width, seed):
+    """Nearest neighbour only: every label in the result was in the file."""
+    classes, mode = kind
+    labels = np.random.default_rng(seed).integers(0, classes, (17, 23), dtype=np.uint8)
+    picture = Image.fromarray(labels)
+    if mode == "P":
+        picture = picture.convert("P")
+        picture.putpalette([i * 40 for i in range(classes) for _ in range(3)])
+        picture.frombytes(labels.tobytes())
+    path = tmp_path_factory.mktemp("masks") / "m.png"
+    picture.save(path)
+    read, notice = read_labels(path, tuple("abcdefg"[:classes]), (height, width))
+    assert read.shape == (height, width) and set(np.unique(read)) <= set(np.unique(labels))
+    assert ("resized" in notice) == ((height, width) != (17, 23))
+
+
+def test_masks_of_0_and_255_are_two_classes_only(tmp_path):
+    labels = np.zeros((8, 8), np.uint8)
+    labels[2:4] = 255
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    assert np.array_equal(read_labels(tmp_path / "m.png", ("background", "lesion"), (8, 8))[0], labels // 255)
+    with pytest.raises(UserError, match="labels 255"):
+        read_labels(tmp_path / "m.png", ("background", "CSF", "GM"), (8, 8))
+
+
+def test_grid_puts_rows_under_each_other():
+    cells = np.zeros((2, 3, 1, 4, 4), np.uint8)
+    cells[1, 2] = 200
+    picture = grid(cells, cell_size=8)
+    assert picture.shape == (2 * 10, 3 * 10, 3)
+    assert (picture[11:19, 21:29] == 200).all() and (picture[1:9, 1:9] == 0).all()
+
+
+def test_lesions_are_red_and_background_is_black():
+    for classes in (2, 5):
+        coloured = colour_labels(np.array([[0, classes - 1]]), classes)
+        assert coloured.shape == (3, 1, 2)
+        assert coloured[:, 0, 0].tolist() == [0, 0, 0] and coloured[0, 0, 1] > 2 * coloured[1, 0, 1]
+
+
+def test_png_is_written_whole(tmp_path):
+    image = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    write_png(tmp_path / "a.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), image[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,53 @@
+"""The README's figures from a finished run: docs/figures/{samples,loss}.png (needs matplotlib: `make figures`)."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ddpm import UserError, checkpoint
+from ddpm.config import one_line_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@one_line_errors
+def main(argv):
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise UserError("figures need matplotlib: `make figures`, or pip install -r requirements-plots.txt") from None
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
+    args = parser.parse_args(argv)
+    run = Path(args.run) if args.run else checkpoint.newest().parents[1]
+    out = ROOT / "docs" / "figures"
+    out.mkdir(parents=True, exist_ok=True)
+
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    train = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "val_loss" in line]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    left.plot([x["step"] for x in train], [x["loss"] for x in train], color="0.6", lw=1, label="training")
+    left.plot(
+        [x["step"] for x in held_out], [x["val_loss"] for x in held_out], "o-", ms=4, label="held out, averaged weights"
+    )
+    left.set(xlabel="step", ylabel="mean squared error", yscale="log", title="loss")
+    left.legend(frameon=False)
+    for q in range(1, 5):
+        right.plot([x["step"] for x in train], [x.get(f"loss_q{q}") for x in train], lw=1, label=f"quarter {q}")
+    right.set(xlabel="step", yscale="log", title="training loss by quarter of t")
+    right.legend(frameon=False, ncols=2)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "loss.png", dpi=110)
+
+    shutil.copy(max((run / "samples").glob("step_*.png")), out / "samples.png")
+    print(f"{out.relative_to(ROOT)}/loss.png and samples.png, from {run}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
