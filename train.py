@@ -7,6 +7,7 @@ the run that never stopped.
 import copy
 import functools
 import signal
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -164,8 +165,7 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     config = make_config(args.preset or "laptop", given)
     if not config.out:
         config.out = f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if any(Path(config.out).glob("checkpoints/*.pt")):
-        raise UserError(f"--out {config.out} already holds a run; go on with --resume, or name another folder")
+    check_free(config.out)
     check_writable(config.out)
     return config, None
 
@@ -184,9 +184,17 @@ def resume(args, given: dict) -> tuple[Config, dict]:
                 f"{getattr(config, name)}; leave it out, or start a new run without --resume"
             )
     config = replace(config, **{name: value for name, value in given.items() if name in CHANGEABLE})
-    config.out = given.get("out") or str(path.parent.parent)
+    config.out = str(path.parent.parent)
+    if Path(given.get("out") or config.out).resolve() != Path(config.out).resolve():
+        config.out = given["out"]  # a branch off the run, in a folder of its own
+        check_free(config.out)
     check_writable(config.out)
     return config, resumed
+
+
+def check_free(out: str) -> None:
+    if any(Path(out).glob("checkpoints/*.pt")):
+        raise UserError(f"--out {out} already holds a run; go on with --resume, or name another folder")
 
 
 def check_same_data(resumed: dict, data: Slices) -> None:
@@ -222,10 +230,10 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
     scratch = copy.deepcopy(unet)
 
     def seconds(precision: str, batch_size: int) -> float:
-        """The shorter of two steps; the first of them alone if it takes over 3 s."""
+        """A step's time: the median of a few after the first, or the first alone if it takes over 3 s."""
         trial, times = replace(config, batch_size=batch_size), []
         optimizer = make_optimizer(scratch, replace(config, lr=0.0))
-        while len(times) < 2 and sum(times) < 3:
+        while len(times) < 6 and sum(times) < 3:
             begun = time.perf_counter()
             x_0, mask, contrast = draw_batch(data, trial, 0)
             inputs = [None if x is None else x.to(device) for x in (mask, contrast)]
@@ -239,7 +247,7 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
             optimizer.zero_grad()
             loss.mean().item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
-        return min(times)
+        return statistics.median(times[1:] or times)
 
     chosen, note = config.precision, ""
     if chosen == "auto" and device.type == "mps":

@@ -39,7 +39,7 @@ class Config:
 
     # The network (see ddpm/unet.py)
     channels: int = option(64, "channels of the first level")
-    mults: list[int] = option([1, 2, 3], "channels of each level, as multiples of the first")
+    mults: list[int] = option([1, 2, 2], "channels of each level, as multiples of the first")
     blocks: int = option(1, "residual blocks a level")
     attention: list[int] = option([2], "levels with attention, counted from 0")
     patch: int = option(2, "pixels folded into channels at the input, each way")
@@ -57,12 +57,12 @@ class Config:
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide")
     minutes: float = option(18.0, "plan the number of steps so that the whole run takes this long; --steps overrides")
-    batch_size: int = option(32, "images an optimiser step")
+    batch_size: int = option(16, "images an optimiser step")
     grad_accum: int = option(
         1, "split each batch into this many parts, one after the other (less memory, same gradient)"
     )
     lr: float = option(8e-4, "peak learning rate: linear warm-up, then linear decay to 0 at the last step")
-    warmup: int = option(100, "steps of warm-up")
+    warmup: int = option(200, "steps of warm-up")
     weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)")
     clip: float = option(1.0, "largest gradient norm")
     ema_decay: float = option(

@@ -169,8 +169,8 @@ def test_resume_takes_only_the_steps_that_are_left_and_uses_what_it_loads(tiny_r
 
 
 def test_more_steps_go_on_training(tiny_run, tmp_path):
-    folder = go_on_from(tiny_run, 40, tmp_path / "longer")
-    assert train.main(["--resume", str(folder), "--steps", "44"]) == 0
+    path, folder = tiny_run / "checkpoints" / "step_000040.pt", tmp_path / "longer"
+    assert train.main(["--resume", str(path), "--steps", "44", "--out", str(folder)]) == 0  # leaves the old run alone
     assert last_checkpoint(folder)["step"] == 44
     # On the line that leads to the new end: 2.4e-4 rather than 0.
     config = Config(**{**PRESETS["tiny"], "steps": 44})
