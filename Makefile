@@ -18,7 +18,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # A stamp a requirements file, so that a changed file is installed again and an unchanged one costs nothing.
-$(STAMP)%: requirements%.txt | $(BIN)/python
+$(STAMP): requirements.txt | $(BIN)/python
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
+	@touch $@
+
+$(STAMP)-%: requirements-%.txt $(STAMP)
 	$(BIN)/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@
 
@@ -59,5 +63,3 @@ examples: $(STAMP) ## make examples/masks again
 clean: ## remove .venv and the caches, not results/
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-
-$(STAMP)-dev $(STAMP)-plots $(STAMP)-data: $(STAMP)
