@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself, once: a virtual environment in .venv.
 #   make train ARGS="--minutes 5"     ARGS reaches the script
-#   make train PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
+#   make train PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ddpm import UserError, checkpoint, mix_seed
 from ddpm.config import Parser, check_writable, one_line_errors, pick_device
-from ddpm.data import folders, images
+from ddpm.data import folders, images, phantom
 from ddpm.reverse import SAMPLERS, denoiser, trajectory
 from ddpm.schedule import make_schedule
 
@@ -30,23 +30,26 @@ def main(argv):
     args = make_parser().parse_args(argv)
     check_numbers(args)
     device = pick_device(args.device)
-    path = Path(args.ckpt) if args.ckpt else checkpoint.newest()
+    path = Path(args.ckpt or "results")
+    if path.is_dir() or not args.ckpt:
+        path = checkpoint.newest(path)
     loaded = checkpoint.load(path)
     config, classes, contrasts = loaded["config"], tuple(loaded["classes"]), tuple(loaded["contrasts"])
     steps = args.sample_steps or min(STEPS[args.sampler], config.timesteps)
     if steps > config.timesteps:
         raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {path}")
+    check_trained_without(args, config, classes, contrasts, path)
     masks, notices = read_masks(args.mask, classes, tuple(config.image_size), path)
     wanted = contrast_labels(args.contrast, contrasts, args.n, path)
     out = Path(args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}")
 
     print(f"{path}: step {loaded['step']}, {args.weights} weights, {steps} {args.sampler} steps -> {out}")
-    check_writable(str(out))
     for notice in notices:
         print(notice)
 
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     unet = checkpoint.load_unet(loaded, args.weights, path).to(device)
+    check_writable(str(out))
     names = list(masks)
     jobs = [(name, k) for name in names for k in range(args.n)]
     finished, frames = {}, {}
@@ -54,7 +57,7 @@ def main(argv):
     for start in range(0, len(jobs), args.batch_size):
         batch = jobs[start : start + args.batch_size]
         mask = None
-        if args.mask:
+        if args.mask is not None:
             mask = images.one_hot(np.stack([masks[name] for name, _ in batch]), len(classes)).to(device)
         contrast = None if wanted is None else torch.tensor([wanted[k] for _, k in batch], device=device)
         noise = noise_source(args.seed, batch, (1, *config.image_size), device)
@@ -86,7 +89,7 @@ def make_parser() -> Parser:
     add(
         "--mask",
         nargs="?",
-        const="examples",
+        const=EXAMPLES,
         metavar="PATH",
         help="a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional",
     )
@@ -114,7 +117,12 @@ def make_parser() -> Parser:
         default="fp32",
         help="bf16 is faster where the processor has it, and then the batch size may show (default fp32)",
     )
-    add("--batch-size", type=int, default=16, help="images at a time; changes no image (default 16)")
+    add(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="images at a time; changes no image by more than one grey level (default 16)",
+    )
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda and mps: not yet run")
     add("--film", action="store_true", help="also film.gif, from noise to images")
     add("--out", help="folder for the images (default results/samples-TIME)")
@@ -136,8 +144,17 @@ def check_numbers(args) -> None:
         raise UserError(f"--eta is {args.eta}; it must lie between 0 and 1")
     if args.eta and args.sampler != "ddim":
         raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
-    if args.guidance != 1 and not args.mask:
+    if args.guidance != 1 and args.mask is None:
         raise UserError("--guidance needs --mask")
+
+
+def check_trained_without(args, config, classes: tuple, contrasts: tuple, path: Path) -> None:
+    """The network knows "none given" only if training sometimes withheld the mask, or the contrast."""
+    without_mask = args.mask is None or args.guidance != 1
+    if classes and without_mask and config.mask_drop == 0:
+        raise UserError(f"{path} was trained with --mask-drop 0: it needs --mask, and knows no --guidance")
+    if contrasts and args.contrast == "none" and config.contrast_drop == 0:
+        raise UserError(f"--contrast none: {path} was trained with --contrast-drop 0; ask for {', '.join(contrasts)}")
 
 
 def read_masks(wanted: str | None, classes: tuple, size: tuple, path: Path) -> tuple[dict, list[str]]:
@@ -150,8 +167,11 @@ def read_masks(wanted: str | None, classes: tuple, size: tuple, path: Path) -> t
     if not classes:
         raise UserError(f"--mask: {path} was trained without masks; leave --mask out")
     place = Path(wanted)
-    if wanted == "examples":
-        place = EXAMPLES / ("tissue" if len(classes) == 5 else "lesion")
+    if wanted == EXAMPLES:
+        sets = [name for name, known in phantom.CLASSES.items() if len(known) == len(classes)]
+        if not sets:
+            raise UserError(f"--mask: no examples for the {len(classes)} classes of {path}; give a PATH")
+        place = EXAMPLES / sets[0]
     files = folders.pictures_in(place) if place.is_dir() else {place.stem: place}
     read = {name: images.read_labels(file, classes, size) for name, file in files.items()}
     return {name: labels for name, (labels, _) in read.items()}, [notice for _, notice in read.values() if notice]

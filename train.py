@@ -41,6 +41,7 @@ def main(argv):
     config, resumed = read_command_line(argv)
     device = pick_device(config.device)
     data, held_out = load_data(config, "train"), load_data(config, "val")
+    check_writable(config.out)
     print(
         f"{config.out}: {len(data)} training and {len(held_out)} validation images of "
         f"{config.image_size[0]}x{config.image_size[1]}, classes {', '.join(data.classes) or 'none'}"
@@ -48,11 +49,10 @@ def main(argv):
 
     torch.manual_seed(config.seed)
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    unet = checkpoint.make_unet(config, data.classes, data.contrast_names)
-    unet = unet.to(device)
+    unet = checkpoint.make_unet(config, data.classes, data.contrast_names).to(device)
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = make_optimizer(unet, config)
-    step = 0
+    step, planned = 0, not config.steps
     if resumed:
         step = resumed["step"]
         check_same_data(resumed, data)
@@ -67,9 +67,9 @@ def main(argv):
         config = plan(config, unet, schedule, data, device, started)
     run = Run(config, data, keep_until=step)
 
-    bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
     last = False
-    with StopSignals() as stop:
+    progress = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
+    with progress as bar, StopSignals() as stop:
         while not last:
             # Algorithm 1. Lines 2 to 4: x_0 ~ q(x_0), t ~ Uniform{1 .. T}, eps ~ N(0, I).
             torch.manual_seed(int(mix_seed(config.seed, step).generate_state(1)[0]))
@@ -102,8 +102,7 @@ def main(argv):
                 run.save(step, unet, ema, optimizer)
             if step % config.sample_every == 0 or step == config.steps:
                 run.validate(step, ema, schedule, held_out, device, bar)
-    bar.close()
-    run.finish(step, stop.name, started)
+    run.finish(step, stop.name, (time.perf_counter() - started) / 60, planned)
 
 
 def draw_batch(data: Slices, config: Config, step: int):
@@ -166,15 +165,18 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     if not config.out:
         config.out = f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_free(config.out)
-    check_writable(config.out)
     return config, None
 
 
 def resume(args, given: dict) -> tuple[Config, dict]:
     """Read a run back. The flags may extend it (CHANGEABLE), but not contradict what it was trained with."""
+    if given.get("steps") == 0:
+        raise UserError("--steps 0: with --resume, give the number of steps to reach, or leave it out")
     place = Path(given.get("out") or "results") if args.resume == "latest" else Path(args.resume)
     path = checkpoint.newest(place) if place.suffix != ".pt" else place
     resumed = checkpoint.load(path)
+    if path.parent.name != "checkpoints" and "out" not in given:
+        raise UserError(f"--resume {path} does not lie in a run's checkpoints/; name a folder to go on in with --out")
     config = resumed["config"]
     wanted = {**PRESETS[args.preset or "laptop"], **given}
     for name, value in wanted.items():
@@ -188,7 +190,6 @@ def resume(args, given: dict) -> tuple[Config, dict]:
     if Path(given.get("out") or config.out).resolve() != Path(config.out).resolve():
         config.out = given["out"]  # a branch off the run, in a folder of its own
         check_free(config.out)
-    check_writable(config.out)
     return config, resumed
 
 
@@ -210,24 +211,27 @@ def load_data(config: Config, split: str) -> Slices:
     """The phantom (rendered once, then cached), or a folder. Raises UserError."""
     size = tuple(config.image_size)
     if config.data != "phantom":
-        return folders.load(config.data, config.masks, split, size, config.num_classes)
+        return folders.load(config.data, config.masks, split, size, config.num_classes, config.labels == "none")
     try:
         pixels, tissue, contrasts = phantom.load(split, size)
     except ValueError as error:
         raise UserError(f"--image-size: {error}") from None
+    names = phantom.CONTRASTS
     if config.contrast != "all":
-        chosen = contrasts == phantom.CONTRASTS.index(config.contrast)
-        pixels, tissue, contrasts = pixels[chosen], tissue[chosen], contrasts[chosen]
+        chosen = contrasts == names.index(config.contrast)
+        names = (config.contrast,)
+        pixels, tissue, contrasts = pixels[chosen], tissue[chosen], np.zeros(chosen.sum(), dtype=np.int64)
     if config.labels == "none":
-        return Slices(pixels, None, contrasts, (), phantom.CONTRASTS)
+        return Slices(pixels, None, contrasts, (), names)
     labels = phantom.to_label_set(tissue, config.labels)
-    return Slices(pixels, labels, contrasts, phantom.CLASSES[config.labels], phantom.CONTRASTS)
+    return Slices(pixels, labels, contrasts, phantom.CLASSES[config.labels], names)
 
 
 def plan(config: Config, unet, schedule, data: Slices, device, started: float) -> Config:
     """Decide, by a few discarded steps, the precision and how many steps fit --minutes. Decided once: the
     answer is written to the run's config and its checkpoints, and `--resume` reads it back."""
-    scratch = copy.deepcopy(unet)
+    scratch, average = copy.deepcopy(unet), copy.deepcopy(unet)
+    part = -(-config.batch_size // config.grad_accum)  # images at a time: more might not fit into memory
 
     def seconds(precision: str, batch_size: int) -> float:
         """A step's time: the median of a few after the first, or the first alone if it takes over 3 s."""
@@ -243,8 +247,10 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
                     schedule, scratch, config.objective, x_0.to(device), t, torch.randn_like(x_0).to(device), *inputs
                 )
             loss.mean().backward()
+            torch.nn.utils.clip_grad_norm_(scratch.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad()
+            update_ema(average, scratch, 0.5)
             loss.mean().item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
         return statistics.median(times[1:] or times)
@@ -257,16 +263,14 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
         fp32, bf16 = seconds("fp32", 2), seconds("bf16", 2)
         full_size = bf16 < 2 * fp32
         if full_size:
-            fp32, bf16 = seconds("fp32", config.batch_size), seconds("bf16", config.batch_size)
+            fp32, bf16 = seconds("fp32", part), seconds("bf16", part)
         chosen = "bf16" if bf16 < 0.9 * fp32 else "fp32"
-        note = (
-            f" (a step of {config.batch_size if full_size else 2} images: {fp32:.2f} s in fp32, {bf16:.2f} s in bf16)"
-        )
+        note = f" (a step of {part if full_size else 2} images: {fp32:.2f} s in fp32, {bf16:.2f} s in bf16)"
     print(f"precision {chosen}{note}")
     config = replace(config, precision=chosen)
 
     if config.steps == 0:
-        step = seconds(chosen, config.batch_size)
+        step = seconds(chosen, part) * config.grad_accum
         # A forward pass takes about a third of a step; validation and the sample grid are forward passes.
         extra = (VALIDATION_IMAGES + GRID_IMAGES * GRID_STEPS) / config.batch_size * step / 3
         left = 60 * config.minutes - (time.perf_counter() - started)

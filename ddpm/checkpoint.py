@@ -4,6 +4,7 @@ A checkpoint holds version, config, classes, contrasts, step, model, ema, opt. I
 weights_only=True, which reads tensors and plain containers and never runs code.
 """
 
+import io
 import os
 import pickle
 import zipfile
@@ -22,14 +23,17 @@ KEYS = {"version", "config", "classes", "contrasts", "step", "model", "ema", "op
 def save(path: str | Path, **parts) -> None:
     """Write the parts named in KEYS (all but version) to `path`: whole, or not at all.
 
-    The file is written beside its place, flushed to the disk, then renamed. Raises OSError.
+    The bytes are made in memory (where a full disk cannot confuse torch.save), written beside their place,
+    flushed to the disk, then renamed. Raises OSError.
     """
     checkpoint = {"version": VERSION, **parts}
     assert checkpoint.keys() == KEYS
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
     temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -44,10 +48,10 @@ def load(path: str | Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; `make train` makes one") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise UserError(f"{path}: damaged, or not a checkpoint of this program; take another with --ckpt") from None
-    if not isinstance(checkpoint, dict) or checkpoint.keys() != KEYS:
+        raise UserError(f"{path}: damaged, or not a checkpoint of this program; name another") from None
+    if not isinstance(checkpoint, dict) or not {"version", "config", "model"} <= checkpoint.keys():
         raise UserError(f"{path}: a checkpoint of some other program; train one with train.py")
-    if checkpoint["version"] != VERSION:
+    if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         raise UserError(f"{path}: checkpoint version {checkpoint['version']}; this program reads version {VERSION}")
     try:
         checkpoint["config"] = Config(**checkpoint["config"])

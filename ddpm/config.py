@@ -31,7 +31,7 @@ class Config:
     )
     masks: str = option("", "folder of masks, if they do not lie in masks/ beside images/; also with train/ and val/")
     labels: str = option(
-        "lesion", "the phantom's label set, or 'none' to train without masks", ("lesion", "tissue", "none")
+        "lesion", "the phantom's label set; 'none' trains without masks, also on a folder", ("lesion", "tissue", "none")
     )
     num_classes: int = option(2, "classes in the masks of a folder, background counted (masks may also be 0/255 if 2)")
     contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
@@ -59,9 +59,11 @@ class Config:
     minutes: float = option(18.0, "plan the number of steps so that the whole run takes this long; --steps overrides")
     batch_size: int = option(16, "images an optimiser step")
     grad_accum: int = option(
-        1, "split each batch into this many parts, one after the other (less memory, same gradient)"
+        1, "parts that each batch is computed in, one after the other (less memory, same gradient)"
     )
-    lr: float = option(8e-4, "peak learning rate: linear warm-up, then linear decay to 0 at the last step")
+    lr: float = option(
+        8e-4, "learning rate, times a linear warm-up, times a straight line from 1 to 0 at the last step"
+    )
     warmup: int = option(200, "steps of warm-up")
     weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)")
     clip: float = option(1.0, "largest gradient norm")
@@ -99,7 +101,8 @@ PRESETS: dict[str, dict] = {
         sample_every=20,
         warmup=5,
     ),
-    # Ho et al. 2020, appendix B, CIFAR-10: their network, schedule, objective and optimiser. For one GPU; not yet run in full.
+    # Ho et al. 2020, appendix B: the CIFAR-10 network, schedule, objective, batch, rate and averaging. It differs in
+    # that images have one channel (theirs: three) and that the learning rate decays. For one GPU; not yet run in full.
     "ho": dict(
         image_size=[32, 32],
         channels=128,
@@ -116,7 +119,7 @@ PRESETS: dict[str, dict] = {
         warmup=5000,
         ema_decay=0.9999,
         sample_every=5000,
-        save_every=5000,
+        save_every=50_000,
         log_every=100,
     ),
     # One GPU, real data. Not yet run in full.
@@ -133,7 +136,7 @@ PRESETS: dict[str, dict] = {
         warmup=1000,
         ema_decay=0.9999,
         sample_every=2000,
-        save_every=2000,
+        save_every=20_000,
     ),
     "gpu-256": dict(
         image_size=[256, 256],
@@ -149,7 +152,7 @@ PRESETS: dict[str, dict] = {
         ema_decay=0.9999,
         dropout=0.1,
         sample_every=5000,
-        save_every=5000,
+        save_every=20_000,
     ),
 }
 
@@ -170,6 +173,9 @@ def one_line_errors(main):
             main(sys.argv[1:] if argv is None else argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:  # a full disk, a folder that went away
+            print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -199,7 +205,8 @@ def train_parser() -> Parser:
         kind = hints[f.name]
         default = f.default_factory() if callable(f.default_factory) else f.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        arguments = dict(help=f"{f.metadata['help']} (default {shown})".replace("%", "%%"), default=None)
+        default_text = f" (default {shown})" if shown != "" else ""
+        arguments = dict(help=(f.metadata["help"] + default_text).replace("%", "%%"), default=None)
         if kind is bool:
             arguments |= dict(action=argparse.BooleanOptionalAction)
         elif isinstance(kind, types.GenericAlias):
@@ -231,6 +238,11 @@ def given_flags(args: argparse.Namespace) -> dict:
     ):
         if given.get(name, 1) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must be at least 1")
+    if given.get("channels", 4) < 4:
+        raise UserError(f"--channels is {given['channels']}; it must be at least 4")
+    for name in ("mults", "image_size"):
+        if any(number < 1 for number in given.get(name, [])):
+            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; each number must be at least 1")
     for name in ("lr", "minutes", "clip"):
         if not given.get(name, 1) > 0:
             raise UserError(f"--{name} is {given[name]}; it must be greater than 0")
@@ -249,6 +261,12 @@ def make_config(preset: str, given: dict) -> Config:
     if "minutes" in given and "steps" not in given:
         config.steps = 0
     check_image_size(config)
+    if config.data == "phantom":
+        misplaced = [name for name in ("masks", "num_classes") if name in given]
+    else:
+        misplaced = [name for name in ("contrast", "labels") if name in given and given[name] != "none"]
+    if misplaced:
+        raise UserError(f"--{misplaced[0].replace('_', '-')} has no meaning with --data {config.data}; leave it out")
     if config.objective == "eps" and config.zero_terminal_snr:
         raise UserError("--objective eps is undefined with --zero-terminal-snr (x_T holds no signal); use v or x_0")
     if config.schedule == "linear" and config.timesteps <= 20:

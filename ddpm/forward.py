@@ -69,7 +69,7 @@ def draw_times(n: int, T: int) -> Tensor:
     """n times, each uniform on 1 .. T, one from each n-th of the range, in random order; (n,) int64.
 
     Each single t has the distribution of Algorithm 1, line 3; spreading the batch over the range only
-    lowers the variance of the batch mean (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+    lowers the variance of the batch mean (stratified sampling; compare Kingma et al. 2021, arXiv:2107.00630).
     """
     u = (torch.randperm(n) + torch.rand(n, dtype=torch.float64)) / n
     return (u * T).long().clamp(max=T - 1) + 1

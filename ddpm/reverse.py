@@ -82,12 +82,12 @@ def ddim(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int], noise, 
 def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -> Iterator[Tensor]:
     """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, Algorithm 2, for the noise-free ODE.
 
-    In lambda (the log SNR) the ODE's solution is an exponentially weighted integral of x_0_hat, which a
+    In lambda (half the log SNR) the ODE's solution is an exponentially weighted integral of x_0_hat, which a
     line through the last two values of x_0_hat integrates. The first step has only one value, and is DDIM's.
     Give it `log_snr_times`: on uniform steps in t the second order is no gain. The last step, to t = 0,
     where lambda is infinite, is the limit: x_0_hat itself.
     """
-    lam = schedule.log_snr()
+    lam = schedule.half_log_snr()
     a, s = schedule.alpha_bar.flatten().sqrt(), (1 - schedule.alpha_bar).flatten().sqrt()
     x_t, x_0_before, h_before = x_T, None, None
     yield x_t
@@ -136,13 +136,14 @@ def uniform_times(T: int, n: int) -> list[int]:
 
 def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]:
     """At most n steps from near T down to 0, at equal distances in log SNR; then the clean step 1 -> 0.
+    That is, in lambda, half the log SNR.
 
-    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with log SNR under
+    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under
     `lowest` (signal under 0.6 %) are passed over, as cosine schedules run on to where nothing is left.
     """
     if not 1 <= n <= schedule.T:
         raise ValueError(f"a schedule of {schedule.T} steps can be walked in 1 to {schedule.T} steps, not {n}")
-    lam = schedule.log_snr()[1:]
+    lam = schedule.half_log_snr()[1:]
     start = lam[lam >= lowest].min()
     nodes = torch.linspace(start.item(), lam[0].item(), n, dtype=torch.float64)
     nearest = (lam[None, :] - nodes[:, None]).abs().argmin(dim=1) + 1

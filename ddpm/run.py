@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import torch
 from ddpm import UserError, checkpoint
 from ddpm.config import Config
 from ddpm.data import Slices
-from ddpm.data.images import colour_labels, grid, to_uint8, write_png
+from ddpm.data.images import colour_labels, grid, to_uint8, write_png, write_whole
 from ddpm.forward import loss_simple
 from ddpm.reverse import denoiser, trajectory
 
@@ -34,11 +35,11 @@ class Run:
         self.config, self.data, self.folder = config, data, Path(config.out)
         for name in ("samples", "checkpoints"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        write_text(self.folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
         self.log_path = self.folder / "log.jsonl"
         if self.log_path.exists():  # what was logged after the checkpoint will be logged again
             lines = [line for line in self.log_path.read_text().splitlines() if step_of(line) <= keep_until]
-            self.log_path.write_text("".join(line + "\n" for line in lines))
+            write_text(self.log_path, "".join(line + "\n" for line in lines))
         self.window, self.window_began = [], time.perf_counter()
 
     def record(self, step, t, losses, grad_norm, lr, bar, last) -> None:
@@ -86,7 +87,7 @@ class Run:
     @torch.no_grad()
     def validate(self, step, ema, schedule, held_out: Slices, device, bar) -> None:
         """The averaged weights' loss on held-out images, with the same times and noise every time, and a sample grid."""
-        config = self.config
+        config, begun = self.config, time.perf_counter()
         generator = torch.Generator().manual_seed(0)
         total, count = 0.0, min(VALIDATION_IMAGES, len(held_out))
         t = torch.linspace(1, schedule.T, count).round().long()
@@ -95,15 +96,12 @@ class Run:
             eps = torch.randn(x_0.shape, generator=generator)
             inputs = [None if x is None else x.to(device) for x in (mask, contrast)]
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                total += (
-                    loss_simple(schedule, ema, config.objective, x_0.to(device), t[part], eps.to(device), *inputs)
-                    .sum()
-                    .item()
-                )
+                losses = loss_simple(schedule, ema, config.objective, x_0.to(device), t[part], eps.to(device), *inputs)
+            total += losses.sum().item()
         self.write({"step": step, "val_loss": total / count})
         bar.write(f"step {step}: validation loss {total / count:.4f}")
         self.sample_grid(step, ema, schedule, held_out, device)
-        self.window_began = time.perf_counter()
+        self.window_began += time.perf_counter() - begun  # images/s is of training alone
 
     def sample_grid(self, step, ema, schedule, held_out: Slices, device) -> None:
         """samples/step_N.png, a row for each of a few held-out masks: mask | real | samples. Same noise every time."""
@@ -140,15 +138,22 @@ class Run:
                 "older checkpoints are whole; make room and --resume"
             ) from None
 
-    def finish(self, step, stopped_by: str, started) -> None:
-        minutes = (time.perf_counter() - started) / 60
-        if stopped_by:
-            print(
-                f"stopped by {stopped_by} and saved at step {step} of {self.config.steps}; go on with --resume {self.folder}"
-            )
+    def finish(self, step: int, stopped_by: str, minutes: float, planned: bool) -> None:
+        total = self.config.steps
+        if step < total:
+            print(f"stopped by {stopped_by}, saved at step {step} of {total}; go on with --resume {self.folder}")
             return
-        print(f"done: step {step} after {minutes:.1f} minutes (--minutes {self.config.minutes:g})")
-        print(f"samples: {self.folder}/samples; next: python sample.py --mask")
+        missed = f" (planned {self.config.minutes:g}, {minutes / self.config.minutes - 1:+.0%})" if planned else ""
+        print(f"done: step {step} after {minutes:.1f} minutes{missed}")
+        python = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
+        mask = " --mask" * bool(self.data.classes) + " PATH" * (
+            self.config.data != "phantom" and bool(self.data.classes)
+        )
+        print(f"samples: {self.folder}/samples; next: {python} sample.py{mask}")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda temporary: temporary.write_text(text))
 
 
 def step_of(line: str) -> float:

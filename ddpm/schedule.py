@@ -43,8 +43,8 @@ class Schedule:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t), float64; infinite at t = 0."""
         return self.alpha_bar[t] / (1 - self.alpha_bar[t])
 
-    def log_snr(self) -> Tensor:
-        """lambda_t = log(sqrt(alpha_bar_t) / sqrt(1 - alpha_bar_t)) for t = 0 .. T, (T+1,) float64.
+    def half_log_snr(self) -> Tensor:
+        """lambda_t = log(sqrt(alpha_bar_t) / sqrt(1 - alpha_bar_t)), half the log of the SNR, for t = 0 .. T, (T+1,) float64.
 
         It falls with t, from +inf at t = 0 (to -inf at t = T if the terminal SNR is zero).
         """

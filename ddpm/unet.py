@@ -77,6 +77,8 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = norm(channels)
         self.qkv = conv(channels, 3 * channels, size=1)
+        for weight in self.qkv.weight.data.chunk(3):  # Ho's q, k and v are three layers, each initialised by itself
+            nn.init.xavier_uniform_(weight)
         self.out = conv(channels, channels, size=1, scale=0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def test_masks_of_0_and_255_are_two_classes_only(tmp_path):
 
 
 def test_grid_puts_rows_under_each_other():
-    cells = np.zeros((2, 3, 1, 4, 4), np.uint8)
+    cells = np.zeros((2, 3, 3, 4, 4), np.uint8)
     cells[1, 2] = 200
     picture = grid(cells, cell_size=8)
     assert picture.shape == (2 * 10, 3 * 10, 3)

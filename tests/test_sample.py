@@ -146,7 +146,7 @@ def damaged(tmp_path, ckpt, how):
         case "foreign":
             torch.save({"state_dict": {}}, path)
         case "newer":
-            torch.save({**raw, "version": 99}, path)
+            torch.save({**raw, "version": 99, "new key": 0}, path)
         case "hostile":
             path.write_bytes(pickle.dumps(Evil()))
         case "altered":
@@ -187,7 +187,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(how, says, ckpt, tmp_path, 
     "flags, says",
     [
         (["--mask", "nowhere.png"], "nowhere.png: no such file"),
-        (["--mask", "seven.png"], "labels 7 that the model does not know; it knows 0 background, 1 lesion"),
+        (["--mask", "seven.png"], "labels 7 that are not known; known are 0 background, 1 lesion"),
         (["--mask", "rgb.png"], "mode RGB"),
         (["--mask", "text.png"], "not a picture"),
         (["--mask", "empty"], "no pictures"),
@@ -233,6 +233,25 @@ def test_tissue_labels_choose_the_tissue_examples(small_phantom, tmp_path):
     draw(str(checkpoint.newest("run")), "--mask", "--n", "1", "--out", "o")
     masks = [path.stem for path in (ROOT / "examples" / "masks" / "tissue").iterdir()]
     assert len(list(Path("o").glob("*_0.png"))) == len(masks)
+
+
+def test_what_training_never_withheld_cannot_be_left_out(ckpt, tmp_path, capsys):
+    raw = torch.load(ckpt, weights_only=True)
+    raw["config"].update(mask_drop=0.0, contrast_drop=0.0)
+    torch.save(raw, tmp_path / "always.pt")
+    mask = ["--mask", write_mask(tmp_path / "m.png")]
+    for flags in ([], [*mask, "--guidance", "2"], [*mask, "--contrast", "none"]):
+        assert sample.main(["--ckpt", str(tmp_path / "always.pt"), *flags]) == 2
+        assert "drop 0" in capsys.readouterr().err
+    draw(str(tmp_path / "always.pt"), *mask, "--n", "1", "--out", "o")
+
+
+def test_bf16_draws_nearly_the_same_image(ckpt, tmp_path):
+    mask = write_mask(tmp_path / "m.png")
+    for precision in ("fp32", "bf16"):
+        draw(ckpt, "--mask", mask, "--n", "1", "--precision", precision, "--out", precision)
+    difference = np.abs(pixels("fp32/m_0.png") - pixels("bf16/m_0.png"))
+    assert 0 < difference.max() and difference.mean() < 5
 
 
 def test_as_a_real_process(ckpt, tmp_path):

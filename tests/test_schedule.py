@@ -49,7 +49,7 @@ def test_tables_are_consistent(kind, T, zero_terminal_snr):
     assert ((s.beta[1:] > 0) & (s.beta[1:] <= 1)).all()
     assert torch.equal(s.alpha, 1 - s.beta)
     assert torch.allclose(s.alpha_bar, s.alpha.cumprod(0), rtol=1e-12, atol=0)
-    assert (s.log_snr().diff() < 0).all()
+    assert (s.half_log_snr().diff() < 0).all()
 
 
 def test_schedules_that_cannot_be_are_refused():

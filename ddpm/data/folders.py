@@ -12,17 +12,17 @@ from ddpm.data.images import read_image, read_labels
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 
 
-def load(data: str, masks: str, split: str, size: tuple[int, int], num_classes: int) -> Slices:
+def load(data: str, masks: str, split: str, size: tuple[int, int], num_classes: int, unmasked: bool = False) -> Slices:
     """The pairs of DIR/SPLIT/images/NAME.* and DIR/SPLIT/masks/NAME.*, matched by NAME.
 
-    masks: another folder laid out as SPLIT/NAME.*, or "". With neither it nor DIR/SPLIT/masks, the images have
-    no masks. Images become one channel of `size` (antialiased); masks are resized by nearest neighbour.
+    masks: another folder laid out as SPLIT/NAME.*, or "". With neither it nor DIR/SPLIT/masks, or if `unmasked`,
+    the images have no masks. Images become one channel of `size` (antialiased); masks are resized by nearest neighbour.
     Raises UserError, naming the file, for what is missing, unpaired or unreadable.
     """
     root = Path(data) / split
     images = pictures_in(root / "images")
     mask_folder = Path(masks) / split if masks else root / "masks"
-    with_masks = bool(masks) or mask_folder.is_dir()
+    with_masks = not unmasked and (bool(masks) or mask_folder.is_dir())
     if with_masks:
         paired = pictures_in(mask_folder)
         if lonely := sorted(images.keys() - paired.keys()):
@@ -40,14 +40,14 @@ def load(data: str, masks: str, split: str, size: tuple[int, int], num_classes: 
             picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0)
         pixels.append(np.asarray(picture)[None])
         if with_masks:
-            labels.append(read_labels(paired[name], classes, size)[0])
+            labels.append(read_labels(paired[name], classes, size)[0])  # resized like the image, so no notice
     return Slices(np.stack(pixels), np.stack(labels) if with_masks else None, None, classes, ())
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:
     """Stem -> path of every picture in the folder. Raises UserError if there is none, or two of one name."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --data needs train/images and val/images")
+        raise UserError(f"{folder}: no such folder; see 'your own data' in the README for the layout")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ENDINGS:

@@ -30,10 +30,12 @@ def one_hot(labels, num_classes: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.as_tensor(labels).long(), num_classes).permute(0, 3, 1, 2).float()
 
 
-def read_image(path: str | Path, mode: str = "L") -> np.ndarray:
-    """The picture at `path` as uint8 (H, W), or (H, W, 3) for mode "RGB". Raises UserError."""
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture at `path` in grey, uint8 (H, W). Raises UserError."""
     with open_picture(path) as picture:
-        return np.asarray(picture.convert(mode))
+        if picture.mode.startswith(("I", "F")):  # Pillow would cut off everything above 255
+            raise UserError(f"{path}: more than 8 bits a pixel; convert all images to 8 bits with one window")
+        return np.asarray(picture.convert("L"))
 
 
 def read_labels(path: str | Path, classes: tuple[str, ...], size: tuple[int, int]) -> tuple[np.ndarray, str]:
@@ -49,10 +51,10 @@ def read_labels(path: str | Path, classes: tuple[str, ...], size: tuple[int, int
     values = np.unique(labels).tolist()
     if len(classes) == 2 and set(values) <= {0, 255}:
         labels = labels // 255
-    elif unknown := [value for value in values if value >= len(classes)]:
+    elif unknown := [value for value in values if not 0 <= value < len(classes)]:
         known = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise UserError(f"{path}: the mask has labels {shown} that the model does not know; it knows {known}")
+        raise UserError(f"{path}: the mask has labels {shown} that are not known; known are {known}")
     labels = labels.astype(np.uint8)
     if labels.shape == tuple(size):
         return labels, ""
@@ -75,12 +77,9 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-    """uint8 (1, H, W), (3, H, W) or (H, W, 3) -> a PNG, written whole or not at all."""
-    if image.shape[0] in (1, 3) and image.shape[-1] != 3:
-        image = rearrange(image, "c h w -> h w c")
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.save(f"{path}.tmp", format="PNG")
-    os.replace(f"{path}.tmp", path)
+    """uint8 (1, H, W) or (H, W, 3) -> a PNG, written whole or not at all."""
+    picture = Image.fromarray(image[0] if len(image) == 1 else image)
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def colour_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -90,10 +89,8 @@ def colour_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def grid(cells: np.ndarray, cell_size: int = 128) -> np.ndarray:
-    """uint8 (rows, columns, 1 or 3, H, W) -> one picture (H', W', 3), each cell enlarged to about cell_size."""
+    """uint8 (rows, columns, 3, H, W) -> one picture (H', W', 3), each cell enlarged to about cell_size."""
     factor = max(1, round(cell_size / cells.shape[-1]))
-    if cells.shape[2] == 1:
-        cells = repeat(cells, "r n 1 h w -> r n c h w", c=3)
     cells = repeat(cells, "r n c h w -> r n c (h a) (w b)", a=factor, b=factor)
     cells = np.pad(cells, [(0, 0)] * 3 + [(1, 1)] * 2, constant_values=60)
     return rearrange(cells, "r n c h w -> (r h) (n w) c")
@@ -103,5 +100,15 @@ def write_gif(path: str | Path, frames: list[np.ndarray], milliseconds: int = 80
     """A film of uint8 (H, W, 3) frames that holds its last frame for two seconds, then repeats."""
     pictures = [Image.fromarray(frame) for frame in frames]
     times = [milliseconds] * (len(pictures) - 1) + [2000]
-    pictures[0].save(f"{path}.tmp", format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
-    os.replace(f"{path}.tmp", path)
+    options = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0}
+    write_whole(path, lambda temporary: pictures[0].save(temporary, format="GIF", **options))
+
+
+def write_whole(path: str | Path, write) -> None:
+    """write(a temporary name), then rename to `path`: nobody ever finds half a file there. Raises OSError."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
