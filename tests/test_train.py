@@ -14,8 +14,9 @@ import ddpm.run
 import train
 from ddpm import checkpoint
 from ddpm.config import CHANGEABLE, PRESETS, Config, make_config
-from ddpm.data import Slices
+from ddpm.data import Slices, phantom
 from ddpm.forward import loss_simple
+from ddpm.reverse import denoiser, trajectory
 from ddpm.run import Run
 from ddpm.schedule import make_schedule
 from ddpm.unet import UNet
@@ -528,3 +529,46 @@ def test_folders_with_something_missing_or_unreadable_are_refused(tmp_path, caps
     data = folder_of_pairs(tmp_path / "d")
     Image.fromarray(np.full((40, 36), 7, np.uint8)).save(data / "train" / "masks" / "slice0.png")
     complains(data, "slice0.png: the mask has labels 7")
+
+
+# Long proofs
+
+
+@pytest.mark.slow
+def test_lesions_appear_where_the_mask_says(tmp_path, monkeypatch):
+    """A minute or two of training on FLAIR alone, where lesions are bright: sampled images must be brighter under
+    the mask than at the mirrored place, as real ones are."""
+    monkeypatch.setattr(phantom, "SPLITS", {"train": 3000, "val": 300, "test": 300})
+    flags = [
+        "--preset",
+        "tiny",
+        "--contrast",
+        "FLAIR",
+        "--channels",
+        "32",
+        "--mults",
+        "1",
+        "2",
+        "2",
+        "--attention",
+        "2",
+    ]
+    flags += ["--batch-size", "16", "--steps", "1500", "--save-every", "5000", "--sample-every", "5000", "--lr", "1e-3"]
+    assert train.main([*flags, "--out", str(tmp_path / "run")]) == 0
+    loaded = last_checkpoint(tmp_path / "run")
+    unet = checkpoint.load_unet(loaded, "ema", "")
+    held_out = train.load_data(loaded["config"], "val")
+    big = np.flatnonzero((held_out.labels == 1).sum(axis=(1, 2)) > 20)[:24]
+    x_0, mask, contrast = held_out.tensors(big)
+    schedule = make_schedule("cosine")
+    with torch.inference_mode():
+        predict_x_0 = denoiser(unet, schedule, "v", mask, contrast)
+        *_, drawn = trajectory("dpm-solver", predict_x_0, schedule, torch.randn(x_0.shape), None, 20)
+
+    def brighter(images):
+        lesion, mirrored = mask[:, 1:], mask[:, 1:].flip(-1) * (1 - mask[:, 1:])
+        inside, beside = ((images * m).sum((1, 2, 3)) / m.sum((1, 2, 3)).clamp(min=1) for m in (lesion, mirrored))
+        return (inside > beside).float().mean().item()
+
+    assert brighter(x_0) > 0.8 and brighter(drawn) > 0.8
+    assert brighter(drawn.roll(1, dims=0)) < brighter(drawn) - 0.1  # and not under somebody else's mask
