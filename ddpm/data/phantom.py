@@ -230,9 +230,9 @@ TISSUE = np.array(
         [2569, 329, 1.00],  # CSF
         [833, 83, 0.86],  # GM
         [500, 70, 0.77],  # WM
-        [1300, 150, 0.92],
+        [1300, 150, 0.92],  # lesion
     ]
-)  # lesion
+)
 FLAIR_TR, FLAIR_TE = 9000, 120  # ms
 # The inversion time at which 1 - 2 exp(-TI/T1) + exp(-TR/T1) = 0 for CSF: solve for TI.
 FLAIR_TI = TISSUE[0, 0] * np.log(2 / (1 + np.exp(-FLAIR_TR / TISSUE[0, 0])))
