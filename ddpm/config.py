@@ -56,7 +56,7 @@ class Config:
 
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide")
-    minutes: float = option(19.0, "plan the number of steps so that the whole run takes this long; --steps overrides")
+    minutes: float = option(17.0, "plan the number of steps so that the whole run takes this long; --steps overrides")
     batch_size: int = option(16, "images an optimiser step")
     grad_accum: int = option(
         1, "parts that each batch is computed in, one after the other (less memory, same gradient)"
@@ -85,7 +85,7 @@ class Config:
 CHANGEABLE = ("steps", "grad_accum", "device", "out", "log_every", "save_every", "sample_every", "data", "masks")
 
 PRESETS: dict[str, dict] = {
-    # 2 CPU cores, 64 x 64, about 19 minutes. The defaults.
+    # 2 CPU cores, 64 x 64, about 17 minutes. The defaults.
     "laptop": {},
     # Seconds a run: for tests, and to see every part move.
     "tiny": dict(
