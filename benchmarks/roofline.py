@@ -4,7 +4,7 @@ The roof is measured, not read from a data sheet: 3x3 convolutions, forward and 
 network has. The step is the real one (network, loss, gradient clipping, optimiser, averaged weights), and its
 arithmetic is counted by PyTorch's FlopCounterMode, which sees convolutions, matrix products and attention.
 
-    python benchmarks/roofline.py                 the default preset, in the faster precision
+    python benchmarks/roofline.py                 the default preset, in bf16 (or --precision fp32)
     python benchmarks/roofline.py --variants      the choices that were tried, each as a ratio to the default
 
 The machine's speed drifts, so all that is compared is run in turn, round after round, in one process.

@@ -24,6 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import checkpoint
+from ddpm.config import one_line_errors
 from ddpm.data.images import to_float, to_uint8
 from ddpm.reverse import ancestral, ddim, denoiser, dpm_solver, log_snr_times, uniform_times
 from ddpm.schedule import make_schedule
@@ -63,7 +64,7 @@ def train_judge(data, minutes: float) -> Judge:
     while (spent := (time.perf_counter() - begun) / 60) < minutes:
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - spent / minutes)
         chosen = torch.randint(len(data), (32,)).numpy()
-        target = torch.as_tensor(data.labels[chosen] == 1).float()
+        target = torch.as_tensor(data.labels[chosen] == len(data.classes) - 1).float()
         with torch.autocast("cpu", torch.bfloat16):
             lesion, contrast, _ = judge(to_float(data.images[chosen]))
         probability = lesion.float().sigmoid()[:, 0]
@@ -77,11 +78,12 @@ def train_judge(data, minutes: float) -> Judge:
     return judge.eval().requires_grad_(False)
 
 
-def verdict(judge, images: np.ndarray, labels: np.ndarray, contrasts: np.ndarray):
-    """(features (N, 128), mean Dice over images with a lesion, share of contrasts named right)."""
+def verdict(judge, images: np.ndarray, wanted: np.ndarray, contrasts: np.ndarray):
+    """(features (N, 128), mean Dice with the `wanted` lesions (N, H, W) where there is one, share of contrasts
+    named right)."""
     outputs = [judge(to_float(part)) for part in np.array_split(images, -(-len(images) // 64))]
     lesion, contrast, features = (torch.cat(column) for column in zip(*outputs, strict=True))
-    found, wanted = (lesion[:, 0] > 0).numpy(), labels == 1
+    found = (lesion[:, 0] > 0).numpy()
     with_lesion = wanted.any(axis=(1, 2))
     dice = 2 * (found & wanted).sum(axis=(1, 2)) / np.maximum(found.sum(axis=(1, 2)) + wanted.sum(axis=(1, 2)), 1)
     return features.double().numpy(), dice[with_lesion].mean(), (contrast.argmax(1).numpy() == contrasts).mean()
@@ -108,12 +110,13 @@ def draw(paths, unet, schedule, config, held_out, chosen, guidance) -> np.ndarra
     return np.concatenate(drawn)
 
 
-def main():
+@one_line_errors
+def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", help="default: the newest in results/")
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--judge-minutes", type=float, default=4.0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = args.ckpt or checkpoint.newest()
     loaded = checkpoint.load(path)
     config = loaded["config"]
@@ -124,7 +127,7 @@ def main():
     chosen, others = np.arange(args.n), np.arange(args.n, len(held_out))
 
     def judged(images, of):
-        return verdict(judge, images, held_out.labels[of], held_out.contrasts[of])
+        return verdict(judge, images, held_out.labels[of] == len(held_out.classes) - 1, held_out.contrasts[of])
 
     reference = judged(held_out.images[others], others)[0]
     T, S = schedule.T, schedule
@@ -161,4 +164,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
