@@ -4,6 +4,8 @@ import torch
 import train
 from ddpm.data import phantom
 
+torch.set_num_threads(1)  # the networks here are too small for two, which would only wait for each other
+
 
 @pytest.fixture(autouse=True)
 def seeded():
