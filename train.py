@@ -47,24 +47,13 @@ def main(argv):
         f"{config.image_size[0]}x{config.image_size[1]}, classes {', '.join(data.classes) or 'none'}"
     )
 
-    torch.manual_seed(config.seed)
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    unet = checkpoint.make_unet(config, data.classes, data.contrast_names).to(device)
-    ema = copy.deepcopy(unet).eval().requires_grad_(False)
-    optimizer = make_optimizer(unet, config)
-    step, planned = 0, not config.steps
-    if resumed:
-        step = resumed["step"]
-        check_same_data(resumed, data)
-        unet.load_state_dict(resumed["model"])
-        ema.load_state_dict(resumed["ema"])
-        optimizer.load_state_dict(resumed["opt"])
-        print(f"resumed at step {step} of {config.steps}")
-        if step >= config.steps:
-            print("nothing left to do; go on with a larger --steps")
-            return
-    else:
+    schedule, unet, ema, optimizer, step = build(config, resumed, data, device)
+    planned = not config.steps
+    if not resumed:
         config = plan(config, unet, schedule, data, device, started)
+    elif step >= config.steps:
+        print("nothing left to do; go on with a larger --steps")
+        return
     run = Run(config, data, keep_until=step)
 
     last = False
@@ -225,6 +214,23 @@ def load_data(config: Config, split: str) -> Slices:
         return Slices(pixels, None, contrasts, (), names)
     labels = phantom.to_label_set(tissue, config.labels)
     return Slices(pixels, labels, contrasts, phantom.CLASSES[config.labels], names)
+
+
+def build(config: Config, resumed: dict | None, data: Slices, device):
+    """The schedule, the network, its averaged copy, the optimiser and the steps taken: fresh, or from a checkpoint."""
+    torch.manual_seed(config.seed)
+    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    unet = checkpoint.make_unet(config, data.classes, data.contrast_names).to(device)
+    ema = copy.deepcopy(unet).eval().requires_grad_(False)
+    optimizer = make_optimizer(unet, config)
+    if not resumed:
+        return schedule, unet, ema, optimizer, 0
+    check_same_data(resumed, data)
+    unet.load_state_dict(resumed["model"])
+    ema.load_state_dict(resumed["ema"])
+    optimizer.load_state_dict(resumed["opt"])
+    print(f"resumed at step {resumed['step']} of {config.steps}")
+    return schedule, unet, ema, optimizer, resumed["step"]
 
 
 def plan(config: Config, unet, schedule, data: Slices, device, started: float) -> Config:
