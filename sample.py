@@ -6,21 +6,19 @@ chose has to be repeated here: it is read from the checkpoint.
 
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddpm import UserError, checkpoint, mix_seed
+from ddpm import UserError, checkpoint
 from ddpm.config import Parser, check_writable, one_line_errors, pick_device
 from ddpm.data import folders, images, phantom
-from ddpm.reverse import SAMPLERS, denoiser, trajectory
+from ddpm.reverse import SAMPLERS, STEPS, denoiser, noise_source, trajectory
 from ddpm.schedule import make_schedule
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
-STEPS = {"ancestral": 250, "ddim": 100, "dpm-solver": 20}
 FILM_FRAMES = 60
 
 
@@ -190,13 +188,6 @@ def contrast_labels(wanted: str, contrasts: tuple, n: int, path: Path) -> list[i
     if wanted not in contrasts:
         raise UserError(f"--contrast {wanted}: {path} knows {', '.join(contrasts)}")
     return [contrasts.index(wanted) + 1] * n
-
-
-def noise_source(seed: int, jobs: list[tuple[str, int]], shape: tuple, device):
-    """noise() -> z (B, C, H, W). Each sample has a stream of its own, made from (seed, mask's name, k), so it does
-    not matter which others are drawn beside it."""
-    streams = [np.random.default_rng(mix_seed(seed, zlib.crc32(name.encode()), k)) for name, k in jobs]
-    return lambda: torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)
 
 
 def row(name: str, labels, cells: dict, n: int, classes: tuple) -> np.ndarray:

@@ -7,12 +7,15 @@ samplers are nothing but the equations, and tests can hand them a closed-form pr
 """
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm import mix_seed
 from ddpm.schedule import Schedule
 
 
@@ -107,7 +110,8 @@ def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -
         yield x_t
 
 
-SAMPLERS = ("ancestral", "ddim", "dpm-solver")
+STEPS = {"ancestral": 250, "ddim": 100, "dpm-solver": 20}  # of each sampler, unless asked otherwise
+SAMPLERS = tuple(STEPS)
 
 
 def trajectory(
@@ -148,3 +152,10 @@ def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]
     nodes = torch.linspace(start.item(), lam[0].item(), n, dtype=torch.float64)
     nearest = (lam[None, :] - nodes[:, None]).abs().argmin(dim=1) + 1
     return sorted(set(nearest.tolist()), reverse=True) + [0]
+
+
+def noise_source(seed: int, jobs: list[tuple[str, int]], shape: tuple, device):
+    """noise() -> z (B, C, H, W). Each sample has a stream of its own, made from (seed, mask's name, k), so it does
+    not matter which others are drawn beside it."""
+    streams = [np.random.default_rng(mix_seed(seed, zlib.crc32(name.encode()), k)) for name, k in jobs]
+    return lambda: torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)
