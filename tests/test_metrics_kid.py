@@ -1,0 +1,118 @@
+"""MMD with a cubic and with a Gaussian kernel: published values, loops over pairs, no bias."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm.metrics import kid as module
+from ddpm.metrics.kid import cmmd, kid
+
+X = np.arange(12).reshape(4, 3) / 10
+Y = 0.5 * X[::-1] + 0.2
+
+
+def test_kid_has_the_published_values():
+    assert kid(X, Y)[0] == pytest.approx(-0.2232961560, rel=1e-9)
+    assert kid(X, X)[0] == pytest.approx(-0.622738, rel=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_kid_is_the_sum_over_pairs(n, d, seed):
+    x, y = np.random.default_rng(seed).normal(size=(2, n, d))
+
+    def k(a, b):
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / d + 1) ** 3
+
+    different = [(i, j) for i in range(n) for j in range(n) if i != j]
+    expected = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in different) / (n * (n - 1))
+    expected -= 2 * sum(k(a, b) for a in x for b in y) / n**2
+    mean, std = kid(x, y)
+    assert mean == pytest.approx(expected, rel=1e-9, abs=1e-9) and std == 0
+
+
+def test_kid_has_no_bias_in_n():
+    """Two sets of one distribution: the mean over many small draws is 0 within four standard errors. The plain
+    estimate, which counts each row with itself, is far above."""
+    rng = np.random.default_rng(0)
+    values = [kid(rng.normal(size=(10, 4)), rng.normal(size=(10, 4)))[0] for _ in range(3000)]
+    error = np.std(values) / np.sqrt(len(values))
+    assert abs(np.mean(values)) < 4 * error < 0.2 < module.cubic(np.ones((1, 4)), np.ones((1, 4)))[0, 0] / 10
+
+
+def test_kid_of_two_gaussians_has_a_closed_form():
+    """In one dimension k = (x y + 1)^3 = sum over j of (3 choose j) x^j y^j, so MMD^2 is the sum of
+    (3 choose j) (difference of the j-th moments)^2. N(0, 1) has moments 0, 1, 0; N(1, 1) has 1, 2, 4."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 1, (60_000, 1)), rng.normal(1, 1, (60_000, 1))
+    mean, std = kid(x, y, subsets=150, subset_size=500)
+    assert mean == pytest.approx(3 * 1 + 3 * 1 + 16, abs=4 * std / np.sqrt(150))
+
+
+def test_subsets_are_of_the_size_that_was_asked_for_or_of_the_smaller_set(monkeypatch):
+    shapes = []
+    cubic = module.cubic
+    monkeypatch.setattr(module, "cubic", lambda x, y: shapes.append((len(x), len(y))) or cubic(x, y))
+    x, y = np.random.default_rng(0).normal(size=(30, 2)), np.random.default_rng(1).normal(size=(20, 2))
+    assert kid(x, y, subsets=5, subset_size=8)[1] > 0
+    assert shapes == [(8, 8)] * 15
+    shapes.clear()
+    kid(x, y, subsets=5, subset_size=1000)
+    assert shapes == [(20, 20)] * 15
+
+
+def test_rows_of_a_subset_differ_and_a_seed_repeats_it():
+    x, y = np.arange(20.0)[:, None], np.arange(15.0)[:, None]
+    seen = []
+
+    def recording(a, b):
+        seen.append((a, b))
+        return np.zeros((len(a), len(b)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "cubic", recording)
+        kid(x, y, subsets=10, subset_size=15)
+    assert all(len(np.unique(a)) == 15 for a, _ in seen)
+    assert len({tuple(a.ravel()) for a, _ in seen}) > 10  # subsets of x, and of y, in ever new order
+    a, b = np.random.default_rng(0).normal(size=(2, 50, 3))
+    assert kid(a, b, subset_size=10, seed=1) == kid(a, b, subset_size=10, seed=1) != kid(a, b, subset_size=10, seed=2)
+
+
+def test_a_subset_size_of_one_is_a_mistake():
+    with pytest.raises(ValueError, match="subset_size is 1"):
+        kid(X, Y, subset_size=1)
+
+
+def test_cmmd_has_the_published_values():
+    assert cmmd([[1.0, 0]], [[0, 1.0]]) == pytest.approx(19.9003325, rel=1e-8)
+    assert cmmd([[1.0, 0]], [[-1.0, 0]]) == pytest.approx(39.6026534, rel=1e-8)
+    assert cmmd([[5.0, 0]], [[0, 0.1]]) == pytest.approx(19.9003325, rel=1e-8)  # length does not count
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 7), st.sampled_from([0.3, 10.0]), st.integers(0, 2**32 - 1))
+def test_cmmd_is_the_mean_over_pairs_whatever_the_blocks(n, m, sigma, seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, 3)), rng.normal(size=(m, 3))
+    u, v = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, y))
+
+    def mean(a, b):
+        return np.mean([np.exp(-((p - q) ** 2).sum() / (2 * sigma**2)) for p in a for q in b])
+
+    expected = 7 * (mean(u, u) + mean(v, v) - 2 * mean(u, v))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", 3)
+        assert cmmd(x, y, sigma=sigma, scale=7.0) == pytest.approx(expected, rel=1e-7, abs=1e-12)
+
+
+def test_cmmd_of_equal_sets_is_zero_and_never_negative():
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    assert cmmd(x, x) == 0
+    assert cmmd(x, x[::-1]) == pytest.approx(0, abs=1e-9)
+    assert cmmd(x, x[:25]) > 0
+
+
+def test_a_row_without_direction_stays_zero():
+    """|0 - e|^2 = 1."""
+    assert cmmd([[0.0, 0]], [[0, 3.0]]) == pytest.approx(2000 * (1 - np.exp(-1 / 200)), rel=1e-9)
