@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample test test-slow lint format bench figures atlas examples clean
+.PHONY: help setup train sample test test-slow parity lint format bench figures atlas examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,15 @@ test: lint $(STAMP)-dev ## lint, then every test but the slow ones
 test-slow: $(STAMP)-dev ## the slow proofs
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# The reference packages must not meet ours: they have an environment of their own.
+.venv-parity/.installed: requirements-parity.txt requirements.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
+	@touch $@
+
+parity: .venv-parity/.installed ## our metrics against the reference packages
+	.venv-parity/bin/python tools/parity.py $(ARGS)
+
 lint: $(STAMP)-dev ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,6 +69,6 @@ atlas: $(STAMP)-data ## make ddpm/data/atlas.npz again from the MNI average brai
 examples: $(STAMP) ## make examples/masks again
 	$(BIN)/python tools/example_masks.py $(ARGS)
 
-clean: ## remove .venv and the caches, not results/
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, .venv-parity and the caches, not results/
+	rm -rf .venv .venv-parity .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
