@@ -1,0 +1,102 @@
+"""Features of images, and where they come from: every score names its extractor, with a hash.
+
+A distance between sets of images is a distance between their features, so the features decide what it can see.
+Three kinds: the segmenter (default: made for MRI, and here), Inception-V3 (what papers on photographs report), and
+any network of yours as a TorchScript file.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm import UserError
+from ddpm.metrics.inception import load_inception, to_rgb
+from ddpm.metrics.segmenter import Segmenter, normalise
+
+
+@dataclass(frozen=True)
+class Extractor:
+    name: str  # with its version, as printed beside each score
+    fingerprint: str  # hash of the weights
+    function: Callable[[np.ndarray], Tensor]  # uint8 images (B, C, H, W) -> features (B, D)
+    classifier: np.ndarray | None = None  # (D, K): features to logits, where the network names classes
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.fingerprint}]"
+
+
+def segmenter_features(segmenter: Segmenter, name: str) -> Extractor:
+    return Extractor(f"segmenter {name}", segmenter.fingerprint(), lambda images: segmenter(normalise(images))[2])
+
+
+def inception_features(path: str) -> Extractor:
+    """Inception-V3's 2,048 pooled features. Raises UserError if `path` holds no such weights."""
+    inception = load_inception(path)
+    classifier = inception.fc.weight.T.numpy()
+    return Extractor("inception-2015-12-05", file_hash(path), lambda images: inception(to_rgb(images)), classifier)
+
+
+def torchscript_features(path: str) -> Extractor:
+    """A TorchScript network that takes (B, 3, H, W) in [0, 1] and returns (B, D). Loading one runs its code: use only
+    files that you trust. Raises UserError if it is none."""
+    try:
+        network = torch.jit.load(path, map_location="cpu").eval()
+    except (RuntimeError, ValueError, OSError):
+        raise UserError(f"--features {path}: not a TorchScript file (torch.jit.save) that can be read") from None
+    return Extractor(Path(path).name, file_hash(path), lambda images: network(to_rgb(images)))
+
+
+def hash_of(*parts) -> str:
+    """16 hexadecimal digits that stand for arrays and plain values: the name of a cache file that cannot be stale."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(repr((part.shape, part.dtype.str)).encode() + np.ascontiguousarray(part).data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]
+
+
+def file_hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+@torch.inference_mode()
+def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, cache: Path | None = None, desc="features"):
+    """uint8 images (N, C, H, W) -> features (N, D) float32.
+
+    cache: a folder that keeps them, under a name made from the pixels and the extractor's weights, so that a stale
+    file cannot be found. Raises UserError if the network's answer is not a finite number a feature.
+    """
+    path = cache / f"features-{hash_of(images, extractor.fingerprint)}.npy" if cache else None
+    if path and path.exists():
+        try:
+            return np.load(path)
+        except (ValueError, OSError, EOFError):
+            pass  # damaged: made again
+    parts = []
+    for start in tqdm(range(0, len(images), batch_size), desc=desc, unit="batch", leave=False, disable=None):
+        answer = extractor.function(images[start : start + batch_size])
+        if not isinstance(answer, Tensor) or answer.ndim != 2:
+            raise UserError(f"{extractor}: answers no (batch, features) tensor; wrap the network so that it does")
+        parts.append(answer.float().numpy())
+    features = np.concatenate(parts)
+    if not np.isfinite(features).all():
+        raise UserError(f"{extractor}: gives features that are not finite numbers; check its weights and input range")
+    if path:
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                np.save(file, features)
+            os.replace(temporary, path)
+        except OSError:
+            pass  # a full or read-only disk costs time, not the scores
+    return features
