@@ -22,6 +22,11 @@ class Slices:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, chosen) -> "Slices":
+        """The chosen images, as a data set of their own."""
+        labels, contrasts = (None if x is None else x[chosen] for x in (self.labels, self.contrasts))
+        return Slices(self.images[chosen], labels, contrasts, self.classes, self.contrast_names)
+
     def tensors(self, chosen) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The chosen images (B, C, H, W) in [-1, 1], their masks (B, K, H, W) one-hot, and their contrasts (B,)
         counted from 1, as the network takes them (0 stands for "none asked for")."""

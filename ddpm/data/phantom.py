@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 CONTRASTS = ("T1", "T2", "FLAIR")
 CLASSES = {"lesion": ("background", "lesion"), "tissue": ("background", "CSF", "GM", "WM", "lesion")}
-SPLITS = {"train": 8000, "val": 2000, "test": 2000}
+SPLITS = {"train": 8000, "val": 2000, "test": 5000}
 ASSET = Path(__file__).with_name("atlas.npz")
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
