@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample test test-slow parity lint format bench figures atlas examples clean
+.PHONY: help setup train sample evaluate test test-slow parity lint format bench figures atlas segmenter examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,6 +33,9 @@ train: $(STAMP) ## train on the embedded data (about 20 minutes on 2 cores)
 
 sample: $(STAMP) ## draw images that follow the masks in examples/masks
 	$(BIN)/python sample.py --mask $(ARGS)
+
+evaluate: $(STAMP) $(STAMP)-plots ## how good are the newest checkpoint's samples? a table and a report (about 10 minutes)
+	$(BIN)/python evaluate.py $(ARGS)
 
 test: lint $(STAMP)-dev ## lint, then every test but the slow ones
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
@@ -66,9 +69,12 @@ figures: $(STAMP)-plots ## the README's figures, from the newest run
 atlas: $(STAMP)-data ## make ddpm/data/atlas.npz again from the MNI average brain
 	$(BIN)/python tools/build_atlas.py $(ARGS)
 
+segmenter: $(STAMP) ## make ddpm/metrics/segmenter.pt again, the judge of the embedded data (about 30 minutes)
+	$(BIN)/python tools/train_segmenter.py $(ARGS)
+
 examples: $(STAMP) ## make examples/masks again
 	$(BIN)/python tools/example_masks.py $(ARGS)
 
-clean: ## remove .venv, .venv-parity and the caches, not results/
+clean: ## remove .venv and the caches, not results/
 	rm -rf .venv .venv-parity .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,323 @@
+"""How good are the samples? One table, one report.
+
+python evaluate.py                         the newest checkpoint: samples for held-out masks, then all the questions
+python evaluate.py --real DIR --fake DIR   two folders of images
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddpm import UserError, checkpoint, evaluation, mix_seed
+from ddpm.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm.data import Slices, folders, images, phantom
+from ddpm.evaluation import Sets, draw
+from ddpm.metrics import features, segmenter
+from ddpm.metrics.manifold import nearest
+from ddpm.report import table, write_report
+from ddpm.reverse import SAMPLERS, STEPS
+from ddpm.schedule import make_schedule
+from train import load_data
+
+CACHE = phantom.CACHE
+# What each question costs, and needs, beside the samples.
+METRICS = {
+    "fid": "Frechet distance, and its limit for infinitely many samples",
+    "kid": "kernel distances: KID, CMMD's",
+    "manifold": "precision, recall, density, coverage",
+    "spectrum": "power spectrum and grey levels",
+    "memorisation": "nearest training images (with --ckpt)",
+    "mask": "does the image obey the mask, and the contrast? (with --ckpt)",
+    "two-sample": "can a network tell samples from real images? (about a minute)",
+    "useful": "a segmenter trained on samples, tested on real images (with --ckpt; minutes; only if asked for)",
+    "likelihood": "bits per dimension (with --ckpt; a minute; only if asked for)",
+}
+DEFAULT = ("fid", "kid", "manifold", "spectrum", "memorisation", "mask", "two-sample")
+ONLY_CKPT = {"memorisation", "mask", "useful", "likelihood"}
+JUDGE_STEPS = 2000  # batches of 32, to train a judge for data of your own
+
+
+@one_line_errors
+def main(argv):
+    args = read_arguments(argv)
+    begun = time.perf_counter()
+    if args.real:
+        sets, judge, extractor = from_folders(args)
+        model, title = None, f"{args.fake} against {args.real}"
+    else:
+        sets, judge, extractor, model, title = from_checkpoint(args)
+
+    fakes = features.extract(extractor, sets.samples, args.batch_size, desc="features of samples")
+    reals = features.extract(extractor, sets.pool, args.batch_size, CACHE, desc="features of real images")
+    rows, line = [], None
+    if "kid" in args.metrics:
+        rows += evaluation.kernel_rows(fakes, reals, sets, args.seed)
+    if "fid" in args.metrics:
+        frechet, line = evaluation.frechet_rows(fakes, reals, sets, args.seed)
+        rows = frechet + rows if len(fakes) >= 2048 else rows + frechet  # below 2,048 images KID leads
+    if "manifold" in args.metrics:
+        rows += evaluation.manifold_rows(fakes, reals, sets, args.seed)
+    if extractor.classifier is not None:
+        rows += evaluation.inception_score_rows(fakes, reals, sets, extractor.classifier)
+    if "spectrum" in args.metrics:
+        rows += evaluation.spectrum_rows(sets, args.seed)
+    if "memorisation" in args.metrics:
+        rows += evaluation.memorisation_rows(sets, args.seed)
+    if "mask" in args.metrics:
+        verdicts = judge.judge(sets.samples), judge.judge(sets.asked.images)
+        rows += evaluation.obedience_rows(*verdicts, judge, sets.asked)
+    if "two-sample" in args.metrics:
+        rows += evaluation.two_sample_rows(sets, args.seed)
+    if "useful" in args.metrics:
+        rows += evaluation.usefulness_rows(sets, args.seed, mirror=sets.mirror)
+    if "likelihood" in args.metrics:
+        rows += evaluation.likelihood_rows(*model, sets.others, args.seed)
+
+    print(table(rows))
+    for name, choice in sets.choices.items():
+        print(f"{name}: {choice}")
+    if len(sets.samples) < 2048 and "fid" in args.metrics:
+        print(f"warning: FID wants 2,048 images or more, here are {len(sets.samples)}: read KID first")
+    notice = write_report(Path(args.out), title, rows, sets, report_cells(sets), line)
+    print(
+        f"{notice + chr(10) if notice else ''}{args.out}/report.html, report.json; {time.perf_counter() - begun:.0f} s"
+    )
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def from_checkpoint(args):
+    """Draw n samples for held-out masks -> (sets, judge, extractor, what likelihood needs, title)."""
+    path = Path(args.ckpt or "results")
+    path = checkpoint.newest(path) if path.is_dir() or not args.ckpt else path
+    loaded = checkpoint.load(path)
+    config, device = loaded["config"], pick_device(args.device)
+    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    unet = checkpoint.load_unet(loaded, "ema", path).to(device)
+    train, held_out, split = load_data(config, "train"), *held_out_split(config)
+    n = args.n or min(1000, len(held_out) // 2)
+    if not 20 <= n <= len(held_out) - 20:
+        raise UserError(f"--n {n}: give 20 to {len(held_out) - 20}, as {split} has {len(held_out)} images")
+    if "mask" in args.metrics and not held_out.classes and not held_out.contrast_names:
+        args.metrics.remove("mask")
+    if "useful" in args.metrics and not held_out.classes:
+        raise UserError(f"--metrics useful: {path} was trained without masks")
+    args.sample_steps = min(args.sample_steps or STEPS[args.sampler], config.timesteps)
+
+    chosen = np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(held_out))[:n])
+    others = np.setdiff1d(np.arange(len(held_out)), chosen)
+    judge, judged_by = make_judge(config, train)
+    extractor = make_extractor(args, judge, judged_by)
+    print(
+        f"{path}: step {loaded['step']}, ema weights, {n} samples by {args.sample_steps} {args.sampler} steps, "
+        f"compared with {len(others)} other images of {split} -> {args.out}"
+    )
+    check_writable(args.out)
+    estimate(args, unet, config, held_out, chosen, device)
+    samples = draw(unet, schedule, config, held_out, chosen, args, args.seed, device, args.batch_size)
+    choices = {
+        "model": f"{path}, step {loaded['step']}, averaged weights",
+        "samples": f"{n}, {args.sampler} in {args.sample_steps} steps, guidance {args.guidance:g}, {args.precision}, "
+        f"seed {args.seed}, for the masks and contrasts of {n} images of {split}",
+        "real images": f"the other {len(others)} of {split}; in the place of samples: the {n} real images of the same masks",
+        "features": f"{extractor}, of images of {samples.shape[2]}x{samples.shape[3]}, 8 bits",
+        "judge of masks": judged_by,
+    }
+    sets = Sets(samples, held_out.images, others, chosen, others, train.images, choices=choices)
+    sets.asked, sets.others = held_out.part(chosen), held_out.part(others)
+    sets.mirror = config.data == "phantom"
+    return sets, judge, extractor, (unet, schedule, config, device), f"{path}, step {loaded['step']}"
+
+
+def from_folders(args):
+    """Read two folders of pictures -> (sets, judge, extractor)."""
+    real, fake = (
+        read_folder(folder, flag, args.skip_bad) for folder, flag in ((args.real, "--real"), (args.fake, "--fake"))
+    )
+    if real.shape[1:] != fake.shape[1:]:
+        raise UserError(
+            f"--fake {args.fake}: images of {fake.shape[2]}x{fake.shape[3]}, but those of --real {args.real} are "
+            f"{real.shape[2]}x{real.shape[3]}; resize one of them, always in the same way"
+        )
+    if args.n:
+        fake = fake[np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(fake))[: args.n])]
+    for flag, folder, number, needed in (("--real", args.real, len(real), 40), ("--fake", args.fake, len(fake), 20)):
+        if number < needed:
+            raise UserError(f"{flag} {folder}: {number} images; {needed} are needed at least")
+    shuffled = np.random.default_rng(mix_seed(args.seed, 1)).permutation(len(real))
+    half = min(len(fake), len(real) // 2)
+    judge = segmenter.load_segmenter()
+    extractor = make_extractor(args, judge, f"of the embedded data [{judge.fingerprint()}]")
+    check_writable(args.out)
+    print(f"{len(fake)} images of {args.fake} against {len(real)} of {args.real} -> {args.out}")
+    choices = {
+        "samples": f"{len(fake)} of {args.fake}",
+        "real images": f"{len(real)} of {args.real}; in the place of samples: {half} of them, against the other {len(real) - half}",
+        "features": f"{extractor}, of images of {real.shape[2]}x{real.shape[3]}, 8 bits, grey",
+    }
+    return Sets(fake, real, np.arange(len(real)), shuffled[:half], shuffled[half:], choices=choices), judge, extractor
+
+
+def read_folder(folder: str, flag: str, skip_bad: bool) -> np.ndarray:
+    """The pictures of a folder in grey, (N, 1, H, W) uint8. Raises UserError for what cannot be read or differs in size;
+    with skip_bad, unreadable files are counted and left out."""
+    read, bad = [], []
+    for path in folders.pictures_in(Path(folder)).values():
+        if path.name == "grid.png":  # sample.py's overview
+            continue
+        try:
+            read.append((path, images.read_image(path)))
+        except UserError as error:
+            bad.append(str(error))
+    if bad and not skip_bad:
+        raise UserError(f"{bad[0]}; {len(bad)} such file(s) in {flag} {folder}, go on without them by --skip-bad")
+    if bad:
+        print(f"{flag} {folder}: {len(bad)} unreadable file(s) left out, the first: {bad[0]}")
+    if not read:
+        raise UserError(f"{flag} {folder}: no images that can be read")
+    size = read[0][1].shape
+    for path, image in read:
+        if image.shape != size:
+            raise UserError(
+                f"{path}: {image.shape[0]}x{image.shape[1]}, but {read[0][0].name} is {size[0]}x{size[1]}; "
+                f"all images of {flag} must be of one size"
+            )
+    return np.stack([image for _, image in read])[:, None]
+
+
+def held_out_split(config) -> tuple[Slices, str]:
+    """The test split, or where a folder has none, the validation split; and its name."""
+    split = "test" if config.data == "phantom" or (Path(config.data) / "test").is_dir() else "val"
+    return load_data(config, split), f"{config.data}'s {split} split"
+
+
+def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
+    """The judge that knows this data, and what to call it: the embedded one for the phantom, else one trained on the
+    training split (once, then cached under a key of those pairs)."""
+    if config.data == "phantom" or not train.classes:
+        judge = segmenter.load_segmenter()
+        return judge, f"segmenter of the embedded data [{judge.fingerprint()}]"
+    digest = features.hash_of(train.images, train.labels, JUDGE_STEPS, train.classes, train.contrast_names)
+    path = CACHE / f"segmenter-{digest}.pt"
+    if not path.exists():
+        print(f"training a judge on {len(train)} pairs of {config.data}, once")
+        judge = segmenter.train_segmenter(
+            train.images, train.labels, train.contrasts, train.classes, train.contrast_names, JUDGE_STEPS
+        )
+        segmenter.save_segmenter(judge, path)
+    judge = segmenter.load_segmenter(path)
+    return judge, f"segmenter trained for {JUDGE_STEPS} steps on the training pairs [{judge.fingerprint()}]"
+
+
+def make_extractor(args, judge: segmenter.Segmenter, judged_by: str) -> features.Extractor:
+    match args.features:
+        case "segmenter":
+            return features.segmenter_features(judge, judged_by.removeprefix("segmenter "))
+        case "inception":
+            return features.inception_features(args.weights)
+        case path:
+            return features.torchscript_features(path)
+
+
+def estimate(args, unet, config, held_out: Slices, chosen: np.ndarray, device) -> None:
+    """Say how long sampling will take, from one network call."""
+    _, mask, contrast = held_out.tensors(chosen[: args.batch_size])
+    x = torch.randn(len(chosen[: args.batch_size]), *held_out.images.shape[1:], device=device)
+    inputs = [None if y is None else y.to(device) for y in (mask, contrast)]
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+        for _ in range(2):  # the first call is slower
+            begun = time.perf_counter()
+            unet(x, torch.ones(len(x), dtype=torch.long, device=device), *inputs)
+            seconds = time.perf_counter() - begun
+    calls = args.sample_steps * -(-len(chosen) // args.batch_size) * (1 if args.guidance == 1 else 2)
+    print(f"sampling will take about {seconds * calls / 60:.1f} minutes")
+
+
+def report_cells(sets: Sets) -> np.ndarray:
+    """The grid of the report: mask | sample | nearest training image, three times a row; or samples alone."""
+    shown = sets.samples[:18]
+    columns = [np.repeat(shown, 4 - shown.shape[1], axis=1)] if shown.shape[1] == 1 else [shown]
+    if sets.train is not None:
+        _, index = nearest(shown.reshape(len(shown), -1) / 255, sets.train.reshape(len(sets.train), -1) / 255)
+        columns.append(sets.train[index].repeat(3, axis=1))
+    if sets.asked is not None and sets.asked.labels is not None:
+        columns.insert(0, images.colour_labels(sets.asked.labels[:18], len(sets.asked.classes)))
+    cells = np.stack(columns, axis=1)  # (18, columns, 3, H, W)
+    whole = len(cells) // 3 * 3
+    return cells[:whole].reshape(-1, 3 * cells.shape[1], *cells.shape[2:])
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def read_arguments(argv):
+    parser = Parser(prog="evaluate.py", description="How good are the samples? One table, one report.")
+    add = parser.add_argument
+    add(
+        "--ckpt",
+        help="a checkpoint or a run's folder (default: the newest in results/): draws samples for held-out masks",
+    )
+    add("--real", metavar="DIR", help="compare two folders: real images ...")
+    add("--fake", metavar="DIR", help="... and samples")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=[*METRICS, "all"],
+        default=list(DEFAULT),
+        help="; ".join(f"{k}: {v}" for k, v in METRICS.items()),
+    )
+    add("--n", type=int, help="samples (default 1000, or half of the held-out images)")
+    add(
+        "--features",
+        default="segmenter",
+        help="segmenter (default), inception (with --weights), or a TorchScript FILE that takes (B, 3, H, W) in [0, 1] and returns (B, D)",
+    )
+    add("--weights", default="", metavar="FILE", help="Inception's weights, pt_inception-2015-12-05-6726825d.pth")
+    add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
+    add("--sample-steps", type=int, help=f"network calls an image (default {STEPS})")
+    add("--guidance", type=float, default=1.0, help="default 1")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the sampling (default fp32)")
+    add("--batch-size", type=int, default=50, help="default 50")
+    add("--seed", type=int, default=0, help="of samples, subsets and the judge's training (default 0)")
+    add("--skip-bad", action="store_true", help="leave unreadable files out, and count them")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="of the sampling; cuda and mps: not yet run",
+    )
+    add("--out", help="folder of the report (default results/evaluation-TIME)")
+    args = parser.parse_args(argv)
+    if bool(args.real) != bool(args.fake):
+        raise UserError("--real and --fake go together: give two folders, or neither")
+    if args.real and args.ckpt:
+        raise UserError("--ckpt or --real and --fake, not both")
+    for flag, value, low in (
+        ("--n", args.n, 20),
+        ("--batch-size", args.batch_size, 1),
+        ("--seed", args.seed, 0),
+        ("--sample-steps", args.sample_steps, 1),
+        ("--guidance", args.guidance, 0),
+    ):
+        if value is not None and not value >= low:
+            raise UserError(f"{flag} is {value}; it must be at least {low}")
+    given = list(METRICS) if "all" in args.metrics else args.metrics
+    if args.real and tuple(given) != DEFAULT and "all" not in args.metrics and (wrong := ONLY_CKPT & set(given)):
+        raise UserError(f"--metrics {sorted(wrong)[0]} needs --ckpt; two folders do not say what was asked for")
+    args.metrics = [name for name in given if not (args.real and name in ONLY_CKPT)]
+    if args.features == "inception" and not args.weights:
+        raise UserError(
+            "--features inception needs --weights FILE: see 'Inception' in docs/evaluation.md; or use --features segmenter"
+        )
+    if args.weights and args.features != "inception":
+        raise UserError("--weights belongs to --features inception")
+    args.out = args.out or f"results/evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
