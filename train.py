@@ -91,6 +91,8 @@ def main(argv):
                 run.save(step, unet, ema, optimizer)
             if step % config.sample_every == 0 or step == config.steps:
                 run.validate(step, ema, schedule, held_out, device, bar)
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                run.evaluate(step, ema, schedule, held_out, device, bar)
     run.finish(step, stop.name, (time.perf_counter() - started) / 60, planned)
 
 

@@ -79,10 +79,16 @@ class Config:
     log_every: int = option(20, "steps between lines in log.jsonl")
     save_every: int = option(500, "steps between checkpoints")
     sample_every: int = option(500, "steps between validation losses and sample grids")
+    evaluate_every: int = option(
+        0, "steps between small evaluations of 100 samples (KID, Dice) in log.jsonl; 0 is never"
+    )
 
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
-CHANGEABLE = ("steps", "grad_accum", "device", "out", "log_every", "save_every", "sample_every", "data", "masks")
+CHANGEABLE = (
+    *("steps", "grad_accum", "device", "out", "data", "masks"),
+    *("log_every", "save_every", "sample_every", "evaluate_every"),
+)
 
 PRESETS: dict[str, dict] = {
     # 2 CPU cores, 64 x 64, about 17 minutes. The defaults.
@@ -249,7 +255,7 @@ def given_flags(args: argparse.Namespace) -> dict:
     for name in ("mask_drop", "contrast_drop", "dropout", "ema_decay"):
         if not 0 <= given.get(name, 0) <= 1:
             raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must lie between 0 and 1")
-    for name in ("steps", "warmup", "min_snr", "weight_decay", "seed"):
+    for name in ("steps", "warmup", "min_snr", "weight_decay", "seed", "evaluate_every"):
         if not given.get(name, 0) >= 0:
             raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must not be negative")
     return given

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from ddpm import UserError, checkpoint
 from ddpm.config import Config
 from ddpm.data import Slices
 from ddpm.data.images import colour_labels, grid, to_uint8, write_png, write_whole
+from ddpm.evaluation import draw, obedience_rows
 from ddpm.forward import loss_simple
+from ddpm.metrics.kid import kid
+from ddpm.metrics.segmenter import load_segmenter
 from ddpm.reverse import denoiser, trajectory
 
 try:
@@ -26,6 +30,7 @@ except ImportError:  # Windows
 VALIDATION_IMAGES = 256
 GRID_ROWS, GRID_SAMPLES, GRID_STEPS = 6, 4, 20
 GRID_IMAGES = GRID_ROWS * GRID_SAMPLES
+EVALUATION_IMAGES = 100
 
 
 class Run:
@@ -119,6 +124,28 @@ class Run:
             shown = colour_labels(held_out.labels[rows], len(held_out.classes))
             cells = np.concatenate([shown[:, None], cells], axis=1)
         write_png(self.folder / "samples" / f"step_{step:06d}.png", grid(cells))
+
+    @torch.no_grad()
+    def evaluate(self, step, ema, schedule, held_out: Slices, device, bar) -> None:
+        """A small evaluate.py: KID of samples for a few held-out masks to the other held-out images, in the features of
+        the embedded data's judge; on that data also whether they obey (Dice of the lesion, contrast)."""
+        config, begun = self.config, time.perf_counter()
+        chosen, others = np.split(np.arange(len(held_out)), [min(EVALUATION_IMAGES, len(held_out) // 2)])
+        how = SimpleNamespace(
+            sampler="dpm-solver", sample_steps=min(GRID_STEPS, schedule.T), guidance=1.0, precision=config.precision
+        )
+        samples = draw(ema, schedule, config, held_out, chosen, how, 0, device, GRID_IMAGES)
+        judge = load_segmenter()
+        verdict = judge.judge(samples)
+        mean, std = kid(verdict.features, judge.judge(held_out.images[others]).features, subset_size=len(chosen))
+        line = {"step": step, "kid": mean, "kid_std": std, "evaluated": len(chosen)}
+        if config.data == "phantom":
+            asked = held_out.part(chosen)
+            for row in obedience_rows(verdict, judge.judge(asked.images), judge, asked):
+                line |= {row.metric: row.samples, f"{row.metric}, real": row.real}
+        self.write(line)
+        bar.write(f"step {step}: " + ", ".join(f"{key} {value:.3g}" for key, value in line.items() if key != "step"))
+        self.window_began += time.perf_counter() - begun
 
     def save(self, step, unet, ema, optimizer) -> None:
         try:
