@@ -149,10 +149,13 @@ def covariance_factor(cov: Tensor) -> Tensor:
 def mean_and_factor(features: np.ndarray) -> tuple[Tensor, Tensor]:
     """The mean (D,) of checked features (N, D), and a factor (D, min(N, D)) of their unbiased covariance."""
     N, D = features.shape
-    features = torch.from_numpy(features)
-    mu = features.mean(dim=0)
-    factor = (features - mu).T / (N - 1) ** 0.5  # (D, N)
-    return mu, (factor if N <= D else covariance_factor(factor @ factor.T))
+    if N <= D:
+        mu = features.mean(axis=0)
+        return torch.from_numpy(mu), torch.from_numpy(features - mu).T / (N - 1) ** 0.5
+    statistics = Statistics()
+    for start in range(0, N, 4096):
+        statistics.update(features[start : start + 4096])
+    return torch.from_numpy(statistics.mu), covariance_factor(torch.from_numpy(statistics.cov))
 
 
 class Extrapolation(NamedTuple):
