@@ -38,7 +38,9 @@ def test_too_few_samples_are_refused_by_name(metric, place, name):
     fewest = TWO_SETS[metric]
     sets = [np.random.default_rng(i).normal(size=(20, 3)) for i in range(2)]
     sets[place] = sets[place][: fewest - 1]
-    with pytest.raises(UserError, match=f"the {name} set of features has {fewest - 1} samples.*at least {fewest}"):
+    with pytest.raises(
+        UserError, match=f"the {name} set of features: too few samples, {fewest - 1} where.*at least {fewest}"
+    ):
         metric(*sets)
     sets[place] = np.random.default_rng(5).normal(size=(fewest, 3))
     metric(*sets)  # the fewest is enough
@@ -59,9 +61,9 @@ def test_metrics_of_one_set_refuse_too():
     for metric in (inception_score, Statistics().update, lambda features: fid_floor(features, 5)):
         with pytest.raises(UserError, match="the set of features: 2 of 40 values"):
             metric(bad)
-    with pytest.raises(UserError, match="has 3 samples"):
+    with pytest.raises(UserError, match="too few samples, 3 where"):
         fid_floor(np.zeros((3, 2)), 2)
-    with pytest.raises(UserError, match="a floor of 1"):
+    with pytest.raises(UserError, match="for a floor: 1"):
         fid_floor(np.zeros((30, 2)), 1)
 
 

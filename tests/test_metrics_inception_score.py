@@ -38,7 +38,7 @@ def test_parts_are_consecutive_and_hold_every_sample_once():
 
 
 def test_bad_input():
-    with pytest.raises(UserError, match="9 samples.*at least 10"):
+    with pytest.raises(UserError, match="too few samples, 9 where.*at least 10"):
         inception_score(np.full((9, 2), 0.5))
     with pytest.raises(UserError, match="0 parts"):
         inception_score(np.full((9, 2), 0.5), splits=0)

@@ -71,13 +71,13 @@ def test_each_score_sees_what_it_is_for():
 
 def test_copies_tie_exactly_however_far_from_zero():
     """Samples equal to the real set: point j has exactly k - 1 other points and itself strictly inside its ball, so
-    the density is exactly 1. Rounding in |x|^2 + |y|^2 - 2 x.y would break the ties."""
-    x = np.random.default_rng(0).normal(size=(700, 33)) * 0.1 + 1e4
+    the density is exactly 1. In |x|^2 + |y|^2 - 2 x.y rounding would leave nothing of these distances."""
+    x = np.random.default_rng(0).normal(size=(700, 33)) * 1e-3 + 1e6
     assert precision_recall_density_coverage(x, x, k=5) == (1, 1, 1, 1)
 
 
 def test_too_few_for_k():
-    with pytest.raises(UserError, match="the second set of features has 5 samples.*at least 6"):
+    with pytest.raises(UserError, match="the second set of features: too few samples, 5 where.*at least 6"):
         precision_recall_density_coverage(np.zeros((9, 1)), np.zeros((5, 1)))
     with pytest.raises(UserError, match="k is 0"):
         precision_recall_density_coverage(R, R, k=0)

@@ -21,7 +21,9 @@ def feature_sets(*sets, at_least: int = 2) -> list[np.ndarray]:
         if array.ndim != 2 or array.shape[1] != arrays[0].shape[-1]:
             raise ValueError(f"{name} has shape {array.shape}; it must be (N, D), with the same D in every set")
         if len(array) < at_least:
-            raise UserError(f"{name} has {len(array)} samples, and this score needs at least {at_least}; add images")
+            raise UserError(
+                f"{name}: too few samples, {len(array)} where this score needs at least {at_least}; add images"
+            )
         require_finite(name, array)
     return arrays
 

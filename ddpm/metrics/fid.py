@@ -57,7 +57,7 @@ class Statistics:
     def cov(self) -> np.ndarray:
         """The unbiased covariance (D, D). Raises UserError with fewer than two samples."""
         if self.n < 2:
-            raise UserError(f"a covariance of {self.n} samples; it takes at least 2, and a score many more: add images")
+            raise UserError(f"too few samples for a covariance: {self.n}; it takes at least 2, and a score many more")
         return self.scatter / (self.n - 1)
 
 
@@ -202,7 +202,7 @@ def fid_floor(reference, n: int, seed: int = 0) -> Floor:
     """
     [reference] = feature_sets(reference, at_least=4)
     if n < 2:
-        raise UserError(f"a floor of {n} samples; it takes at least 2")
+        raise UserError(f"too few samples for a floor: {n}; it takes at least 2")
     order = np.random.default_rng(seed).permutation(len(reference))
     drawn = min(n, len(reference) // 2)
     part, rest = reference[order[:drawn]], reference[order[drawn:]]
