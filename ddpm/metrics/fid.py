@@ -66,7 +66,7 @@ def frechet_distance(mu_1, cov_1, mu_2, cov_2) -> float:
 
     Rounding, or a singular covariance, can leave a root that is not finite (then, as is usual, 1e-6 I is added to
     both covariances) or slightly complex (the imaginary part is dropped). So a singular case is right to about 1e-6 of
-    the traces, or 1e-4 if the identity was added. The result can be negative by rounding.
+    the traces, or 1e-3 if the identity was added. The result can be negative by rounding.
     Raises UserError on NaN, and if the imaginary part is large: then a matrix is no covariance.
     """
     mu_1, cov_1, mu_2, cov_2 = gaussians(mu_1, cov_1, mu_2, cov_2)
