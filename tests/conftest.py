@@ -1,10 +1,15 @@
+import os
+
+# Before numpy is imported: what is multiplied here is too small for two threads, which would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 import torch
 
 import train
 from ddpm.data import phantom
 
-torch.set_num_threads(1)  # the networks here are too small for two, which would only wait for each other
+torch.set_num_threads(1)  # for the same reason
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ def table(segmenter, images, tissue, contrasts) -> None:
 @one_line_errors
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8000, help="batches of 32 (default 8000)")
+    parser.add_argument("--steps", type=int, default=7000, help="batches of 32 (default 7000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="train in bf16 (faster where the processor has it)")
     parser.add_argument("--check", action="store_true", help="print the table for the stored judge, train nothing")
