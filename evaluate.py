@@ -18,7 +18,7 @@ from ddpm.evaluation import Sets, draw
 from ddpm.metrics import features, segmenter
 from ddpm.metrics.manifold import nearest
 from ddpm.report import table, write_report
-from ddpm.reverse import SAMPLERS, STEPS
+from ddpm.reverse import GUIDANCE, SAMPLERS, STEPS
 from ddpm.schedule import make_schedule
 from train import load_data
 
@@ -100,12 +100,14 @@ def from_checkpoint(args):
     unet = checkpoint.load_unet(loaded, "ema", path).to(device)
     train, held_out, split = load_data(config, "train"), *held_out_split(config)
     n = args.n or min(1000, len(held_out) // 2)
-    if not 20 <= n <= len(held_out) - 20:
-        raise UserError(f"--n {n}: give 20 to {len(held_out) - 20}, as {split} has {len(held_out)} images")
+    if not 40 <= n <= len(held_out) - 40:
+        raise UserError(f"--n {n}: give 40 to {len(held_out) - 40}, as {split} has {len(held_out)} images")
     if "mask" in args.metrics and not held_out.classes and not held_out.contrast_names:
         args.metrics.remove("mask")
     if "useful" in args.metrics and not held_out.classes:
         raise UserError(f"--metrics useful: {path} was trained without masks")
+    if args.guidance is None:
+        args.guidance = GUIDANCE if held_out.classes and config.mask_drop else 1.0
     args.sample_steps = min(args.sample_steps or STEPS[args.sampler], config.timesteps)
 
     chosen = np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(held_out))[:n])
@@ -145,7 +147,7 @@ def from_folders(args):
         )
     if args.n:
         fake = fake[np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(fake))[: args.n])]
-    for flag, folder, number, needed in (("--real", args.real, len(real), 40), ("--fake", args.fake, len(fake), 20)):
+    for flag, folder, number, needed in (("--real", args.real, len(real), 80), ("--fake", args.fake, len(fake), 40)):
         if number < needed:
             raise UserError(f"{flag} {folder}: {number} images; {needed} are needed at least")
     shuffled = np.random.default_rng(mix_seed(args.seed, 1)).permutation(len(real))
@@ -279,7 +281,7 @@ def read_arguments(argv):
     add("--weights", default="", metavar="FILE", help="Inception's weights, pt_inception-2015-12-05-6726825d.pth")
     add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
     add("--sample-steps", type=int, help=f"network calls an image (default {STEPS})")
-    add("--guidance", type=float, default=1.0, help="default 1")
+    add("--guidance", type=float, help=f"how strongly to follow the mask (default {GUIDANCE})")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the sampling (default fp32)")
     add("--batch-size", type=int, default=50, help="default 50")
     add("--seed", type=int, default=0, help="of samples, subsets and the judge's training (default 0)")
@@ -297,7 +299,7 @@ def read_arguments(argv):
     if args.real and args.ckpt:
         raise UserError("--ckpt or --real and --fake, not both")
     for flag, value, low in (
-        ("--n", args.n, 20),
+        ("--n", args.n, 40),
         ("--batch-size", args.batch_size, 1),
         ("--seed", args.seed, 0),
         ("--sample-steps", args.sample_steps, 1),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ddpm import UserError, checkpoint
 from ddpm.config import Parser, check_writable, one_line_errors, pick_device
 from ddpm.data import folders, images, phantom
-from ddpm.reverse import SAMPLERS, STEPS, denoiser, noise_source, trajectory
+from ddpm.reverse import GUIDANCE, SAMPLERS, STEPS, denoiser, noise_source, trajectory
 from ddpm.schedule import make_schedule
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
@@ -36,12 +36,16 @@ def main(argv):
     steps = args.sample_steps or min(STEPS[args.sampler], config.timesteps)
     if steps > config.timesteps:
         raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {path}")
+    if args.guidance is None:
+        args.guidance = GUIDANCE if args.mask is not None and classes and config.mask_drop else 1.0
     check_trained_without(args, config, classes, contrasts, path)
     masks, notices = read_masks(args.mask, classes, tuple(config.image_size), path)
     wanted = contrast_labels(args.contrast, contrasts, args.n, path)
     out = Path(args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}")
 
-    print(f"{path}: step {loaded['step']}, {args.weights} weights, {steps} {args.sampler} steps -> {out}")
+    print(
+        f"{path}: step {loaded['step']}, {args.weights} weights, {steps} {args.sampler} steps, guidance {args.guidance:g} -> {out}"
+    )
     for notice in notices:
         print(notice)
 
@@ -105,8 +109,7 @@ def make_parser() -> Parser:
     add(
         "--guidance",
         type=float,
-        default=1.0,
-        help="how strongly to follow the mask: 1 as trained (default), 0 not at all",
+        help=f"how strongly to follow the mask: 1 as trained, 0 not at all (default {GUIDANCE})",
     )
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or the last ones")
     add(
@@ -142,7 +145,7 @@ def check_numbers(args) -> None:
         raise UserError(f"--eta is {args.eta}; it must lie between 0 and 1")
     if args.eta and args.sampler != "ddim":
         raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
-    if args.guidance != 1 and args.mask is None:
+    if args.guidance not in (None, 1) and args.mask is None:
         raise UserError("--guidance needs --mask")
 
 

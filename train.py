@@ -279,8 +279,8 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
 
     if config.steps == 0:
         step = seconds(chosen, part) * config.grad_accum
-        # A forward pass takes about a third of a step; validation and the sample grid are forward passes.
-        extra = (VALIDATION_IMAGES + GRID_IMAGES * GRID_STEPS) / config.batch_size * step / 3
+        # A forward pass takes about a third of a step; validation and the sample grid (two, with guidance) are forward passes.
+        extra = (VALIDATION_IMAGES + 2 * GRID_IMAGES * GRID_STEPS) / config.batch_size * step / 3
         left = 60 * config.minutes - (time.perf_counter() - started)
         config.steps = max(1, int((left - extra) / (step + extra / config.sample_every)))
         print(f"plan: {config.steps} steps of {step:.2f} s fill {config.minutes:g} minutes")

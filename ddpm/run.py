@@ -20,7 +20,7 @@ from ddpm.evaluation import draw, obedience_rows
 from ddpm.forward import loss_simple
 from ddpm.metrics.kid import kid
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.reverse import denoiser, trajectory
+from ddpm.reverse import GUIDANCE, denoiser, trajectory
 
 try:
     import resource
@@ -28,7 +28,7 @@ except ImportError:  # Windows
     resource = None
 
 VALIDATION_IMAGES = 256
-GRID_ROWS, GRID_SAMPLES, GRID_STEPS = 6, 4, 20
+GRID_ROWS, GRID_SAMPLES, GRID_STEPS = 6, 4, 10
 GRID_IMAGES = GRID_ROWS * GRID_SAMPLES
 EVALUATION_IMAGES = 100
 
@@ -46,6 +46,7 @@ class Run:
             lines = [line for line in self.log_path.read_text().splitlines() if step_of(line) <= keep_until]
             write_text(self.log_path, "".join(line + "\n" for line in lines))
         self.window, self.window_began = [], time.perf_counter()
+        self.guidance = GUIDANCE if data.classes and config.mask_drop else 1.0
 
     def record(self, step, t, losses, grad_norm, lr, bar, last) -> None:
         """Keep a step's figures; every log_every steps, average them into a line of log.jsonl.
@@ -113,7 +114,7 @@ class Run:
         rows = pick_rows(held_out)
         x_0, mask, contrast = held_out.tensors(rows)
         many = [None if x is None else x.repeat_interleave(GRID_SAMPLES, 0).to(device) for x in (mask, contrast)]
-        predict_x_0 = denoiser(ema, schedule, self.config.objective, *many)
+        predict_x_0 = denoiser(ema, schedule, self.config.objective, *many, guidance=self.guidance)
         x_T = torch.randn(len(rows) * GRID_SAMPLES, *x_0.shape[1:], generator=torch.Generator().manual_seed(0))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             steps = trajectory("dpm-solver", predict_x_0, schedule, x_T.to(device), None, min(GRID_STEPS, schedule.T))
@@ -132,7 +133,10 @@ class Run:
         config, begun = self.config, time.perf_counter()
         chosen, others = np.split(np.arange(len(held_out)), [min(EVALUATION_IMAGES, len(held_out) // 2)])
         how = SimpleNamespace(
-            sampler="dpm-solver", sample_steps=min(GRID_STEPS, schedule.T), guidance=1.0, precision=config.precision
+            sampler="dpm-solver",
+            sample_steps=min(GRID_STEPS, schedule.T),
+            guidance=self.guidance,
+            precision=config.precision,
         )
         samples = draw(ema, schedule, config, held_out, chosen, how, 0, device, GRID_IMAGES)
         judge = load_segmenter()

@@ -27,7 +27,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 def small_phantom(tmp_path_factory):
     """The embedded data with fewer images, cached apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom, "SPLITS", {"train": 96, "val": 24, "test": 72})
+        patch.setattr(phantom, "SPLITS", {"train": 96, "val": 24, "test": 96})
         patch.setattr(phantom, "CACHE", tmp_path_factory.mktemp("cache"))
         yield
 

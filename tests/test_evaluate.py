@@ -32,7 +32,7 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "CACHE", tmp_path / "cache")
 
 
-def pictures(folder, n=48, size=(32, 32), seed=0, level=128):
+def pictures(folder, n=80, size=(32, 32), seed=0, level=128):
     """n smooth random pictures as PNG files."""
     Path(folder).mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def report(out) -> dict:
 # ---------------------------------------------------------------- a checkpoint
 
 
-QUICK = ("--n", "24", "--sample-steps", "2", "--out", "out")
+QUICK = ("--n", "40", "--sample-steps", "2", "--out", "out")
 
 
 def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
@@ -66,7 +66,7 @@ def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
     assert evaluate.main(["--ckpt", ckpt, *QUICK, "--metrics", *metrics]) == 0
     printed = capsys.readouterr().out
     assert "sampling will take about" in printed.split("KID")[0]  # before it starts, not after
-    assert "FID wants 2,048 images or more, here are 24" in printed
+    assert "FID wants 2,048 images or more, here are 40" in printed
     rows = report("out")
     for name in ("KID x 1000", "FID", "precision", "coverage", "memorisation", "contrast as asked"):
         assert name in rows and name in printed
@@ -76,7 +76,7 @@ def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
     choices = json.loads(Path("out/report.json").read_text())["choices"]
     assert load_segmenter().fingerprint() in choices["features"] and "step 40" in choices["model"]
     page = Path("out/report.html").read_text()
-    assert "data:image/png;base64," in page and "http" not in page  # nothing to load from elsewhere
+    assert "data:image/png;base64," in page and "://" not in page  # nothing to load from elsewhere
 
 
 def test_the_same_seed_gives_the_same_scores(ckpt):
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_scores(ckpt):
 
 
 def test_a_sample_does_not_depend_on_the_batch(ckpt):
-    for out, size in (("a", "24"), ("b", "7")):
+    for out, size in (("a", "40"), ("b", "7")):
         assert evaluate.main(["--ckpt", ckpt, *QUICK[:-1], out, "--metrics", "spectrum", "--batch-size", size]) == 0
     a, b = (report(out)["grey levels, distance [of 255]"]["samples"] for out in ("a", "b"))
     assert a == pytest.approx(b, abs=0.05)
@@ -158,7 +158,7 @@ class NaN(torch.nn.Module):
     [
         (lambda folder: None, [], "no such folder"),
         (lambda folder: folder.mkdir(), [], "no pictures here"),
-        (lambda folder: pictures(folder, n=1), [], "1 images; 20 are needed"),
+        (lambda folder: pictures(folder, n=1), [], "1 images; 40 are needed"),
         (odd_one, [], "odd.png: 32x40"),
         (deep_one, [], "deep.png: more than 8 bits"),
         (lambda folder: pictures(folder, size=(32, 40)), [], "images of 32x40, but those of --real"),
@@ -192,7 +192,7 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys, make_fake, flags, expected
     ("flags", "expected"),
     [
         (["--real", "a"], "--real and --fake go together"),
-        (["--n", "70"], "--n 70: give 20 to 52"),
+        (["--n", "70"], "--n 70: give 40 to 56"),
         (["--ckpt", "no.pt"], "no.pt: no such checkpoint"),
     ],
 )

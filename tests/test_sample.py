@@ -50,7 +50,13 @@ def test_mask_alone_takes_the_newest_checkpoint_and_the_example_masks(tiny_run, 
     (tmp_path / "results" / "run").symlink_to(tiny_run)
     assert sample.main(["--mask", "--n", "2", "--out", "drawn"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    for part in ("results/run/checkpoints/step_000040.pt", "step 40", "ema weights", "20 dpm-solver steps", "drawn"):
+    for part in (
+        "results/run/checkpoints/step_000040.pt",
+        "step 40",
+        "ema weights",
+        "10 dpm-solver steps, guidance 1.5",
+        "drawn",
+    ):
         assert part in first
     masks = sorted(path.stem for path in (ROOT / "examples" / "masks" / "lesion").iterdir())
     expected = sorted([f"{mask}_{k}.png" for mask in masks for k in range(2)] + ["grid.png"])
