@@ -103,7 +103,7 @@ def test_seed_contrast_mask_weights_and_guidance_each_change_the_image(ckpt, tmp
     for name, flags in variants.items():
         draw(ckpt, "--n", "1", *flags, "--out", name)
         assert not np.array_equal(pixels("base/m_0.png"), pixels(f"{name}/m_0.png")), name
-    draw(ckpt, "--mask", mask, "--n", "1", "--contrast", "T1", "--guidance", "1", "--out", "again")
+    draw(ckpt, "--mask", mask, "--n", "1", "--contrast", "T1", "--guidance", "1.5", "--out", "again")
     assert np.array_equal(pixels("base/m_0.png"), pixels("again/m_0.png"))
 
 
