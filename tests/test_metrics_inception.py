@@ -147,7 +147,7 @@ def test_prepare_is_plain_bilinear_and_then_minus_one_to_one(height, width, seed
     assert np.abs(prepared[0, 1].numpy() - expected).max() < 3e-4  # places are float32: 700 pixels, each 6e-8, twice
 
 
-@pytest.mark.parametrize("size", [(1, 1), (64, 48), (299, 299), (330, 301)])
+@pytest.mark.parametrize("size", [(1, 1), (330, 301)])
 def test_any_size_is_taken(inception, size):
     assert inception(torch.rand(1, 3, *size)).shape == (1, 2048)
 
@@ -199,14 +199,13 @@ def test_to_rgb():
 # ---- files
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "the older format"])
-@pytest.mark.parametrize("counters", [True, False], ids=["", "without num_batches_tracked"])
-def test_a_weights_file_loads(inception, weights, tmp_path, zipped, counters):
-    """The usual file dates from before torch's zip format, and such files may lack the norms' counters."""
+@pytest.mark.parametrize(("zipped", "counters"), [(True, True), (False, False)], ids=["new format", "old format"])
+def test_a_weights_file_loads(weights, tmp_path, zipped, counters):
+    """The usual file dates from before torch's zip format, when the norms' counters might be missing too."""
     chosen = {name: w for name, w in weights.items() if counters or not name.endswith("num_batches_tracked")}
     torch.save(chosen, tmp_path / "weights.pth", _use_new_zipfile_serialization=zipped)
-    loaded = load_inception(tmp_path / "weights.pth")
-    assert torch.equal(loaded(fixed_image()), inception(fixed_image()))
+    loaded = load_inception(tmp_path / "weights.pth").state_dict()
+    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], w) for name, w in weights.items())
 
 
 def refused(path):

@@ -30,14 +30,14 @@ import torchmetrics.image.kid
 from prdc import compute_prdc
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from inception_vector import FEATURES, FINGERPRINT, LOGITS, drawn_weights, fingerprint, fixed_image  # noqa: E402
+from inception_vector import FEATURES, FINGERPRINT, LOGITS, drawn_weights, fingerprint, fixed_image
 
-from ddpm.metrics import fid, kid, manifold, paired  # noqa: E402
-from ddpm.metrics.inception import Inception  # noqa: E402
-from ddpm.metrics.inception_score import inception_score  # noqa: E402
+from ddpm.metrics import fid, kid, manifold, paired
+from ddpm.metrics.inception import Inception
+from ddpm.metrics.inception_score import inception_score
 
 
 class Table:
