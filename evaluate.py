@@ -119,7 +119,7 @@ def from_checkpoint(args):
         f"compared with {len(others)} other images of {split} -> {args.out}"
     )
     check_writable(args.out)
-    estimate(args, unet, config, held_out, chosen, device)
+    estimate(args, unet, config, held_out, chosen, device, judge)
     samples = draw(unet, schedule, config, held_out, chosen, args, args.seed, device, args.batch_size)
     choices = {
         "model": f"{path}, step {loaded['step']}, averaged weights",
@@ -225,18 +225,28 @@ def make_extractor(args, judge: segmenter.Segmenter, judged_by: str) -> features
             return features.torchscript_features(path)
 
 
-def estimate(args, unet, config, held_out: Slices, chosen: np.ndarray, device) -> None:
-    """Say how long sampling will take, from one network call."""
+def estimate(args, unet, config, held_out: Slices, chosen: np.ndarray, device, judge: segmenter.Segmenter) -> None:
+    """Say how long it will take, from the time of one network call and of judging a few images."""
     _, mask, contrast = held_out.tensors(chosen[: args.batch_size])
     x = torch.randn(len(chosen[: args.batch_size]), *held_out.images.shape[1:], device=device)
     inputs = [None if y is None else y.to(device) for y in (mask, contrast)]
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-        for _ in range(2):  # the first call is slower
-            begun = time.perf_counter()
-            unet(x, torch.ones(len(x), dtype=torch.long, device=device), *inputs)
-            seconds = time.perf_counter() - begun
-    calls = args.sample_steps * -(-len(chosen) // args.batch_size) * (1 if args.guidance == 1 else 2)
-    print(f"sampling will take about {seconds * calls / 60:.1f} minutes")
+        call = seconds(lambda: unet(x, torch.ones(len(x), dtype=torch.long, device=device), *inputs))
+    sampling = call * args.sample_steps * -(-len(chosen) // args.batch_size) * (1 if args.guidance == 1 else 2)
+    images = 2 * len(chosen) + len(held_out)
+    for name, number in (("two-sample", 3300), ("useful", 77_000)):  # their trainings, in images judged, as measured
+        images += number * (name in args.metrics)
+    rest = images / 32 * seconds(lambda: judge.judge(held_out.images[:32]))
+    rest += call * 101 * 64 / len(x) * ("likelihood" in args.metrics)
+    print(f"sampling will take about {sampling / 60:.1f} minutes, the rest about {rest / 60:.1f}")
+
+
+def seconds(work) -> float:
+    """The time of the second call: the first is slower."""
+    work()
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def report_cells(sets: Sets) -> np.ndarray:
