@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate test test-slow parity lint format bench figures atlas segmenter examples clean
+.PHONY: help setup train sample evaluate test test-slow parity lint format bench soak figures atlas segmenter examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -62,6 +62,9 @@ format: $(STAMP)-dev ## let ruff lay the code out
 
 bench: $(STAMP) ## share of the machine's convolution speed that a training step reaches
 	$(BIN)/python benchmarks/roofline.py $(ARGS)
+
+soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that nothing is lost (about an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(ARGS)
 
 figures: $(STAMP)-plots ## the README's figures, from the newest run
 	$(BIN)/python tools/figures.py $(ARGS)

@@ -87,12 +87,12 @@ def main(argv):
 
             last = step == config.steps or bool(stop.name)
             run.record(step, t, torch.cat(losses), grad_norm, optimizer.param_groups[0]["lr"], bar, last)
-            if step % config.save_every == 0 or last:
-                run.save(step, unet, ema, optimizer)
             if step % config.sample_every == 0 or step == config.steps:
                 run.validate(step, ema, schedule, held_out, device, bar)
             if config.evaluate_every and step % config.evaluate_every == 0:
                 run.evaluate(step, ema, schedule, held_out, device, bar)
+            if step % config.save_every == 0 or last:  # last of all, so that nothing logged up to here can be missing
+                run.save(step, unet, ema, optimizer)
     run.finish(step, stop.name, (time.perf_counter() - started) / 60, planned)
 
 
@@ -166,6 +166,9 @@ def resume(args, given: dict) -> tuple[Config, dict]:
     place = Path(given.get("out") or "results") if args.resume == "latest" else Path(args.resume)
     path = checkpoint.newest(place) if place.suffix != ".pt" else place
     resumed = checkpoint.load(path)
+    for started in place.glob("*/config.json"):
+        if not any(started.parent.glob("checkpoints/*.pt")) and started.stat().st_mtime > path.stat().st_mtime:
+            print(f"{started.parent} stopped before it saved a checkpoint, so this goes on with {path}")
     if path.parent.name != "checkpoints" and "out" not in given:
         raise UserError(f"--resume {path} does not lie in a run's checkpoints/; name a folder to go on in with --out")
     config = resumed["config"]

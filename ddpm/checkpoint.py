@@ -2,6 +2,11 @@
 
 A checkpoint holds version, config, classes, contrasts, step, model, ema, opt. It is loaded with
 weights_only=True, which reads tensors and plain containers and never runs code.
+
+What torch.save writes is a ZIP file with a checksum of each part. torch.load does not look at the checksums (of 400
+files with one flipped bit each it took 356), so `load` and `newest` do. They are not read back after a save: that
+would ask the memory in front of the disk, not the disk. A damaged file is found when it is needed, and the run's
+older checkpoints are there for that moment.
 """
 
 import io
@@ -24,7 +29,8 @@ def save(path: str | Path, **parts) -> None:
     """Write the parts named in KEYS (all but version) to `path`: whole, or not at all.
 
     The bytes are made in memory (where a full disk cannot confuse torch.save), written beside their place,
-    flushed to the disk, then renamed. Raises OSError.
+    flushed to the disk, then renamed, and the new name is flushed too: what is deleted afterwards is deleted in the
+    knowledge that this one is there, even if the power fails. Raises OSError.
     """
     checkpoint = {"version": VERSION, **parts}
     assert checkpoint.keys() == KEYS
@@ -39,14 +45,31 @@ def save(path: str | Path, **parts) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(temporary.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Are the bytes at `path` the ones that were written?"""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # damaged bytes make zipfile raise nearly anything
+        return False
 
 
 def load(path: str | Path) -> dict:
     """The checkpoint at `path`, on the CPU, with its config as a Config. Raises UserError if it is missing, damaged or not one of ours."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such checkpoint; `make train` makes one")
     try:
+        if not is_whole(path):
+            raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; `make train` makes one") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
         raise UserError(f"{path}: damaged, or not a checkpoint of this program; name another") from None
     if not isinstance(checkpoint, dict) or not {"version", "config", "model"} <= checkpoint.keys():
@@ -61,12 +84,23 @@ def load(path: str | Path) -> dict:
 
 
 def newest(place: str | Path = "results") -> Path:
-    """The newest checkpoint of a run's folder, or of all runs in a folder. Raises UserError if there is none."""
+    """The newest whole checkpoint of a run's folder, or, in a folder of runs, of the run that saved last.
+
+    Damaged ones are passed over, with a line each. Raises UserError if there is none.
+    """
     place = Path(place)
     found = [*place.glob("checkpoints/*.pt"), *place.glob("*/checkpoints/*.pt")]
+    if not found and (place / "config.json").exists():
+        raise UserError(f"{place}: this run stopped before it saved a checkpoint; start it again without --resume")
     if not found:
         raise UserError(f"{place}: no checkpoint in this folder; `make train` makes one, or name one")
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    of_one_run = [path for path in found if path.parent == found[0].parent]
+    for path in of_one_run:
+        if is_whole(path):
+            return path
+        print(f"{path}: damaged; trying the one before it")
+    raise UserError(f"{found[0].parent}: no whole checkpoint ({len(of_one_run)} damaged); name one of another run")
 
 
 def make_unet(config: Config, classes: tuple[str, ...], contrasts: tuple[str, ...]) -> UNet:

@@ -78,6 +78,7 @@ class Config:
     out: str = option("", "folder of the run; default results/DATA-TIME")
     log_every: int = option(20, "steps between lines in log.jsonl")
     save_every: int = option(500, "steps between checkpoints")
+    keep: int = option(3, "checkpoints to keep: the newest so many, and the one with the lowest validation loss")
     sample_every: int = option(500, "steps between validation losses and sample grids")
     evaluate_every: int = option(
         0, "steps between small evaluations of 100 samples (KID, Dice) in log.jsonl; 0 is never"
@@ -87,7 +88,7 @@ class Config:
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
     *("steps", "grad_accum", "device", "out", "data", "masks"),
-    *("log_every", "save_every", "sample_every", "evaluate_every"),
+    *("log_every", "save_every", "keep", "sample_every", "evaluate_every"),
 )
 
 PRESETS: dict[str, dict] = {
@@ -239,6 +240,7 @@ def given_flags(args: argparse.Namespace) -> dict:
         "patch",
         "log_every",
         "save_every",
+        "keep",
         "sample_every",
         "num_classes",
     ):

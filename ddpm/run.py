@@ -40,6 +40,8 @@ class Run:
         self.config, self.data, self.folder = config, data, Path(config.out)
         for name in ("samples", "checkpoints"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+            for left_over in (self.folder / name).glob("*.tmp"):  # by a process that was killed while it wrote
+                left_over.unlink()
         write_text(self.folder / "config.json", json.dumps(asdict(config), indent=2) + "\n")
         self.log_path = self.folder / "log.jsonl"
         if self.log_path.exists():  # what was logged after the checkpoint will be logged again
@@ -168,19 +170,52 @@ class Run:
                 f"{self.folder}/checkpoints: step {step} could not be saved ({error.strerror}); "
                 "older checkpoints are whole; make room and --resume"
             ) from None
+        self.remove_old(step)
+
+    def remove_old(self, step: int) -> None:
+        """Of the checkpoints up to this step, keep the newest few and the best. (Later ones are damaged, or of a run
+        that someone went back in: they are left alone, and each is overwritten when its step comes.)"""
+        saved = self.saved_until(step)
+        for kept in sorted(saved)[-self.config.keep :]:
+            saved.pop(kept)
+        saved.pop(self.best_until(step), None)
+        for path in saved.values():
+            path.unlink()
+
+    def saved_until(self, step: int) -> dict[int, Path]:
+        """Step -> checkpoint."""
+        paths = [path for path in (self.folder / "checkpoints").glob("step_*.pt") if path.stem[5:].isdigit()]
+        return {int(path.stem[5:]): path for path in paths if int(path.stem[5:]) <= step}
+
+    def best_until(self, step: int) -> int | None:
+        """The step, among those with a checkpoint, with the lowest validation loss in the log; None if none has one."""
+        lines = map(json.loads, self.log_path.read_text().splitlines())
+        losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+        return min(losses.keys() & self.saved_until(step), key=losses.get, default=None)
 
     def finish(self, step: int, stopped_by: str, minutes: float, planned: bool) -> None:
         total = self.config.steps
         if step < total:
-            print(f"stopped by {stopped_by}, saved at step {step} of {total}; go on with --resume {self.folder}")
+            print(
+                f"stopped by {stopped_by or 'a signal'}, saved at step {step} of {total}; go on with --resume {self.folder}"
+            )
             return
         missed = f" (planned {self.config.minutes:g}, {minutes / self.config.minutes - 1:+.0%})" if planned else ""
         print(f"done: step {step} after {minutes:.1f} minutes{missed}")
+        if (best := self.best_until(step)) not in (None, step):
+            print(f"lowest validation loss: {self.saved_until(step)[best]}")
         python = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
         mask = " --mask" * bool(self.data.classes) + " PATH" * (
             self.config.data != "phantom" and bool(self.data.classes)
         )
         print(f"samples: {self.folder}/samples; next: {python} sample.py{mask}")
+
+
+class Onlooker:
+    """Stands for a Run in all processes but the first: that one alone writes."""
+
+    def __init__(self, config: Config, data: Slices, keep_until: int):
+        self.record = self.validate = self.evaluate = self.save = self.finish = lambda *figures: None
 
 
 def write_text(path: Path, text: str) -> None:

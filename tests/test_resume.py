@@ -1,0 +1,228 @@
+"""Nothing is lost: which checkpoint a run goes on from, what becomes of damaged and half-written ones, which are kept.
+
+That a resumed run is the run that never stopped is in test_train.py; here, at the end, real processes are killed.
+"""
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import folder_of_pairs, go_on_from, last_checkpoint, same
+
+import sample
+import train
+from ddpm import checkpoint
+from tools.soak import soak
+
+pytestmark = pytest.mark.usefixtures("small_phantom")
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def copy_of(run, folder):
+    """The run's folder with all that is in it."""
+    go_on_from(run, 20, folder)
+    (folder / "log.jsonl").write_text((run / "log.jsonl").read_text())
+    (folder / "checkpoints" / "step_000040.pt").write_bytes((run / "checkpoints" / "step_000040.pt").read_bytes())
+    return folder
+
+
+def flip(path, where):
+    """Change one bit, at a fraction of the file's length."""
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data))] ^= 4
+    path.write_bytes(data)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_a_flipped_bit_is_noticed(where, tiny_run, tmp_path, capsys):
+    """torch.load alone would take it."""
+    path = copy_of(tiny_run, tmp_path / "run") / "checkpoints" / "step_000040.pt"
+    assert checkpoint.is_whole(path)
+    flip(path, where)
+    torch.load(path, weights_only=True)
+    assert not checkpoint.is_whole(path)
+    assert sample.main(["--ckpt", str(path), "--out", "o"]) == 2
+    assert "step_000040.pt: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["bit", "half", "empty", "zeros"])
+def test_the_newest_whole_checkpoint_is_used_and_replaces_the_damaged_one(damage, tiny_run, tmp_path, capsys):
+    run = copy_of(tiny_run, tmp_path / "run")
+    path = run / "checkpoints" / "step_000040.pt"
+    data = path.read_bytes()
+    match damage:
+        case "bit":
+            flip(path, 0.5)
+        case "half":
+            path.write_bytes(data[: len(data) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "zeros":  # what some file systems leave after a power failure
+            path.write_bytes(bytes(len(data)))
+    assert train.main(["--resume", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "step_000040.pt: damaged; trying the one before it" in out and "resumed at step 20 of 40" in out
+    assert same(last_checkpoint(run)["model"], last_checkpoint(tiny_run)["model"])
+
+
+def test_a_damaged_checkpoint_is_not_one_of_those_kept(tiny_run, tmp_path):
+    """Of a damaged one at 40 and --keep 1, not the good one at 24 is deleted in its favour."""
+    run = copy_of(tiny_run, tmp_path / "run")
+    flip(run / "checkpoints" / "step_000040.pt", 0.5)
+    (run / "log.jsonl").write_text("")
+    assert train.main(["--resume", str(run), "--steps", "24", "--save-every", "4", "--keep", "1"]) == 0
+    assert names(run) == ["step_000024.pt", "step_000040.pt"]
+    assert checkpoint.newest(run).name == "step_000024.pt"
+
+
+def test_all_damaged_is_one_line(tiny_run, tmp_path, capsys):
+    run = copy_of(tiny_run, tmp_path / "run")
+    for name in names(run):
+        flip(run / "checkpoints" / name, 0.5)
+    assert train.main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "no whole checkpoint (2 damaged)" in error and error.count("\n") == 1
+
+
+def test_another_version_is_refused_and_not_passed_over(tiny_run, tmp_path, capsys):
+    run = copy_of(tiny_run, tmp_path / "run")
+    path = run / "checkpoints" / "step_000040.pt"
+    torch.save({**torch.load(path, weights_only=True), "version": 2}, path)
+    assert train.main(["--resume", str(run)]) == 2
+    assert "checkpoint version 2; this program reads version 1" in capsys.readouterr().err
+
+
+def test_damage_in_one_run_does_not_lead_to_another(tiny_run, tmp_path):
+    """--resume without a name goes on with the newest run, not with whichever run is whole."""
+    copy_of(tiny_run, tmp_path / "results" / "old")
+    new = copy_of(tiny_run, tmp_path / "results" / "new")
+    flip(new / "checkpoints" / "step_000040.pt", 0.5)
+    assert checkpoint.newest(tmp_path / "results") == new / "checkpoints" / "step_000020.pt"
+
+
+# Killed before the first save, or while saving
+
+
+def test_a_run_without_a_checkpoint_says_to_start_again(tiny_run, tmp_path, capsys):
+    run = tmp_path / "results" / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    assert train.main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "stopped before it saved a checkpoint; start it again without --resume" in error and error.count("\n") == 1
+
+    old = copy_of(tiny_run, tmp_path / "results" / "old")
+    for name in names(old):
+        os.utime(old / "checkpoints" / name, (1, 1))
+    assert train.main(["--resume"]) == 0  # the newest run that can go on, but not silently
+    assert (
+        "results/run stopped before it saved a checkpoint, so this goes on with results/old" in capsys.readouterr().out
+    )
+
+
+def test_a_half_written_checkpoint_is_ignored_and_cleared_away(tiny_run, tmp_path):
+    run = go_on_from(tiny_run, 20, tmp_path / "run")
+    (run / "checkpoints" / "step_000040.pt.tmp").write_bytes(b"half")
+    assert checkpoint.newest(run).name == "step_000020.pt"
+    assert train.main(["--resume", str(run), "--steps", "21"]) == 0
+    assert names(run) == ["step_000020.pt", "step_000021.pt"]
+
+
+def test_a_save_is_flushed_before_it_gets_its_name_and_the_name_after(tiny_run, tmp_path, monkeypatch):
+    """So that a power failure finds the old file or the new one."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        calls.append("folder" if Path(f"/proc/self/fd/{descriptor}").resolve() == tmp_path else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", note_fsync)
+    monkeypatch.setattr(checkpoint.os, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
+    loaded = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    loaded.pop("version")
+    checkpoint.save(tmp_path / "step_000040.pt", **loaded)
+    assert calls == ["file", "rename", "folder"]
+    assert same(checkpoint.load(tmp_path / "step_000040.pt")["model"], loaded["model"])
+
+
+def test_a_disk_that_fills_up_leaves_older_checkpoints_whole(tiny_run, tmp_path, capsys):
+    """A real limit, by the operating system: a byte less than a checkpoint has."""
+    run = go_on_from(tiny_run, 20, tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((run / "checkpoints" / "step_000020.pt").stat().st_size - 1, hard))
+    try:
+        assert train.main(["--resume", str(run), "--steps", "22", "--save-every", "1"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert "step 21 could not be saved (File too large); older checkpoints are whole" in error
+    assert error.count("\n") == 1
+    assert names(run) == ["step_000020.pt"]
+    assert train.main(["--resume", str(run), "--steps", "22"]) == 0  # with room again
+
+
+# Which are kept
+
+
+def test_the_newest_few_and_the_best_are_kept(tiny_run, tmp_path, capsys):
+    run = go_on_from(tiny_run, 20, tmp_path / "run")
+    lines = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
+    lines = [line | {"val_loss": 1e-9} if "val_loss" in line and line["step"] == 20 else line for line in lines]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--save-every", "4", "--sample-every", "4", "--keep", "2"]
+    assert train.main(["--resume", str(run), *flags]) == 0
+    assert names(run) == ["step_000020.pt", "step_000036.pt", "step_000040.pt"]
+    assert f"lowest validation loss: {run}/checkpoints/step_000020.pt" in capsys.readouterr().out
+
+
+def test_without_validation_only_the_newest_are_kept(tmp_path):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "5", "--save-every", "1", "--sample-every", "9"]
+    assert train.main([*flags, "--out", "run"]) == 0
+    assert names(Path("run")) == ["step_000003.pt", "step_000004.pt", "step_000005.pt"]
+    assert train.main([*flags, "--keep", "0", "--out", "other"]) == 2
+
+
+def test_a_kill_between_validation_and_save_repeats_the_validation(tmp_path, monkeypatch):
+    """What is in the log up to a checkpoint is all there: the save comes last."""
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "4", "--save-every", "2", "--sample-every", "2"]
+    assert train.main([*flags, "--out", "whole"]) == 0
+    save = train.Run.save
+
+    def killed(self, step, *rest):
+        if step == 4:
+            raise SystemExit(9)
+        save(self, step, *rest)
+
+    monkeypatch.setattr(train.Run, "save", killed)
+    with pytest.raises(SystemExit):
+        train.main([*flags, "--out", "run"])
+    monkeypatch.setattr(train.Run, "save", save)
+    assert train.main(["--resume", "run"]) == 0
+    logs = [[json.loads(line) for line in Path(run, "log.jsonl").read_text().splitlines()] for run in ("whole", "run")]
+    whole, run = ([(line["step"], line.get("loss"), line.get("val_loss")) for line in log] for log in logs)
+    assert whole == run
+
+
+# Real processes, really killed
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path, capsys):
+    """Networks of 2 million parameters, so that a save takes long enough to be hit. `make soak` kills 200 times, with
+    the settings of `make train`."""
+    folder_of_pairs(tmp_path / "data")
+    flags = ["--preset", "tiny", "--data", str(tmp_path / "data"), "--channels", "64", "--batch-size", "2"]
+    flags += ["--steps", "30", "--sample-every", "10", "--log-every", "1", "--precision"]
+    told = soak(20, [[*flags, "fp32"], [*flags, "bf16"]], tmp_path)
+    kills, inside_a_save = [int(word) for word in told.split() if word.isdigit()][:2]
+    assert kills == 20 and inside_a_save >= 3, told
