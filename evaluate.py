@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpm import UserError, checkpoint, evaluation, mix_seed
+from ddpm import UserError, checkpoint, distributed, evaluation, mix_seed
 from ddpm.config import Parser, check_writable, one_line_errors, pick_device
 from ddpm.data import Slices, folders, images, phantom
 from ddpm.evaluation import Sets, draw
@@ -41,10 +41,12 @@ JUDGE_STEPS = 2000  # batches of 32, to train a judge for data of your own
 
 
 @one_line_errors
+@distributed.in_each_process  # they share the sampling, then process 0 goes on alone
 def main(argv):
-    args = read_arguments(argv)
+    args = distributed.from_rank_0(read_arguments, argv)
     begun = time.perf_counter()
     if args.real:
+        distributed.gather(None)
         sets, judge, extractor = from_folders(args)
         model, title = None, f"{args.fake} against {args.real}"
     else:
@@ -93,15 +95,17 @@ def main(argv):
 def from_checkpoint(args):
     """Draw n samples for held-out masks -> (sets, judge, extractor, what likelihood needs, title)."""
     path = Path(args.ckpt or "results")
-    path = checkpoint.newest(path) if path.is_dir() or not args.ckpt else path
+    if path.is_dir() or not args.ckpt:
+        path = distributed.from_rank_0(checkpoint.newest, path)
     loaded = checkpoint.load(path)
     config, device = loaded["config"], pick_device(args.device)
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     unet = checkpoint.load_unet(loaded, "ema", path).to(device)
-    train, held_out, split = load_data(config, "train"), *held_out_split(config)
-    n = args.n or min(1000, len(held_out) // 2)
-    if not 40 <= n <= len(held_out) - 40:
-        raise UserError(f"--n {n}: give 40 to {len(held_out) - 40}, as {split} has {len(held_out)} images")
+    with distributed.rank_0_first():
+        train, held_out, split = load_data(config, "train"), *held_out_split(config)
+    n, least = args.n or min(1000, len(held_out) // 2), max(40, distributed.size())
+    if not least <= n <= len(held_out) - 40:
+        raise UserError(f"--n {n}: give {least} to {len(held_out) - 40}, as {split} has {len(held_out)} images")
     if "mask" in args.metrics and not held_out.classes and not held_out.contrast_names:
         args.metrics.remove("mask")
     if "useful" in args.metrics and not held_out.classes:
@@ -112,7 +116,8 @@ def from_checkpoint(args):
 
     chosen = np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(held_out))[:n])
     others = np.setdiff1d(np.arange(len(held_out)), chosen)
-    judge, judged_by = make_judge(config, train)
+    with distributed.rank_0_first():
+        judge, judged_by = make_judge(config, train)
     extractor = make_extractor(args, judge, judged_by)
     print(
         f"{path}: step {loaded['step']}, ema weights, {n} samples by {args.sample_steps} {args.sampler} steps, "
@@ -120,7 +125,9 @@ def from_checkpoint(args):
     )
     check_writable(args.out)
     estimate(args, unet, config, held_out, chosen, device, judge)
-    samples = draw(unet, schedule, config, held_out, chosen, args, args.seed, device, args.batch_size)
+    mine = distributed.share(chosen)
+    drawn = draw(unet, schedule, config, held_out, mine, args, args.seed, device, args.batch_size)
+    samples = np.concatenate(distributed.gather(drawn))
     choices = {
         "model": f"{path}, step {loaded['step']}, averaged weights",
         "samples": f"{n}, {args.sampler} in {args.sample_steps} steps, guidance {args.guidance:g}, {args.precision}, "
@@ -232,7 +239,12 @@ def estimate(args, unet, config, held_out: Slices, chosen: np.ndarray, device, j
     inputs = [None if y is None else y.to(device) for y in (mask, contrast)]
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
         call = seconds(lambda: unet(x, torch.ones(len(x), dtype=torch.long, device=device), *inputs))
-    sampling = call * args.sample_steps * -(-len(chosen) // args.batch_size) * (1 if args.guidance == 1 else 2)
+    sampling = (
+        call
+        * args.sample_steps
+        * -(-len(distributed.share(chosen)) // args.batch_size)
+        * (1 if args.guidance == 1 else 2)
+    )
     images = 2 * len(chosen) + len(held_out)
     for name, number in (("two-sample", 3300), ("useful", 77_000)):  # their trainings, in images judged, as measured
         images += number * (name in args.metrics)

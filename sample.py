@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddpm import UserError, checkpoint
+from ddpm import UserError, checkpoint, distributed
 from ddpm.config import Parser, check_writable, one_line_errors, pick_device
 from ddpm.data import folders, images, phantom
 from ddpm.reverse import GUIDANCE, SAMPLERS, STEPS, denoiser, noise_source, trajectory
@@ -23,37 +23,17 @@ FILM_FRAMES = 60
 
 
 @one_line_errors
+@distributed.in_each_process
 @torch.inference_mode()
 def main(argv):
-    args = make_parser().parse_args(argv)
-    check_numbers(args)
+    args, path, loaded, masks, wanted = distributed.from_rank_0(prepare, argv)
+    config, classes, steps, out = loaded["config"], tuple(loaded["classes"]), args.sample_steps, Path(args.out)
     device = pick_device(args.device)
-    path = Path(args.ckpt or "results")
-    if path.is_dir() or not args.ckpt:
-        path = checkpoint.newest(path)
-    loaded = checkpoint.load(path)
-    config, classes, contrasts = loaded["config"], tuple(loaded["classes"]), tuple(loaded["contrasts"])
-    steps = args.sample_steps or min(STEPS[args.sampler], config.timesteps)
-    if steps > config.timesteps:
-        raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {path}")
-    if args.guidance is None:
-        args.guidance = GUIDANCE if args.mask is not None and classes and config.mask_drop else 1.0
-    check_trained_without(args, config, classes, contrasts, path)
-    masks, notices = read_masks(args.mask, classes, tuple(config.image_size), path)
-    wanted = contrast_labels(args.contrast, contrasts, args.n, path)
-    out = Path(args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}")
-
-    print(
-        f"{path}: step {loaded['step']}, {args.weights} weights, {steps} {args.sampler} steps, guidance {args.guidance:g} -> {out}"
-    )
-    for notice in notices:
-        print(notice)
-
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     unet = checkpoint.load_unet(loaded, args.weights, path).to(device)
     check_writable(str(out))
     names = list(masks)
-    jobs = [(name, k) for name in names for k in range(args.n)]
+    jobs = distributed.share([(name, k) for name in names for k in range(args.n)])
     finished, frames = {}, {}
     bar = tqdm(total=len(jobs) * steps, unit="step", desc="sampling", disable=None, dynamic_ncols=True)
     for start in range(0, len(jobs), args.batch_size):
@@ -76,13 +56,45 @@ def main(argv):
             images.write_png(out / f"{job[0]}_{job[1]}.png", image)
     bar.close()
 
+    for others, others_frames in distributed.gather((finished, frames)):
+        finished |= others
+        for i, cells in others_frames.items():
+            frames.setdefault(i, {}).update(cells)
+
     def picture(cells: dict) -> np.ndarray:
         return images.grid(np.stack([row(name, masks[name], cells, args.n, classes) for name in names]))
 
     images.write_png(out / "grid.png", picture(finished))
     if args.film:
         images.write_gif(out / "film.gif", [*(picture(frames[i]) for i in sorted(frames)), picture(finished)])
-    print(f"{len(jobs)} images, grid.png{' and film.gif' if args.film else ''} in {out}")
+    print(f"{len(finished)} images, grid.png{' and film.gif' if args.film else ''} in {out}")
+
+
+def prepare(argv):
+    """What to draw: the command line, the checkpoint and its path, the masks, and the contrast of each sample."""
+    args = make_parser().parse_args(argv)
+    check_numbers(args)
+    path = Path(args.ckpt or "results")
+    if path.is_dir() or not args.ckpt:
+        path = checkpoint.newest(path)
+    loaded = checkpoint.load(path)
+    config, classes, contrasts = loaded["config"], tuple(loaded["classes"]), tuple(loaded["contrasts"])
+    args.sample_steps = args.sample_steps or min(STEPS[args.sampler], config.timesteps)
+    if args.sample_steps > config.timesteps:
+        raise UserError(f"--sample-steps {args.sample_steps} is more than the {config.timesteps} steps of {path}")
+    if args.guidance is None:
+        args.guidance = GUIDANCE if args.mask is not None and classes and config.mask_drop else 1.0
+    check_trained_without(args, config, classes, contrasts, path)
+    masks, notices = read_masks(args.mask, classes, tuple(config.image_size), path)
+    wanted = contrast_labels(args.contrast, contrasts, args.n, path)
+    args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
+    print(
+        f"{path}: step {loaded['step']}, {args.weights} weights, {args.sample_steps} {args.sampler} steps, "
+        f"guidance {args.guidance:g} -> {args.out}"
+    )
+    for notice in notices:
+        print(notice)
+    return args, path, loaded, masks, wanted
 
 
 def make_parser() -> Parser:

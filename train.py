@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddpm import UserError, checkpoint, mix_seed
+from ddpm import UserError, checkpoint, distributed, mix_seed
 from ddpm.config import (
     CHANGEABLE,
     PRESETS,
@@ -31,16 +31,18 @@ from ddpm.config import (
 )
 from ddpm.data import Slices, folders, phantom
 from ddpm.forward import draw_times, loss_simple, min_snr_weight
-from ddpm.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES, Run
+from ddpm.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES, Onlooker, Run
 from ddpm.schedule import make_schedule
 
 
 @one_line_errors
+@distributed.in_each_process
 def main(argv):
     started = time.perf_counter()
-    config, resumed = read_command_line(argv)
+    config, resumed = distributed.from_rank_0(read_command_line, argv)
     device = pick_device(config.device)
-    data, held_out = load_data(config, "train"), load_data(config, "val")
+    with distributed.rank_0_first():
+        data, held_out = load_data(config, "train"), load_data(config, "val")
     check_writable(config.out)
     print(
         f"{config.out}: {len(data)} training and {len(held_out)} validation images of "
@@ -54,7 +56,7 @@ def main(argv):
     elif step >= config.steps:
         print("nothing left to do; go on with a larger --steps")
         return
-    run = Run(config, data, keep_until=step)
+    run = (Onlooker if distributed.rank() else Run)(config, data, keep_until=step)
 
     last = False
     progress = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, disable=None)
@@ -66,8 +68,9 @@ def main(argv):
             t, eps = draw_times(len(x_0), schedule.T), torch.randn_like(x_0)
 
             # Line 5: a gradient step on || eps - eps_hat(x_t, t, mask) ||^2, in grad_accum parts.
-            losses = []
-            for part in torch.arange(len(x_0)).chunk(config.grad_accum):
+            losses = torch.zeros(len(x_0), device=device)
+            distributed.seed_dropout(config.seed, step)
+            for part in distributed.share(torch.arange(len(x_0))).chunk(config.grad_accum):
                 inputs = [None if x is None else x[part].to(device) for x in (mask, contrast)]
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     loss = loss_simple(
@@ -75,7 +78,8 @@ def main(argv):
                     )
                 weight = loss_weight(schedule, config, t[part]).to(loss)
                 (weight * loss).sum().div(len(x_0)).backward()  # a sum over len(x_0), so uneven parts count rightly
-                losses.append(loss.detach())
+                losses[part] = loss.detach()
+            distributed.add_up([losses, *(weights.grad for weights in unet.parameters())])
 
             grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
             for group in optimizer.param_groups:
@@ -85,8 +89,8 @@ def main(argv):
             update_ema(ema, unet, min(config.ema_decay, (1 + step) / (10 + step)))
             step += 1
 
-            last = step == config.steps or bool(stop.name)
-            run.record(step, t, torch.cat(losses), grad_norm, optimizer.param_groups[0]["lr"], bar, last)
+            last = step == config.steps or distributed.any_of(stop.name)
+            run.record(step, t, losses, grad_norm, optimizer.param_groups[0]["lr"], bar, last)
             if step % config.sample_every == 0 or step == config.steps:
                 run.validate(step, ema, schedule, held_out, device, bar)
             if config.evaluate_every and step % config.evaluate_every == 0:
@@ -153,6 +157,7 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     if args.resume:
         return resume(args, given)
     config = make_config(args.preset or "laptop", given)
+    check_processes(config)
     if not config.out:
         config.out = f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_free(config.out)
@@ -180,11 +185,19 @@ def resume(args, given: dict) -> tuple[Config, dict]:
                 f"{getattr(config, name)}; leave it out, or start a new run without --resume"
             )
     config = replace(config, **{name: value for name, value in given.items() if name in CHANGEABLE})
+    check_processes(config)
     config.out = str(path.parent.parent)
     if Path(given.get("out") or config.out).resolve() != Path(config.out).resolve():
         config.out = given["out"]  # a branch off the run, in a folder of its own
         check_free(config.out)
     return config, resumed
+
+
+def check_processes(config: Config) -> None:
+    if config.batch_size < distributed.size():
+        raise UserError(
+            f"--batch-size {config.batch_size} is for all {distributed.size()} processes together; give each an image at least"
+        )
 
 
 def check_free(out: str) -> None:
@@ -242,13 +255,14 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
     """Decide, by a few discarded steps, the precision and how many steps fit --minutes. Decided once: the
     answer is written to the run's config and its checkpoints, and `--resume` reads it back."""
     scratch, average = copy.deepcopy(unet), copy.deepcopy(unet)
-    part = -(-config.batch_size // config.grad_accum)  # images at a time: more might not fit into memory
+    # Images at a time: more might not fit into memory.
+    part = -(-config.batch_size // (config.grad_accum * distributed.size()))
 
     def seconds(precision: str, batch_size: int) -> float:
         """A step's time: the median of a few after the first, or the first alone if it takes over 3 s."""
         trial, times = replace(config, batch_size=batch_size), []
         optimizer = make_optimizer(scratch, replace(config, lr=0.0))
-        while len(times) < 6 and sum(times) < 3:
+        while distributed.from_rank_0(lambda: len(times) < 6 and sum(times) < 3):
             begun = time.perf_counter()
             x_0, mask, contrast = draw_batch(data, trial, 0)
             inputs = [None if x is None else x.to(device) for x in (mask, contrast)]
@@ -258,13 +272,14 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
                     schedule, scratch, config.objective, x_0.to(device), t, torch.randn_like(x_0).to(device), *inputs
                 )
             loss.mean().backward()
+            distributed.add_up(weights.grad for weights in scratch.parameters())
             torch.nn.utils.clip_grad_norm_(scratch.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad()
             update_ema(average, scratch, 0.5)
             loss.mean().item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
-        return statistics.median(times[1:] or times)
+        return distributed.from_rank_0(lambda: statistics.median(times[1:] or times))
 
     chosen, note = config.precision, ""
     if chosen == "auto" and device.type == "mps":
@@ -283,8 +298,8 @@ def plan(config: Config, unet, schedule, data: Slices, device, started: float) -
     if config.steps == 0:
         step = seconds(chosen, part) * config.grad_accum
         # A forward pass takes about a third of a step; validation and the sample grid (two, with guidance) are forward passes.
-        extra = (VALIDATION_IMAGES + 2 * GRID_IMAGES * GRID_STEPS) / config.batch_size * step / 3
-        left = 60 * config.minutes - (time.perf_counter() - started)
+        extra = (VALIDATION_IMAGES + 2 * GRID_IMAGES * GRID_STEPS) / (config.batch_size / distributed.size()) * step / 3
+        left = 60 * config.minutes - distributed.from_rank_0(lambda: time.perf_counter() - started)
         config.steps = max(1, int((left - extra) / (step + extra / config.sample_every)))
         print(f"plan: {config.steps} steps of {step:.2f} s fill {config.minutes:g} minutes")
     return config

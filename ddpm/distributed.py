@@ -1,0 +1,133 @@
+"""Several processes, one training: `torchrun --nproc-per-node N train.py ...`.
+
+Every process holds the whole network and works on its own part of each batch; the gradients are added up, and then all
+take the same step (data parallelism). The loss of a batch is a mean over the batch, so its gradient is the sum of what
+the parts contribute, whatever their sizes: adding is exact where averaging over processes would not be. Everything
+random in a step is drawn for the whole batch from (seed, step) by each process, which then uses its own part; so a
+sample meets the same noise however many processes there are, and a run may go on with another number of them.
+
+Messages go through torch.distributed: gloo between CPUs, NCCL between GPUs (not yet run). Process 0 alone speaks and
+writes. Started without torchrun, all functions here do nothing.
+"""
+
+import functools
+import os
+import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ddpm import UserError, mix_seed
+
+# How long to wait for a process that neither answers nor has died (one that has is noticed at once). Process 0 may
+# take its time over an evaluation while the others wait.
+PATIENCE = timedelta(hours=1)
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def in_each_process(main):
+    """main(argv), after joining the others if torchrun started us. Process 0's errors are told, once; of the others
+    only those that are their own."""
+
+    @functools.wraps(main)
+    def wrapped(argv):
+        if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+            return main(argv)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        try:
+            if rank() == 0:
+                return main(argv)
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                return main(argv)
+        except UserError as error:
+            if rank() == 0:
+                raise
+            time.sleep(5)  # if process 0 met the same it has said so, and torchrun ends us meanwhile
+            raise UserError(f"process {rank()}: {error}") from None
+        finally:
+            dist.destroy_process_group()
+
+    return wrapped
+
+
+def exchange(message, *arguments) -> None:
+    """A function of torch.distributed, and what to say when the others are not there any more."""
+    try:
+        message(*arguments)
+    except RuntimeError as error:
+        raise UserError(
+            "another process ended or did not answer (its own message says why); the checkpoints are whole, go on with "
+            f"--resume ({str(error).splitlines()[0][:100]})"
+        ) from None
+
+
+def from_rank_0(function, *arguments):
+    """function(*arguments) as process 0 finds it, in every process."""
+    found = [function(*arguments) if rank() == 0 else None]
+    if size() > 1:
+        exchange(dist.broadcast_object_list, found, 0, None, torch.device("cpu"))
+    return found[0]
+
+
+@contextmanager
+def rank_0_first():
+    """What is inside is done by process 0, then by the others, who find what it has cached."""
+    if rank() > 0:
+        from_rank_0(bool)
+    yield
+    if rank() == 0:
+        from_rank_0(bool)
+
+
+def share(things):
+    """This process's part of a sequence (or of a tensor's first dimension): runs of neighbours, as even as can be."""
+    bounds = [len(things) * number // size() for number in (rank(), rank() + 1)]
+    return things[bounds[0] : bounds[1]]
+
+
+def seed_dropout(*numbers: int) -> None:
+    """Dropout draws from torch's global random state as it goes: all processes but the first get one of their own."""
+    if rank() > 0:
+        torch.manual_seed(int(mix_seed(*numbers, rank()).generate_state(1)[0]))
+
+
+@torch.no_grad()
+def add_up(tensors) -> None:
+    """Replace each tensor by its sum over the processes. They travel as one: float32, on one device."""
+    if size() == 1:
+        return
+    tensors = list(tensors)
+    together = torch.cat([tensor.flatten() for tensor in tensors])
+    exchange(dist.all_reduce, together)
+    for tensor, total in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def any_of(here) -> bool:
+    """Is it so in any process?"""
+    count = torch.tensor(float(bool(here)))
+    add_up([count])
+    return bool(count)
+
+
+def gather(mine) -> list:
+    """What each process has, in their order, in process 0. The others' work ends here: they leave the program."""
+    everyone = [mine] if size() == 1 else [None] * size()
+    if size() > 1:
+        exchange(dist.gather_object, mine, everyone if rank() == 0 else None)
+    if rank() > 0:
+        raise SystemExit(0)
+    return everyone

@@ -1,0 +1,262 @@
+"""Several processes train, sample and evaluate as one does. Two real processes on this machine, through gloo."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_train import go_on_from, last_checkpoint
+
+import sample
+import train
+from ddpm import checkpoint, distributed
+from ddpm.data import phantom
+
+pytestmark = pytest.mark.usefixtures("small_phantom")
+ROOT = Path(train.__file__).parent
+
+# What each process runs: main of a script, on the small data, keeping the gradients that the optimiser is about to get.
+PROGRAM = """
+import importlib, os, sys
+import torch
+torch.set_num_threads(1)
+from ddpm.data import phantom
+phantom.SPLITS, phantom.CACHE = {splits}, __import__("pathlib").Path({cache!r})
+clip = torch.nn.utils.clip_grad_norm_
+def keep_gradients(weights, largest):
+    weights = list(weights)
+    torch.save([w.grad.clone() for w in weights], "gradients" + os.environ.get("RANK", "0") + ".pt")
+    return clip(weights, largest)
+torch.nn.utils.clip_grad_norm_ = keep_gradients
+sys.exit(importlib.import_module({script!r}).main(sys.argv[1:]))
+"""
+
+
+def launch(folder, script, *flags, processes=2, program=PROGRAM):
+    """Start the processes as torchrun does (by these environment variables), in a folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = program.format(splits=phantom.SPLITS, cache=str(phantom.CACHE), script=script)
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    group |= {"TORCHELASTIC_RUN_ID": "test", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, flags)],
+            cwd=folder,
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+def finish(started):
+    """(exit status, output, errors) of each process."""
+    told = [process.communicate(timeout=300) for process in started]
+    return [(process.returncode, *text) for process, text in zip(started, told, strict=True)]
+
+
+def log_of(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+# One process is the plain case
+
+
+@given(n=st.integers(0, 40), size=st.integers(1, 9))
+def test_shares_are_all_things_once_and_even(n, size):
+    parts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "size", lambda: size)
+        for rank in range(size):
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            parts.append(distributed.share(list(range(n))))
+    assert sum(parts, []) == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_alone_nothing_is_exchanged():
+    state = torch.get_rng_state()
+    distributed.seed_dropout(0, 1)
+    assert torch.equal(state, torch.get_rng_state())
+    x = torch.ones(3)
+    distributed.add_up([x])
+    assert torch.equal(x, torch.ones(3))
+    assert distributed.from_rank_0(max, 2, 3) == 3 and distributed.gather(7) == [7]
+    assert not distributed.any_of("") and distributed.any_of("SIGINT")
+    with distributed.rank_0_first():
+        pass
+
+
+# Two processes train
+
+
+def wake(folder, **changes):
+    """The layers that start at zero hide what lies behind them: shake all weights. A step is then a full one."""
+    path = folder / "checkpoints" / "step_000020.pt"
+    raw = torch.load(path, weights_only=True)
+    raw["config"].update(changes)
+    generator = torch.Generator().manual_seed(0)
+    for weight in raw["model"].values():
+        weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    torch.save(raw, path)
+
+
+def test_two_processes_have_the_gradient_of_one(tiny_run, tmp_path, monkeypatch):
+    """Before the optimiser, because Adam hides an error of scale; with 5 images, which do not divide by 2, in two
+    parts each; in a run that one process began; and then the run of two goes on in one."""
+    kept = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def keep_gradients(weights, largest):
+        weights = list(weights)
+        kept.append([w.grad.clone() for w in weights])
+        return clip(weights, largest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep_gradients)
+    for name in ("one", "two"):
+        go_on_from(tiny_run, 20, tmp_path / name)
+        wake(tmp_path / name, batch_size=5, min_snr=5.0)
+    flags = ["--steps", 21, "--log-every", 1]
+    two = launch(tmp_path, "train", "--resume", "two", *flags, "--grad-accum", 2)
+    assert train.main(["--resume", str(tmp_path / "one"), *map(str, flags)]) == 0
+    (status, out, errors), (other_status, other_out, other_errors) = finish(two)
+    assert status == other_status == 0, errors + other_errors
+    assert "resumed at step 20 of 21" in out and other_out == ""  # process 0 alone speaks ...
+    assert sorted(path.name for path in (tmp_path / "two").rglob("*.*")) == sorted(
+        path.name for path in (tmp_path / "one").rglob("*.*")
+    )
+
+    here, there = (torch.load(tmp_path / f"gradients{rank}.pt") for rank in (0, 1))
+    largest = max(gradient.abs().max() for gradient in kept[0])
+    assert largest > 1e-2
+    for one, zero, first in zip(kept[0], here, there, strict=True):
+        assert torch.equal(zero, first)  # both took the same step
+        assert torch.allclose(one, zero, atol=1e-5 * largest, rtol=0)
+    one, two = (log_of(tmp_path / name)[-1] for name in ("one", "two"))
+    for key in ("loss", "loss_q1", "grad_norm"):
+        assert one[key] == pytest.approx(two[key], rel=1e-4), key
+
+    assert train.main(["--resume", str(tmp_path / "two"), "--steps", "22"]) == 0
+    assert last_checkpoint(tmp_path / "two")["step"] == 22
+
+
+def test_too_small_a_batch_is_one_line_and_ends_both(tmp_path):
+    (status, out, errors), (other_status, _, other_errors) = finish(
+        launch(tmp_path, "train", "--preset", "tiny", "--batch-size", 1)
+    )
+    assert status == 2 and other_status != 0
+    assert errors.startswith("error: --batch-size 1 is for all 2 processes together")
+    assert errors.count("error:") == 1 and "Traceback" not in errors + other_errors
+
+
+@pytest.mark.slow
+def test_dropout_differs_between_processes_and_the_run_is_the_same_again(tiny_run, tmp_path):
+    losses = []
+    for name in ("a", "b"):
+        go_on_from(tiny_run, 20, tmp_path / name)
+        wake(tmp_path / name, dropout=0.5)
+        assert [status for status, *_ in finish(launch(tmp_path, "train", "--resume", name, "--steps", 22))] == [0, 0]
+        losses.append(log_of(tmp_path / name)[-1]["loss"])
+    assert losses[0] == losses[1]
+
+
+# A process that dies, and signals
+
+
+SLOW = ["--preset", "tiny", "--precision", "fp32", "--steps", "5000", "--save-every", "10", "--sample-every", "9999"]
+
+
+def wait_for_a_checkpoint(run, started):
+    for _ in range(6000):
+        if any(run.glob("checkpoints/*.pt")):
+            return
+        assert all(process.poll() is None for process in started), finish(started)
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_when_one_dies_the_other_ends_with_a_line(dies, tmp_path):
+    started = launch(tmp_path, "train", *SLOW, "--out", "run")
+    wait_for_a_checkpoint(tmp_path / "run", started)
+    started[dies].kill()
+    status, _, errors = finish(started)[1 - dies]
+    assert status == 2 and "Traceback" not in errors
+    line = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(line) == 1 and "another process ended" in line[0]
+    assert checkpoint.load(checkpoint.newest(tmp_path / "run"))["step"] % 10 == 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
+    started = launch(tmp_path, "train", *SLOW, "--out", "run")
+    wait_for_a_checkpoint(tmp_path / "run", started)
+    started[1].send_signal(signal.SIGTERM)
+    (status, out, errors), (other, _, other_errors) = finish(started)
+    assert status == other == 0, errors + other_errors
+    assert "stopped by a signal, saved at step" in out
+
+
+@pytest.mark.slow
+def test_torchrun_itself(tmp_path):
+    """An error of the user's is one line of ours (torchrun adds a report of its own) and a bad exit status."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py")]
+    done = subprocess.run([*command, "--data", "nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+        line for line in done.stderr.splitlines() if "no such folder" in line
+    ]
+    assert done.stderr.count("no such folder") == 1
+
+
+# Two processes sample and evaluate
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_images_of_one(tiny_run, tmp_path):
+    path = tiny_run / "checkpoints" / "step_000040.pt"
+    flags = ["--ckpt", str(path), "--mask", "--n", "1", "--sample-steps", "3", "--sampler", "ancestral", "--film"]
+    assert sample.main([*flags, "--out", str(tmp_path / "one")]) == 0
+    (status, out, errors), (other, other_out, _) = finish(launch(tmp_path, "sample", *flags, "--out", "two"))
+    assert status == other == 0, errors
+    assert other_out == "" and "images, grid.png and film.gif in two" in out
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(files) > 4
+    for name in files:
+        if name.endswith(".png"):
+            assert np.abs(pixels(tmp_path / "one" / name) - pixels(tmp_path / "two" / name)).max() <= 1, name
+    films = [Image.open(tmp_path / folder / "film.gif") for folder in ("one", "two")]
+    assert films[0].n_frames == films[1].n_frames == 4 and films[0].size == films[1].size
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_the_samples_of_one(tiny_run, tmp_path):
+    path = tiny_run / "checkpoints" / "step_000040.pt"
+    flags = ["--ckpt", str(path), "--n", "21", "--sample-steps", "2", "--metrics", "spectrum"]
+    for processes, out in ((1, "one"), (2, "two")):
+        told = finish(launch(tmp_path, "evaluate", *flags, "--out", out, processes=processes))
+        assert [status for status, *_ in told] == [0] * processes, told
+    one, two = (json.loads((tmp_path / out / "report.json").read_text())["rows"] for out in ("one", "two"))
+    assert [row["metric"] for row in one] == [row["metric"] for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert a["samples"] == pytest.approx(b["samples"], abs=0.05)
