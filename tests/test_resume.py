@@ -217,7 +217,7 @@ def test_a_kill_between_validation_and_save_repeats_the_validation(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path, capsys):
+def test_twenty_kills(tmp_path):
     """Networks of 2 million parameters, so that a save takes long enough to be hit. `make soak` kills 200 times, with
     the settings of `make train`."""
     folder_of_pairs(tmp_path / "data")

@@ -2,8 +2,9 @@
 
     python tools/soak.py --kills 200
 
-A real `train.py` is ended by SIGKILL, which no program can catch, and started again with --resume, until it is done;
-then another, until there were so many kills. Of the kills, some come at a random moment from the start of the process,
+A process that trains is ended by SIGKILL, which no program can catch, and another goes on with --resume, until it is
+done; then the next run begins, until there were so many kills. (The processes are forked from one that has already
+imported train.py: importing takes longer than all else, and has nothing to lose.) Of the kills, some come at a random moment from the start of the process,
 some after its first step, and some are aimed at a save: they wait for its temporary file. A temporary file that is
 left behind is the proof that the process died inside a save, so those are what is counted.
 
@@ -15,9 +16,9 @@ of fewer and smaller images, in fp32 and in bf16 in turn, and with another --sav
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import train  # noqa: E402
 from ddpm import checkpoint  # noqa: E402
 
 SETTINGS = ["--steps", "40", "--batch-size", "4", "--image-size", "32", "--log-every", "1", "--sample-every", "20"]
@@ -39,6 +41,7 @@ def main():
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # a process with threads must not be forked
     with tempfile.TemporaryDirectory() as folder:
         settings = [[*SETTINGS, "--precision", precision] for precision in ("fp32", "bf16")]
         print(soak(args.kills, settings, Path(folder), args.seed))
@@ -47,30 +50,28 @@ def main():
 def soak(kills: int, settings: list[list[str]], folder: Path, seed: int = 0) -> str:
     """Run the settings in turn until `kills` processes were killed; what was counted, as a line. AssertionError."""
     rng = random.Random(seed)
-    done = half_written = runs = before_first_save = 0
-    wholes = []
+    done = half_written = before_first_save = runs = 0
+    wholes, begun = [], time.monotonic()
     for number, flags in enumerate(settings):
         wholes.append(folder / f"whole{number}")
-        process = start([*flags, "--save-every", "9", "--out", str(wholes[-1])], folder)
-        assert process.wait(PATIENCE) == 0, output(folder)
+        assert wait(start([*flags, "--save-every", "9", "--out", str(wholes[-1])], folder)) == 0, output(folder)
+    usual = (time.monotonic() - begun) / len(settings)
     while done < kills:
         whole, flags, run = wholes[runs % len(settings)], settings[runs % len(settings)], folder / f"run{runs}"
         while True:
             saved_at = newest_step(run)
             fresh = not any(run.glob("checkpoints/*.pt"))
-            if fresh and (run / "config.json").exists() and not before_first_save:
-                assert start(["--resume", str(run)], folder).wait(PATIENCE) == 2
+            if fresh and (run / "config.json").exists():
+                before_first_save += 1
+                assert wait(start(["--resume", str(run)], folder)) == 2
                 assert output(folder).count("\n") == 1 and "before it saved a checkpoint" in output(folder)
-            before_first_save += fresh and (run / "config.json").exists()
-            process = start(
-                [*(flags if fresh else ["--resume"]), "--out", str(run), "--save-every", str(rng.choice(SAVE_EVERY))],
-                folder,
-            )
+            how = flags if fresh else ["--resume"]
+            process = start([*how, "--out", str(run), "--save-every", str(rng.choice(SAVE_EVERY))], folder)
             if done < kills:
-                kill_at_some_moment(process, run, saved_at, rng)
-            if process.wait(PATIENCE) == 0:
+                kill_at_some_moment(process, run, saved_at, usual, rng)
+            if wait(process) == 0:
                 break
-            assert process.returncode == -9, output(folder)
+            assert process.exitcode == -9, output(folder)
             done += 1
             half_written += any(run.glob("checkpoints/*.tmp"))
             check_folder(run)
@@ -84,33 +85,45 @@ def soak(kills: int, settings: list[list[str]], folder: Path, seed: int = 0) -> 
     )
 
 
-def start(flags: list[str], folder: Path) -> subprocess.Popen:
-    with open(folder / "output", "w") as file:
-        command = [sys.executable, str(ROOT / "train.py"), *flags]
-        return subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+def start(flags: list[str], folder: Path):
+    process = multiprocessing.get_context("fork").Process(target=run_train, args=(flags, folder / "output"))
+    process.start()
+    return process
+
+
+def run_train(flags: list[str], output: Path) -> None:
+    sys.stdout = sys.stderr = open(output, "w", buffering=1)
+    sys.exit(train.main(flags))
+
+
+def wait(process) -> int:
+    """The exit status; -9 if it was killed."""
+    process.join(PATIENCE)
+    assert process.exitcode is not None, "the process does not move"
+    return process.exitcode
 
 
 def output(folder: Path) -> str:
     return (folder / "output").read_text()
 
 
-def kill_at_some_moment(process: subprocess.Popen, run: Path, saved_at: int, rng: random.Random) -> None:
-    """SIGKILL, unless the process ends before."""
+def kill_at_some_moment(process, run: Path, saved_at: int, usual: float, rng: random.Random) -> None:
+    """SIGKILL, unless the process ends before. usual: how long an undisturbed run takes, in seconds."""
     begun = time.monotonic()
 
     def wait_for(happened) -> None:
-        while process.poll() is None and not happened():
+        while process.is_alive() and not happened():
             assert time.monotonic() - begun < PATIENCE, "the process does not move"
 
     kind = rng.choice(("any moment", "in training", "in a save", "in a save"))
     if kind == "any moment":
-        time.sleep(rng.uniform(0, 8))
+        process.join(rng.uniform(0, usual))
     elif kind == "in training":
         wait_for(lambda: time.sleep(0.01) or last_logged(run) > saved_at)
-        time.sleep(rng.uniform(0, 2))
+        process.join(rng.uniform(0, usual / 2))
     else:
         wait_for(lambda: any(name.endswith(".tmp") for name in names(run / "checkpoints")))
-        time.sleep(rng.choice((0, rng.uniform(0, 0.03))))
+        process.join(rng.choice((0, rng.uniform(0, 0.03))))
     process.kill()
 
 
