@@ -31,13 +31,13 @@ from ddpm.schedule import make_schedule
 from train import load_data
 
 ROWS = [  # sampler, steps, guidance
-    *(("dpm-solver", steps, 1.0) for steps in (10, 20)),
+    ("dpm-solver", 10, 1.0),
+    ("dpm-solver", 20, 1.0),
     ("ddim", 20, 1.0),
+    ("ancestral", 50, 1.0),
+    ("ancestral", 100, 1.0),
+    *(("dpm-solver", 10, guidance) for guidance in (0.0, 1.5, 2.0)),
     *(("dpm-solver", 20, guidance) for guidance in (1.5, 2.0)),
-    *(("ancestral", steps, 1.0) for steps in (50, 100)),
-    ("ddim", 50, 1.0),
-    ("dpm-solver", 30, 1.0),
-    ("dpm-solver", 20, 0.0),
 ]
 
 
