@@ -202,7 +202,7 @@ def negative_values(root):
     spoil(root, encoded(noise(1).astype(np.int32) - 1000, "TIFF"), "s1.tif")
 
 
-@case("s1.png: more than 8 bits a pixel, but s0.png beside it has 8")
+@case("s1.png: more than 8 bits a pixel, but s2.png beside it has 8")
 def sixteen_bits_among_eight(root):
     spoil(root, encoded(noise(1, top=4000, dtype=np.uint16)))
 
