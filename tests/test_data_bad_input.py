@@ -857,7 +857,7 @@ def test_whatever_happens_to_a_picture_it_is_read_or_refused(tmp_path_factory, f
     path = tmp_path_factory.getbasetemp() / f"fuzz.{format.lower()}"
     path.write_bytes(content[: len(content) - cut])
     try:
-        assert images.read_image(path).ndim == 3
+        assert images.read_pixels(path).ndim == 3
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
 

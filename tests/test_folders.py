@@ -228,7 +228,7 @@ def no_decoding(monkeypatch):
     def forbidden(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(decode, "read_image", forbidden)
+    monkeypatch.setattr(decode, "read_pixels", forbidden)
 
 
 def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm import UserError, mix_seed
 from ddpm.config import Parser, one_line_errors
 from ddpm.data.decode import Findings
-from ddpm.data.images import read_image, write_png
+from ddpm.data.images import read_pixels, write_png
 from ddpm.data.layouts import ENDINGS, walk
 from ddpm.data.volumes import to_grey, window
 
@@ -49,7 +49,7 @@ def main(argv):
     if not paths:
         raise UserError(f"{images}: no pictures here ({', '.join(ENDINGS)})")
     for path in paths:
-        image = read_image(images / path)
+        image = read_pixels(images / path)
         if image.dtype == np.uint16:
             image = to_grey(image, *window(images / path, image))
         name = path.with_suffix("").as_posix()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm import UserError
-from ddpm.data.images import read_image, read_mask
+from ddpm.data.images import read_mask, read_pixels
 from ddpm.data.volumes import (
     axial,
     centre_crop,
@@ -77,7 +77,7 @@ def pictures(
     """Pictures read in so many channels, of which `pick` are kept."""
 
     def read(path):
-        return read_image(path, channels)[pick]
+        return read_pixels(path, channels)[pick]
 
     known, low_high = depth(items, read)
     for item in items:

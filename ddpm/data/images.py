@@ -35,7 +35,15 @@ def one_hot(labels, num_classes: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.as_tensor(labels).long(), num_classes).permute(0, 3, 1, 2).float()
 
 
-def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture at `path` in grey, uint8 (H, W). Raises UserError, also for more than 8 bits a pixel."""
+    pixels = read_pixels(path)
+    if pixels.dtype == np.uint16:  # each picture by itself has no window that would do for all
+        raise UserError(f"{path}: more than 8 bits a pixel; convert all images to 8 bits with one window")
+    return pixels[0]
+
+
+def read_pixels(path: str | Path, channels: int = 1) -> np.ndarray:
     """The picture at `path`, (channels, H, W): uint8, or uint16 if it has more than 8 bits a pixel (grey only).
 
     One channel is the picture in grey; three are its red, green and blue. Raises UserError.

@@ -121,7 +121,9 @@ def centre_crop(slices: np.ndarray, side: int) -> np.ndarray:
 
 def magnitude(kspace: np.ndarray) -> np.ndarray:
     """Centred k-space, fully sampled, (N, H, W) or (N, coils, H, W) -> images (N, H, W): the inverse Fourier
-    transform's magnitude, coils joined by the root of the sum of squares (Roemer et al. 1990)."""
-    axes = (-2, -1)
-    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes), norm="ortho"), axes)
+    transform's magnitude, coils joined by the root of the sum of squares (Roemer et al. 1990).
+
+    That k-space is centred would turn the phase of the images; their magnitude does not feel it.
+    """
+    images = np.fft.fftshift(np.fft.ifft2(kspace, norm="ortho"), axes=(-2, -1))
     return np.abs(images) if images.ndim == 3 else np.sqrt((np.abs(images) ** 2).sum(axis=1))
