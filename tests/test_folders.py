@@ -170,6 +170,12 @@ def test_folders_yes_and_no_are_not_subjects(tmp_path):
     assert len({name.split("/")[1] for name in found[0].index["names"]}) == 2  # pictures of both in train
 
 
+def test_without_masks_names_need_not_differ(tmp_path):
+    root = split_set(tmp_path / "d", masks=False)
+    write(root / "train" / "images" / "s1.jpg", noise(9))
+    assert load(root).index["names"] == ["s0", "s1", "s1.png", "s2"]
+
+
 def items_of(subjects, n=2):
     return [Item(f"{s}_{i}", (), None, s) for s in subjects for i in range(n)]
 

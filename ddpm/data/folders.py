@@ -119,7 +119,10 @@ def split_by_subject(items: list[Item], seed: int, data: str) -> list[Item]:
     number = {item.subject: subject_number(seed, item.subject) for item in items}
     order = sorted(number, key=number.get)
     if len(order) < 3:
-        raise UserError(f"{data}: {len(order)} subject(s) cannot be split; it takes 3, or folders train/ and val/")
+        raise UserError(
+            f"{data}: {len(order)} subject(s), {order[0]!r} for one, cannot be split into three; "
+            "name subjects by --subject-pattern, or make folders train/ and val/"
+        )
     val = min(max(sum(u < HELD_OUT for u in number.values()), 1), len(order) - 2)
     test = min(max(sum(u < 2 * HELD_OUT for u in number.values()) - val, 1), len(order) - 1 - val)
     split = dict.fromkeys(order, "train") | dict.fromkeys(order[val : val + test], "test")

@@ -158,9 +158,10 @@ def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
 def pair(request: Request, images: Path, masks: Path | None) -> list[Item]:
     """The pictures below `images`, each with the mask of the same name below `masks`. A folder below `images` is
     a subject."""
-    findings, named, labelled = request.findings, pictures_below(request, images), {}
-    if masks:
-        labelled = pictures_below(request, masks)
+    findings, labelled = request.findings, {}
+    named = pictures_below(request, images, to_pair=masks is not None)
+    if masks is not None:
+        labelled = pictures_below(request, masks, to_pair=True)
         for name in sorted(named.keys() - labelled.keys()):
             findings.refuse(f"{named.pop(name)}: no mask of that name in {masks}; add it, or remove the image")
         for name in sorted(labelled.keys() - named.keys()):
@@ -171,7 +172,7 @@ def pair(request: Request, images: Path, masks: Path | None) -> list[Item]:
     ]
 
 
-def pictures_below(request: Request, folder: Path) -> dict[str, Path]:
+def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, Path]:
     """Name (the path below `folder` without its ending) -> path of every picture there. Raises UserError if none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; see docs/data.md for the layouts")
@@ -185,7 +186,9 @@ def pictures_below(request: Request, folder: Path) -> dict[str, Path]:
         name = path.with_suffix("").as_posix()
         if path.suffix.lower() not in ENDINGS:
             continue
-        if name in found:
+        if name in found and not to_pair:
+            found[path.as_posix()] = folder / path
+        elif name in found:
             request.findings.refuse(f"{folder / path}: the same name as {found[name].name}; rename or remove one")
         else:
             found[name] = folder / path
@@ -243,7 +246,7 @@ def brats_volumes(request: Request) -> Layout | None:
             if match[2] in scan:
                 request.findings.refuse(f"{request.root / path}: the same name as {scan[match[2]].name}; remove one")
             scan[match[2]] = request.root / path
-    if not any({"t1ce", "flair", "seg"} & scan.keys() for scan in scans.values()):
+    if not any({"t1ce", "flair"} & scan.keys() for scan in scans.values()):
         return None
     request.check_flags("BraTS cases")
     library("nibabel")
