@@ -425,7 +425,7 @@ def subjects_unknown(root):
     subject_set(root, nested=False)
 
 
-@case("2 subject(s), 'p0' for one, cannot be split", "refuses")
+@case("cannot be split into three", "refuses")
 def two_subjects(root):
     subject_set(root, subjects=2)
 

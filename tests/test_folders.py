@@ -379,6 +379,16 @@ def test_the_table_says_what_was_found(tmp_path):
     assert f"class 1 {pixels.mean():.2%}" in text and f"background {1 - pixels.mean():.2%}" in text
 
 
+def test_the_table_counts_files_of_no_use(tmp_path):
+    root = split_set(tmp_path / "d")
+    (root / "notes.txt").write_text("")
+    (root / "train" / "images" / "LICENCE").write_text("")
+    write(root / "more" / "s9.png", noise(9))
+    assert "not used: 1 without ending, 1 .png, 1 .txt" in folders.table(load(root), load(root, "val"))
+    assert "not used" not in folders.table(*(load(split_set(tmp_path / "e"), split) for split in ("train", "val")))
+    assert "6 .png" in folders.table(*(load(tmp_path / "e", split, unmasked=True) for split in ("train", "val")))
+
+
 def test_the_table_counts_what_was_skipped(tmp_path):
     root = split_set(tmp_path / "d")
     (root / "train" / "images" / "s1.png").write_bytes(b"")

@@ -24,7 +24,7 @@ from ddpm import UserError, mix_seed
 from ddpm.config import Parser, one_line_errors
 from ddpm.data.decode import Findings
 from ddpm.data.images import read_pixels, write_png
-from ddpm.data.layouts import ENDINGS, walk
+from ddpm.data.layouts import ENDINGS, ending, stem, walk
 from ddpm.data.volumes import to_grey, window
 
 
@@ -45,19 +45,18 @@ def main(argv):
         raise UserError(f"{masks}: the masks would overwrite the pictures; name another folder")
     if masks.resolve().is_relative_to(images.resolve()):
         raise UserError(f"{masks}: lies in {images}, and would be taken for pictures; name a folder outside it")
-    paths = [path for path in walk(images, Findings(skip_bad=False)) if path.suffix.lower() in ENDINGS]
-    if not paths:
+    files = [file for file in walk(images, Findings(skip_bad=False)) if ending(file) in ENDINGS]
+    if not files:
         raise UserError(f"{images}: no pictures here ({', '.join(ENDINGS)})")
-    for path in paths:
-        image = read_pixels(images / path)
+    for file in files:
+        image, name = read_pixels(images / file), stem(file)
         if image.dtype == np.uint16:
-            image = to_grey(image, *window(images / path, image))
-        name = path.with_suffix("").as_posix()
-        mask = otsu_foreground(image[0], images / path) if args.rule == "otsu" else ellipse(image[0], args.seed, name)
+            image = to_grey(image, *window(images / file, image))
+        mask = otsu_foreground(image[0], images / file) if args.rule == "otsu" else ellipse(image[0], args.seed, name)
         target = masks / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_png(target, mask[None] * np.uint8(255))
-    print(f"{len(paths)} masks ({args.rule}) in {masks}; now: train.py --data ... --masks {masks}")
+    print(f"{len(files)} masks ({args.rule}) in {masks}; now: train.py --data ... --masks {masks}")
 
 
 def ellipse(image: np.ndarray, seed: int, name: str) -> np.ndarray:

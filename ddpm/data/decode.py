@@ -5,10 +5,10 @@ A file that cannot be used is refused through `Findings`; it is never left out w
 """
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -39,8 +39,8 @@ class Item:
     """What is decoded at one go: a picture, or the volumes of a scan, with the mask."""
 
     name: str  # unique: the path below the data folder, without its ending
-    images: tuple[Path, ...]
-    mask: Path | None = None
+    images: tuple[str, ...]  # files; plain strings, as there may be a million of them
+    mask: str | None = None
     subject: str = ""  # "" where the layout does not tell
     split: str = ""  # likewise
 
@@ -87,7 +87,7 @@ def pictures(
             if (image.dtype == np.uint16) != bool(low_high):
                 deep, shallow = (path, known) if image.dtype == np.uint16 else (known, path)
                 raise UserError(
-                    f"{deep}: more than 8 bits a pixel, but {shallow.name} beside it has 8; save all in one depth"
+                    f"{deep}: more than 8 bits a pixel, but {os.path.basename(shallow)} beside it has 8; save all in one depth"
                 )
             labels = None
             if item.mask is not None:
@@ -102,10 +102,10 @@ def pictures(
         yield Decoded(item.name, to_grey(image, *low_high) if low_high else image, labels, 0, low_high)
 
 
-def depth(items: list[Item], read: Callable) -> tuple[Path | None, tuple[float, float] | None]:
+def depth(items: list[Item], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
     """A picture of the depth that most have and, if that is more than 8 bits, the window of all of that depth."""
 
-    def readable(number: int) -> list[tuple[Path, np.ndarray]]:
+    def readable(number: int) -> list[tuple[str, np.ndarray]]:
         found = []
         for item in items[:: -(-len(items) // number)]:
             with contextlib.suppress(UserError):  # it will be met again, and refused
@@ -156,14 +156,14 @@ def read_brats(item: Item) -> tuple[list[np.ndarray], list[tuple[float, float]],
     volumes, affines = zip(*map(read_nifti, paths), strict=True)
     for path, volume, affine in zip(paths, volumes, affines, strict=True):
         if volume.shape != volumes[0].shape or not np.allclose(affine, affines[0], atol=1e-3):
-            raise UserError(f"{path}: not on the grid of {paths[0].name}; resample it to that")
+            raise UserError(f"{path}: not on the grid of {os.path.basename(paths[0])}; resample it to that")
     contrasts = volumes[: len(item.images)]
     windows = [window(path, volume) for path, volume in zip(item.images, contrasts, strict=True)]
     labels = axial(brats_labels(item.mask, volumes[-1])) if item.mask else None
     return [axial(volume) for volume in contrasts], windows, labels
 
 
-def brats_labels(path: Path, values: np.ndarray) -> np.ndarray:
+def brats_labels(path: str, values: np.ndarray) -> np.ndarray:
     """BraTS's labels 0, 1, 2, 4 -> 0 .. 3 uint8, in the order of BRATS_CLASSES. Raises UserError for others."""
     if unknown := [f"{value:g}" for value in np.unique(values).tolist() if value not in (0, 1, 2, 4)]:
         raise UserError(f"{path}: the mask has labels {', '.join(unknown[:5])}; BraTS has 0, 1, 2, 4; mend it")
@@ -218,7 +218,7 @@ def fastmri(items: list[Item], findings: Findings) -> Iterator[Decoded]:
             yield Decoded(f"{item.name} slice {i}", to_grey(values, *low_high)[None], None, 0, low_high)
 
 
-def read_fastmri(path: Path) -> np.ndarray:
+def read_fastmri(path: str) -> np.ndarray:
     """A scan's slices (N, H, W): the reference image, or that of its fully sampled k-space. Raises UserError."""
     slices = read_hdf5(path, "reconstruction_rss")
     if slices is None:

@@ -55,6 +55,7 @@ def load(
     index |= {
         "about": f"{data}: {layout.about}",
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
+        "unused": layout.unused,
         "bad": [printable(line) for line in findings.bad + index["bad"]],
         "folder": str(store.folder_of(index["key"])),
     }
@@ -256,6 +257,9 @@ def table(*splits: Slices) -> str:
     if splits[0].classes:
         shares = ", ".join(f"{name} {n / pixels.sum():.2%}" for name, n in zip(splits[0].classes, pixels, strict=True))
         lines.append(f"share of the pixels: {shares}")
+    if unused := first["unused"]:
+        kinds = ", ".join(f"{n} {kind or 'without ending'}" for kind, n in sorted(unused.items()))
+        lines.append(f"not used: {kinds}")
     left_out = sum((Counter(data.index["left_out"]) for data in splits), Counter())
     lines += [f"left out: {n} {what}" for what, n in left_out.items()]
     bad = list(dict.fromkeys(line for data in splits for line in data.index["bad"]))

@@ -22,13 +22,13 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache"
 CODE = [Path(__file__).with_name(name) for name in ("images.py", "decode.py", "store.py", "volumes.py")]
 
 
-def key_of(files: list[Path], options: tuple) -> str:
+def key_of(files: list[str], options: tuple) -> str:
     """The key of a set that is decoded from `files` with `options` (anything whose repr says it all)."""
     key = hashlib.sha256(repr(options).encode())
     for file in CODE:
         key.update(file.read_bytes())
     for file in files:
-        status = file.stat()
+        status = os.stat(file)
         key.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return key.hexdigest()[:20]
 
