@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate test test-slow parity lint format bench soak figures atlas segmenter examples clean
+.PHONY: help setup train sample evaluate data test test-slow parity lint format bench soak figures atlas segmenter examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -59,6 +59,9 @@ lint: $(STAMP)-dev ## ruff
 format: $(STAMP)-dev ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+data: $(STAMP)-kaggle ## fetch a data set: make data KAGGLE=owner/name
+	$(BIN)/python tools/fetch.py '$(KAGGLE)'
 
 bench: $(STAMP) ## share of the machine's convolution speed that a training step reaches
 	$(BIN)/python benchmarks/roofline.py $(ARGS)

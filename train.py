@@ -44,6 +44,8 @@ def main(argv):
     with distributed.rank_0_first():
         data, held_out = load_data(config, "train"), load_data(config, "val")
     check_writable(config.out)
+    if data.index:
+        print(folders.table(data, held_out))
     print(
         f"{config.out}: {len(data)} training and {len(held_out)} validation images of "
         f"{config.image_size[0]}x{config.image_size[1]}, classes {', '.join(data.classes) or 'none'}"
@@ -218,7 +220,18 @@ def load_data(config: Config, split: str) -> Slices:
     """The phantom (rendered once, then cached), or a folder. Raises UserError."""
     size = tuple(config.image_size)
     if config.data != "phantom":
-        return folders.load(config.data, config.masks, split, size, config.num_classes, config.labels == "none")
+        return folders.load(
+            config.data,
+            config.masks,
+            split,
+            size,
+            config.num_classes,
+            unmasked=config.labels == "none",
+            subject_pattern=config.subject_pattern,
+            skip_bad=config.skip_bad,
+            channels=config.image_channels,
+            seed=config.seed,
+        )
     try:
         pixels, tissue, contrasts = phantom.load(split, size)
     except ValueError as error:

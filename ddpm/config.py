@@ -26,14 +26,19 @@ class Config:
     """One training run. The defaults are the preset `laptop`."""
 
     # The data
-    data: str = option(
-        "phantom", "'phantom' (embedded), or a folder with train/ and val/, each with images/ and masks/"
-    )
-    masks: str = option("", "folder of masks, if they do not lie in masks/ beside images/; also with train/ and val/")
+    data: str = option("phantom", "'phantom' (embedded), or a folder; docs/data.md shows what may lie in it")
+    masks: str = option("", "folder of masks, if they do not lie in masks/ beside images/")
     labels: str = option(
         "lesion", "the phantom's label set; 'none' trains without masks, also on a folder", ("lesion", "tissue", "none")
     )
-    num_classes: int = option(2, "classes in the masks of a folder, background counted (masks may also be 0/255 if 2)")
+    num_classes: int = option(2, "classes in masks that are pictures, background counted (2: also masks of 0/255)")
+    subject_pattern: str = option(
+        "", "regular expression that finds the subject in an image's name, for the split by subject of a folder"
+    )
+    skip_bad: bool = option(False, "count and leave out a folder's bad files instead of refusing them")
+    image_channels: int = option(
+        1, "of a folder's images: 1 grey, or 3 (red, green, blue; LGG's three contrasts)", (1, 3)
+    )
     contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
     image_size: list[int] = option([64, 64], "height and width; one number means both")
 
@@ -84,6 +89,9 @@ class Config:
         0, "steps between small evaluations of 100 samples (KID, Dice) in log.jsonl; 0 is never"
     )
 
+
+# What says nothing about the phantom.
+FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_channels")
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
@@ -270,7 +278,7 @@ def make_config(preset: str, given: dict) -> Config:
         config.steps = 0
     check_image_size(config)
     if config.data == "phantom":
-        misplaced = [name for name in ("masks", "num_classes") if name in given]
+        misplaced = [name for name in FOLDER_ONLY if name in given]
     else:
         misplaced = [name for name in ("contrast", "labels") if name in given and given[name] != "none"]
     if misplaced:

@@ -11,13 +11,17 @@ from ddpm.data.images import one_hot, to_float
 
 @dataclass
 class Slices:
-    """A data set in memory: N images, with a label map each and the contrast each was taken in."""
+    """A data set: N images, with a label map each and the contrast each was taken in.
+
+    The arrays lie in memory, or are mapped into it from a file (store.py): then only what is asked for is read.
+    """
 
     images: np.ndarray  # (N, C, H, W) uint8
     labels: np.ndarray | None  # (N, H, W) uint8 in 0 .. K-1, 0 the background; None without masks
     contrasts: np.ndarray | None  # (N,) int64 in 0 .. len(contrast_names) - 1
     classes: tuple[str, ...]  # the K names; empty without masks
     contrast_names: tuple[str, ...]  # empty if images are not told apart by contrast
+    index: dict | None = None  # of a folder: names, subjects, windows ... (folders.py); None for the phantom
 
     def __len__(self) -> int:
         return len(self.images)

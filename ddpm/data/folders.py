@@ -1,53 +1,282 @@
-"""Images and masks of your own: PNG, JPEG or TIFF files in folders."""
+"""Images and masks of your own: recognised (layouts.py), split by subject, decoded once (decode.py, store.py).
 
+docs/data.md shows what may lie in a folder, and the command for each.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from tqdm import tqdm
 
 from ddpm import UserError
-from ddpm.data import Slices
-from ddpm.data.images import read_image, read_labels
+from ddpm.data import Slices, store
+from ddpm.data.decode import Findings, Item
+from ddpm.data.images import resize, resize_labels
+from ddpm.data.layouts import ENDINGS, SPLITS, Layout, Request, recognise, walk
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
+HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
-def load(data: str, masks: str, split: str, size: tuple[int, int], num_classes: int, unmasked: bool = False) -> Slices:
-    """The pairs of DIR/SPLIT/images/NAME.* and DIR/SPLIT/masks/NAME.*, matched by NAME.
+def load(
+    data: str,
+    masks: str,
+    split: str,
+    size: tuple[int, int],
+    num_classes: int,
+    unmasked: bool = False,
+    subject_pattern: str = "",
+    skip_bad: bool = False,
+    channels: int = 1,
+    seed: int = 0,
+) -> Slices:
+    """A split ("train", "val", "test") of the data in a folder, its arrays mapped into memory from the store.
 
-    masks: another folder laid out as SPLIT/NAME.*, or "". With neither it nor DIR/SPLIT/masks, or if `unmasked`,
-    the images have no masks. Images become one channel of `size` (antialiased); masks are resized by nearest neighbour.
-    Raises UserError, naming the file, for what is missing, unpaired or unreadable.
+    data, masks: the folder, and one for masks that lie elsewhere ("" if they do not). unmasked: without masks,
+    whatever there is. num_classes: of masks in pictures; other layouts know theirs. subject_pattern: a regular
+    expression that finds the subject in an image's name. seed: of the split by subject, if the folder has none.
+    Images get `channels` (1 or 3) and `size`, averaged where they shrink; masks are resized by nearest neighbour.
+    Raises UserError, in one line, for what is missing, unpaired, unreadable or in two splits; with skip_bad, single
+    files are left out instead and listed in the index.
     """
-    root = Path(data) / split
-    images = pictures_in(root / "images")
-    mask_folder = Path(masks) / split if masks else root / "masks"
-    with_masks = not unmasked and (bool(masks) or mask_folder.is_dir())
-    if with_masks:
-        paired = pictures_in(mask_folder)
-        if lonely := sorted(images.keys() - paired.keys()):
-            raise UserError(f"{images[lonely[0]]}: no mask of that name in {mask_folder} ({len(lonely)} such image(s))")
-        if lonely := sorted(paired.keys() - images.keys()):
-            raise UserError(
-                f"{paired[lonely[0]]}: no image of that name in {root / 'images'} ({len(lonely)} such mask(s))"
-            )
+    try:
+        findings = Findings(skip_bad)
+        layout = find(data, masks, unmasked, num_classes, subject_pattern, channels, seed, findings)
+        images, labels, index = decoded(layout, data, split, size, channels, skip_bad)
+        if split != "train" and any(item.split == "train" for item in layout.items):
+            train = decoded(layout, data, "train", size, channels, skip_bad)[2]
+            images, labels, index = without_doubles(images, labels, index, train, findings, split)
+    except UserError as error:
+        raise UserError(printable(str(error))) from None
+    subjects = {name: {item.subject for item in layout.items if item.split == name} for name in SPLITS}
+    index |= {
+        "about": f"{data}: {layout.about}",
+        "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
+        "unused": layout.unused,
+        "bad": [printable(line) for line in findings.bad + index["bad"]],
+        "folder": str(store.folder_of(index["key"])),
+    }
+    contrasts = np.array(index["contrasts"], dtype=np.int64) if layout.contrasts else None
+    return Slices(images, labels, contrasts, layout.classes, layout.contrasts, index)
 
-    classes = ("background", *(f"class {i}" for i in range(1, num_classes))) if with_masks else ()
-    pixels, labels = [], []
-    for name, path in sorted(images.items()):
-        picture = Image.fromarray(read_image(path))
-        if picture.size != (size[1], size[0]):
-            picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        pixels.append(np.asarray(picture)[None])
-        if with_masks:
-            labels.append(read_labels(paired[name], classes, size)[0])  # resized like the image, so no notice
-    return Slices(np.stack(pixels), np.stack(labels) if with_masks else None, None, classes, ())
+
+def find(data, masks, unmasked, num_classes, subject_pattern, channels, seed, findings: Findings) -> Layout:
+    """The layout of the folder, every item with a split, no subject in two. Raises UserError."""
+    root = Path(data)
+    if not root.is_dir():
+        raise UserError(f"--data {data}: no such folder; see docs/data.md for what may lie in one")
+    elsewhere = Path(masks) if masks else None
+    if elsewhere and not elsewhere.is_dir():
+        raise UserError(f"--masks {masks}: no such folder; name one that holds the masks")
+    files = walk(root, findings)
+    layout = recognise(Request(root, elsewhere, not unmasked, num_classes, channels, findings, files))
+    items = layout.items
+    if subject_pattern:
+        items = [replace(item, subject=subject_of(item.name, subject_pattern)) for item in items]
+    items = split_by_subject(items, seed, data)
+    places = defaultdict(set)
+    for item in items:
+        places[item.subject].add(item.split)
+    for item in items:
+        if item.subject and len(places[item.subject]) > 1:
+            found = " and ".join(sorted(places[item.subject]))
+            raise UserError(f"{item.images[0]}: subject {item.subject!r} is in {found}; keep each subject in one split")
+    return replace(layout, items=items)
+
+
+def subject_of(name: str, pattern: str) -> str:
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise UserError(f"--subject-pattern {pattern}: not a regular expression ({error}); mend it") from None
+    if not match:
+        raise UserError(f"--subject-pattern {pattern}: finds nothing in {name}; it must find a subject in every name")
+    found = match[1] if match.re.groups else match[0]
+    if not found:
+        raise UserError(f"--subject-pattern {pattern}: finds an empty subject in {name}; it must find a name")
+    return found
+
+
+def split_by_subject(items: list[Item], seed: int, data: str) -> list[Item]:
+    """Items with their split: the folder's own, or else drawn subject by subject from a hash of (seed, subject).
+
+    A subject's number is its own: when others come or go it stays in its split (unless there are so few subjects
+    that a split would be empty). Raises UserError if the subjects are not known or fewer than three.
+    """
+    given = [item for item in items if item.split]
+    if given and len(given) == len(items):
+        return items
+    if given:
+        stray = next(item for item in items if not item.split)
+        raise UserError(f"{stray.images[0]}: in no split, but others are; put it into train, val or test")
+    if any(not item.subject for item in items):
+        raise UserError(
+            f"{data}: which pictures are of one subject? Say it by a folder a subject below images/, by train/ and val/, "
+            "or by --subject-pattern '^[^_]+' for SUBJECT_n.png ('.+' if every picture is another subject)"
+        )
+    number = {item.subject: subject_number(seed, item.subject) for item in items}
+    order = sorted(number, key=number.get)
+    if len(order) < 3:
+        raise UserError(
+            f"{data}: {len(order)} subject(s), {order[0]!r} for one, cannot be split into three; "
+            "name subjects by --subject-pattern, or make folders train/ and val/"
+        )
+    val = min(max(sum(u < HELD_OUT for u in number.values()), 1), len(order) - 2)
+    test = min(max(sum(u < 2 * HELD_OUT for u in number.values()) - val, 1), len(order) - 1 - val)
+    split = dict.fromkeys(order, "train") | dict.fromkeys(order[val : val + test], "test")
+    split |= dict.fromkeys(order[:val], "val")
+    return [replace(item, split=split[item.subject]) for item in items]
+
+
+def subject_number(seed: int, subject: str) -> float:
+    """A number in [0, 1) that is the subject's own."""
+    name = f"{seed} {subject}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Decoding, once
+
+
+def decoded(layout: Layout, data: str, split: str, size, channels: int, skip_bad: bool):
+    """Images, labels and index of a split, from its store, which is made if it is not there. Raises UserError."""
+    items = [item for item in layout.items if item.split == split]
+    if not items:
+        raise UserError(f"{data}: no images for {split}; see docs/data.md for the layouts")
+    files = [path for item in items for path in (*item.images, *([item.mask] if item.mask else []))]
+    key = store.key_of(
+        files,
+        (split, size, channels, skip_bad, layout.about, layout.classes, [(item.name, item.subject) for item in items]),
+    )
+    if whole := store.read(key):
+        return whole
+    if store.folder_of(key).exists():
+        print(f"{store.folder_of(key)}: damaged, so {split} is decoded again")
+    try:
+        decode_all(layout, items, key, split, size, channels, skip_bad)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or store.CACHE}: {error.strerror}; decoded images go to {store.CACHE}: "
+            "make room there, and let it be written"
+        ) from None
+    whole = store.read(key)
+    if not whole:
+        raise UserError(f"{store.folder_of(key)}: changed while it was read; start again")
+    return whole
+
+
+def decode_all(layout: Layout, items: list[Item], key: str, split: str, size, channels: int, skip_bad: bool) -> None:
+    """Write the store of a split, subject by subject. Raises UserError, OSError."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[item.subject].append(item)
+    findings, rows, windows = Findings(skip_bad), [], {}
+    pixels, empty = np.zeros(max(len(layout.classes), 1), dtype=np.int64), 0
+    with store.Writer(key, (channels, *size), labelled=bool(layout.classes)) as writer:
+        for subject, group in tqdm(groups.items(), desc=f"decoding {split}", leave=False, disable=None):
+            for one in layout.decode(group, findings):
+                image = resize(one.image, size)
+                labels = None if one.labels is None else resize_labels(one.labels, size)
+                writer.add(image, labels)
+                rows.append((one.name, subject, one.contrast, fingerprint(image)))
+                if one.window:
+                    windows[f"{subject} {layout.contrasts[one.contrast]}" if layout.contrasts else subject] = one.window
+                if labels is not None:
+                    pixels += np.bincount(labels.ravel(), minlength=len(pixels))
+                    empty += not labels.any()
+        if not rows:
+            raise UserError(
+                f"{items[0].images[0]}: nothing in {split} can be used ({(findings.bad or ['air only'])[0]})"
+            )
+        names, subjects, contrasts, fingerprints = map(list, zip(*rows, strict=True))
+        writer.index = {
+            "key": key,
+            "split": split,
+            "names": names,
+            "subjects": subjects,
+            "contrasts": contrasts,
+            "fingerprints": fingerprints,
+            "windows": windows,  # the intensities that became 0 and 255
+            "empty_masks": empty,
+            "class_pixels": pixels.tolist(),
+            "bad": findings.bad,
+            "left_out": findings.left_out,
+        }
+
+
+def fingerprint(image: np.ndarray) -> str:
+    """Equal for equal images; empty for one of a single grey level, which says nothing of where it is from."""
+    if image.min() == image.max():
+        return ""
+    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).hexdigest()
+
+
+def without_doubles(images, labels, index: dict, train: dict, findings: Findings, split: str):
+    """The split without images that are also in train: they would be remembered, not drawn. Raises UserError."""
+    known = dict(zip(train["fingerprints"], train["names"], strict=True))
+    known.pop("", None)
+    doubles = [i for i, mark in enumerate(index["fingerprints"]) if mark in known]
+    if not doubles:
+        return images, labels, index
+    for i in doubles:
+        twin = known[index["fingerprints"][i]]
+        findings.refuse(f"{index['names'][i]} in {split} is the same image as {twin} in train; remove one")
+    kept = np.setdiff1d(np.arange(len(images)), doubles)
+    if not kept.size:
+        raise UserError(f"{index['names'][0]}: every image of {split} is in train too; keep the splits apart")
+    for name in ("names", "subjects", "contrasts", "fingerprints"):
+        index[name] = [index[name][i] for i in kept]
+    if labels is not None:
+        labels = labels[kept]
+        index["empty_masks"] = int((~labels.any(axis=(1, 2))).sum())
+        index["class_pixels"] = np.bincount(labels.ravel(), minlength=len(index["class_pixels"])).tolist()
+    return images[kept], labels, index
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is told before training
+
+
+def table(*splits: Slices) -> str:
+    """What was recognised, and for each split its images, subjects, share of empty masks and classes."""
+    first = splits[0].index
+    lines = [first["about"], f"{'':6} {'images':>8} {'subjects':>9} {'empty masks':>12}"]
+    for data in splits:
+        index = data.index
+        empty = f"{index['empty_masks'] / len(data):.1%}" if data.classes else "no masks"
+        subjects = len(set(index["subjects"]))
+        lines.append(f"{index['split']:6} {len(data):8} {subjects if subjects > 1 else '?':>9} {empty:>12}")
+    loaded = {data.index["split"] for data in splits}
+    for name, (items, subjects) in first["elsewhere"].items():
+        if items and name not in loaded:
+            lines.append(f"{name:6} {'-':>8} {subjects if subjects > 1 else '?':>9} {'not read':>12}")
+    pixels = sum(np.array(data.index["class_pixels"]) for data in splits)
+    if splits[0].classes:
+        shares = ", ".join(f"{name} {n / pixels.sum():.2%}" for name, n in zip(splits[0].classes, pixels, strict=True))
+        lines.append(f"share of the pixels: {shares}")
+    if unused := first["unused"]:
+        kinds = ", ".join(f"{n} {kind or 'without ending'}" for kind, n in sorted(unused.items()))
+        lines.append(f"not used: {kinds}")
+    left_out = sum((Counter(data.index["left_out"]) for data in splits), Counter())
+    lines += [f"left out: {n} {what}" for what, n in left_out.items()]
+    bad = list(dict.fromkeys(line for data in splits for line in data.index["bad"]))
+    if bad:
+        lines.append(f"skipped {len(bad)} bad: " + "; ".join(bad[:3]) + "; ..." * (len(bad) > 3))
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Text in one line that any terminal can show, whatever a file's name holds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:
     """Stem -> path of every picture in the folder. Raises UserError if there is none, or two of one name."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; see 'your own data' in the README for the layout")
+        raise UserError(f"{folder}: no such folder; name one that holds pictures")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ENDINGS:

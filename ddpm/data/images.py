@@ -1,18 +1,23 @@
 """Pictures: uint8 outside, float32 in [-1, 1] inside. This is the only place that converts."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ddpm import UserError
 
 # Background and tissues dark to light, the last class (the lesion) in red.
 COLOURS = [(0, 0, 0), (70, 110, 170), (130, 130, 130), (225, 225, 225), (220, 60, 50), (240, 190, 60), (110, 180, 90)]
+
+
+FORMATS = ("PNG", "JPEG", "TIFF")
+MAX_PIXELS = 4096 * 4096  # a larger picture is no slice; it may be small on disk and still fill the memory
 
 
 def to_float(images) -> Tensor:
@@ -31,22 +36,54 @@ def one_hot(labels, num_classes: int) -> Tensor:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The picture at `path` in grey, uint8 (H, W). Raises UserError."""
+    """The picture at `path` in grey, uint8 (H, W). Raises UserError, also for more than 8 bits a pixel."""
+    pixels = read_pixels(path)
+    if pixels.dtype == np.uint16:  # each picture by itself has no window that would do for all
+        raise UserError(f"{path}: more than 8 bits a pixel; convert all images to 8 bits with one window")
+    return pixels[0]
+
+
+def read_pixels(path: str | Path, channels: int = 1) -> np.ndarray:
+    """The picture at `path`, (channels, H, W): uint8, or uint16 if it has more than 8 bits a pixel (grey only).
+
+    One channel is the picture in grey; three are its red, green and blue. Raises UserError.
+    """
     with open_picture(path) as picture:
-        if picture.mode.startswith(("I", "F")):  # Pillow would cut off everything above 255
-            raise UserError(f"{path}: more than 8 bits a pixel; convert all images to 8 bits with one window")
-        return np.asarray(picture.convert("L"))
+        deep = picture.mode.startswith(("I", "F"))
+        if channels == 3 and picture.mode not in ("RGB", "RGBA"):
+            raise UserError(f"{path}: mode {picture.mode}, not three channels; leave out --image-channels 3")
+        if not deep:
+            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+            return pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
+        pixels = np.asarray(picture)
+    if picture.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise UserError(f"{path}: values that do not fit 16 bits without sign; save it with 8 or 16 bits a pixel")
+    return pixels.astype(np.uint16)[None]
 
 
 def read_labels(path: str | Path, classes: tuple[str, ...], size: tuple[int, int]) -> tuple[np.ndarray, str]:
     """The mask at `path` as labels uint8 (H, W) of `size`, and a notice ("" or that it was resized).
+
+    Raises UserError as read_mask does.
+    """
+    labels = read_mask(path, classes)
+    if labels.shape == tuple(size):
+        return labels, ""
+    notice = f"{path}: mask of {labels.shape[0]}x{labels.shape[1]} resized by nearest neighbour to {size[0]}x{size[1]}"
+    return resize_labels(labels, size), notice
+
+
+def read_mask(path: str | Path, classes: tuple[str, ...]) -> np.ndarray:
+    """The mask at `path` as labels uint8 (H, W), in its own size.
 
     Pixel values are labels 0 .. K-1 (a palette's indices count, not its colours), or 0 and 255 if there are
     two classes. Raises UserError if there is a label that `classes` lacks.
     """
     with open_picture(path) as picture:
         if picture.mode not in ("1", "L", "P", "I", "I;16"):
-            raise UserError(f"{path}: a mask must have one channel holding labels, not mode {picture.mode}")
+            raise UserError(
+                f"{path}: a mask must have one channel holding labels, not mode {picture.mode}; save it in one channel"
+            )
         labels = np.array(picture)
     values = np.unique(labels).tolist()
     if len(classes) == 2 and set(values) <= {0, 255}:
@@ -54,26 +91,51 @@ def read_labels(path: str | Path, classes: tuple[str, ...], size: tuple[int, int
     elif unknown := [value for value in values if not 0 <= value < len(classes)]:
         known = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise UserError(f"{path}: the mask has labels {shown} that are not known; known are {known}")
-    labels = labels.astype(np.uint8)
+        blurred = "; so many come from smoothed edges: save masks as PNG, resized by nearest neighbour only"
+        raise UserError(
+            f"{path}: the mask has labels {shown} that are not known; known are {known}"
+            + (blurred if len(unknown) > 3 and 255 in values else "")
+        )
+    return labels.astype(np.uint8)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (C, h, w), C of 1 or 3 -> (C, H, W) of `size`, bicubic, averaged over a pixel's area where it shrinks."""
+    if image.shape[1:] == tuple(size):
+        return image
+    picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+    pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return pixels[None] if len(image) == 1 else np.moveaxis(pixels, -1, 0)
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (h, w) -> (H, W) of `size`, by nearest neighbour, so that no label appears that was not there."""
     if labels.shape == tuple(size):
-        return labels, ""
-    resized = Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    notice = f"{path}: mask of {labels.shape[0]}x{labels.shape[1]} resized by nearest neighbour to {size[0]}x{size[1]}"
-    return np.array(resized), notice
+        return labels
+    picture = Image.fromarray(np.ascontiguousarray(labels))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A picture, decoded. Raises UserError if it cannot be."""
+    """A PNG, JPEG or TIFF of one page, decoded. Raises UserError if it cannot be."""
     try:
-        picture = Image.open(path)
-        picture.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's on large or odd files; what matters is checked here
+            picture = Image.open(path, formats=FORMATS)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(f"{path}: {picture.width}x{picture.height} pixels are too many for a slice; cut it")
+            if getattr(picture, "n_frames", 1) > 1:
+                raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
+            picture.load()
         return picture
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a picture that can be read ({reason})") from None
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes make a decoder fail in any way at all
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = reason.replace(f" {str(path)!r}", "")
+        raise UserError(f"{path}: not a picture that can be read ({reason}); save it again or remove it") from None
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

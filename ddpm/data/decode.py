@@ -1,0 +1,235 @@
+"""From files to slices: each function takes items of one subject (or of one folder, where subjects are not told
+apart) and yields their slices, with one intensity window for all of them.
+
+A file that cannot be used is refused through `Findings`; it is never left out without being counted.
+"""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm import UserError
+from ddpm.data.images import read_mask, read_pixels
+from ddpm.data.volumes import (
+    axial,
+    centre_crop,
+    foreground_share,
+    magnitude,
+    read_hdf5,
+    read_nifti,
+    to_grey,
+    window,
+)
+
+BRATS_CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
+BRATS_CONTRASTS = ("t1", "t1ce", "t2", "flair")
+MIN_BRAIN = 0.02  # slices with a smaller share of brain are left out: the top of the head, and air
+TOO_LITTLE_BRAIN = f"slices with less than {MIN_BRAIN:.0%} brain"
+FASTMRI_CROP = 320  # pixels; the field of view of fastMRI's reference images
+WINDOW_PICTURES = 200  # a window is of all pictures of a subject, or of so many, evenly spaced
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is decoded at one go: a picture, or the volumes of a scan, with the mask."""
+
+    name: str  # unique: the path below the data folder, without its ending
+    images: tuple[str, ...]  # files; plain strings, as there may be a million of them
+    mask: str | None = None
+    subject: str = ""  # "" where the layout does not tell
+    split: str = ""  # likewise
+
+
+class Decoded(NamedTuple):
+    name: str
+    image: np.ndarray  # (C, H, W) uint8
+    labels: np.ndarray | None  # (H, W) uint8
+    contrast: int = 0
+    window: tuple[float, float] | None = None  # the intensities that became black and white; None if it had 8 bits
+
+
+@dataclass
+class Findings:
+    """Files that cannot be used: refused, or, under --skip-bad, listed and left out."""
+
+    skip_bad: bool
+    bad: list[str] = field(default_factory=list)
+    left_out: Counter = field(default_factory=Counter)  # what a layout leaves out by a rule of its own
+
+    def refuse(self, message: object) -> None:
+        if not self.skip_bad:
+            raise UserError(f"{message} (--skip-bad leaves out all that is bad)")
+        self.bad.append(str(message))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def pictures(
+    items: list[Item], findings: Findings, classes: tuple[str, ...], channels: int, pick: slice = slice(None)
+) -> Iterator[Decoded]:
+    """Pictures read in so many channels, of which `pick` are kept."""
+
+    def read(path):
+        return read_pixels(path, channels)[pick]
+
+    known, low_high = depth(items, read)
+    for item in items:
+        path = item.images[0]
+        try:
+            image = read(path)
+            if (image.dtype == np.uint16) != bool(low_high):
+                deep, shallow = (path, known) if image.dtype == np.uint16 else (known, path)
+                raise UserError(
+                    f"{deep}: more than 8 bits a pixel, but {os.path.basename(shallow)} beside it has 8; save all in one depth"
+                )
+            labels = None
+            if item.mask is not None:
+                labels = read_mask(item.mask, classes)
+                if labels.shape != image.shape[1:]:
+                    raise UserError(
+                        f"{item.mask}: {shape_text(labels)}, but its image is {shape_text(image)}; make them equal"
+                    )
+        except UserError as error:
+            findings.refuse(error)
+            continue
+        yield Decoded(item.name, to_grey(image, *low_high) if low_high else image, labels, 0, low_high)
+
+
+def depth(items: list[Item], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
+    """A picture of the depth that most have and, if that is more than 8 bits, the window of all of that depth."""
+
+    def readable(number: int) -> list[tuple[str, np.ndarray]]:
+        found = []
+        for item in items[:: -(-len(items) // number)]:
+            with contextlib.suppress(UserError):  # it will be met again, and refused
+                found.append((item.images[0], read(item.images[0])))
+        return found
+
+    few = sorted(readable(3), key=lambda one: one[1].dtype == np.uint16)
+    known, image = few[len(few) // 2] if few else (None, None)
+    if image is None or image.dtype == np.uint8:
+        return known, None
+    values = [image.ravel() for _, image in readable(WINDOW_PICTURES) if image.dtype == np.uint16]
+    return known, window(known, np.concatenate(values))
+
+
+def shape_text(array: np.ndarray) -> str:
+    return f"{array.shape[-2]}x{array.shape[-1]}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Scans
+
+
+def brats_volumes(items: list[Item], findings: Findings) -> Iterator[Decoded]:
+    """Four contrasts and their labels, each a volume: four images a slice."""
+    for item in items:
+        try:
+            contrasts, windows, labels = read_brats(item)
+        except UserError as error:
+            findings.refuse(error)
+            continue
+        yield from brain_slices(item.name, contrasts, windows, labels, findings)
+
+
+def brain_slices(name, contrasts, windows, labels, findings: Findings) -> Iterator[Decoded]:
+    """Contrasts, each (Z, H, W), their windows, labels (Z, H, W) or None -> an image for each slice with brain
+    and each contrast."""
+    brain = np.maximum.reduce([foreground_share(slices) for slices in contrasts]) >= MIN_BRAIN
+    findings.left_out[TOO_LITTLE_BRAIN] += int((~brain).sum())
+    for z in np.flatnonzero(brain):
+        for contrast, (slices, low_high) in enumerate(zip(contrasts, windows, strict=True)):
+            grey = to_grey(slices[z], *low_high)[None]
+            yield Decoded(f"{name} slice {z}", grey, None if labels is None else labels[z], contrast, low_high)
+
+
+def read_brats(item: Item) -> tuple[list[np.ndarray], list[tuple[float, float]], np.ndarray | None]:
+    """A case's contrasts (Z, H, W) and their windows, and its labels (Z, H, W) uint8. Raises UserError."""
+    paths = (*item.images, *([item.mask] if item.mask else []))
+    volumes, affines = zip(*map(read_nifti, paths), strict=True)
+    for path, volume, affine in zip(paths, volumes, affines, strict=True):
+        if volume.shape != volumes[0].shape or not np.allclose(affine, affines[0], atol=1e-3):
+            raise UserError(f"{path}: not on the grid of {os.path.basename(paths[0])}; resample it to that")
+    contrasts = volumes[: len(item.images)]
+    windows = [window(path, volume) for path, volume in zip(item.images, contrasts, strict=True)]
+    labels = axial(brats_labels(item.mask, volumes[-1])) if item.mask else None
+    return [axial(volume) for volume in contrasts], windows, labels
+
+
+def brats_labels(path: str, values: np.ndarray) -> np.ndarray:
+    """BraTS's labels 0, 1, 2, 4 -> 0 .. 3 uint8, in the order of BRATS_CLASSES. Raises UserError for others."""
+    if unknown := [f"{value:g}" for value in np.unique(values).tolist() if value not in (0, 1, 2, 4)]:
+        raise UserError(f"{path}: the mask has labels {', '.join(unknown[:5])}; BraTS has 0, 1, 2, 4; mend it")
+    return np.where(values == 4, 3, values).astype(np.uint8)
+
+
+def brats_slices(items: list[Item], findings: Findings, with_masks: bool) -> Iterator[Decoded]:
+    """The slice files of one volume: image (H, W, 4), mask (H, W, 3) with a channel a class."""
+    good, images, masks = [], [], []
+    for item in items:
+        path = item.images[0]
+        try:
+            image, mask = read_hdf5(path, "image"), read_hdf5(path, "mask")
+            for name, array, channels in (("image", image, 4), ("mask", mask, 3)):
+                if array is None or array.ndim != 3 or array.shape[2] != channels:
+                    found = "nothing" if array is None else array.shape
+                    raise UserError(
+                        f"{path}: {name!r} should have the shape (H, W, {channels}), not {found}; remove it"
+                    )
+            if mask.shape[:2] != image.shape[:2] or (images and images[0].shape != image.shape):
+                raise UserError(f"{path}: its size is not that of its mask, or of its volume's slices; remove it")
+            if not np.isin(mask, (0, 1)).all() or (mask.sum(axis=2) > 1).any():
+                raise UserError(f"{path}: 'mask' should hold 0 and 1, and one class a pixel; remove it")
+        except UserError as error:
+            findings.refuse(error)
+            continue
+        good.append(path)
+        images.append(image.astype(np.float32))
+        masks.append((mask * np.arange(1, 4)).sum(axis=2).astype(np.uint8))
+    if not good:
+        return
+    # [x, y] of volumes whose x runs to the patient's left and y to the back: transposed, anterior is up.
+    contrasts, labels = np.stack(images).transpose(3, 0, 2, 1), np.stack(masks).transpose(0, 2, 1)
+    try:
+        windows = [window(good[0], slices) for slices in contrasts]
+    except UserError as error:
+        findings.refuse(error)
+        return
+    yield from brain_slices(items[0].subject, contrasts, windows, labels if with_masks else None, findings)
+
+
+def fastmri(items: list[Item], findings: Findings) -> Iterator[Decoded]:
+    """Scans of slices, cropped to their centre."""
+    for item in items:
+        try:
+            slices = read_fastmri(item.images[0])
+            low_high = window(item.images[0], slices)
+        except UserError as error:
+            findings.refuse(error)
+            continue
+        for i, values in enumerate(centre_crop(slices, FASTMRI_CROP)):
+            yield Decoded(f"{item.name} slice {i}", to_grey(values, *low_high)[None], None, 0, low_high)
+
+
+def read_fastmri(path: str) -> np.ndarray:
+    """A scan's slices (N, H, W): the reference image, or that of its fully sampled k-space. Raises UserError."""
+    slices = read_hdf5(path, "reconstruction_rss")
+    if slices is None:
+        kspace = read_hdf5(path, "kspace")
+        if kspace is None:
+            raise UserError(f"{path}: neither reconstruction_rss nor kspace in it; not a fastMRI scan, remove it")
+        if read_hdf5(path, "mask") is not None:
+            raise UserError(f"{path}: its k-space is undersampled, so there is no image to learn; remove it")
+        if kspace.ndim not in (3, 4):
+            raise UserError(f"{path}: kspace has the shape {kspace.shape}, not (slices, [coils,] H, W); remove it")
+        slices = magnitude(kspace)
+    if slices.ndim != 3 or slices.dtype.kind not in "uif":
+        raise UserError(f"{path}: {slices.shape} {slices.dtype}, not real slices (N, H, W); remove it")
+    return slices

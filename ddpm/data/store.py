@@ -1,0 +1,117 @@
+"""Decoded slices on disk: uint8 arrays that are mapped into memory, with an index beside them.
+
+A set is decoded once. From then on its arrays are opened, not read: an image comes from the disk (or the system's
+cache of it) when it is asked for, so a set may be larger than memory, and the second start takes no time.
+
+A store is a folder of images.npy, labels.npy (if there are masks) and index.json. Its name holds a key of all that
+could change a pixel: the source files' names, sizes and times of change (as make does: reading every byte would cost
+as much as decoding), the options, and the code that decodes. It is written under another name and renamed, so half a
+store is never found; the index holds the arrays' sizes and times, so one that was cut or overwritten is not used.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
+CODE = [Path(__file__).with_name(name) for name in ("images.py", "decode.py", "store.py", "volumes.py")]
+
+
+def key_of(files: list[str], options: tuple) -> str:
+    """The key of a set that is decoded from `files` with `options` (anything whose repr says it all)."""
+    key = hashlib.sha256(repr(options).encode())
+    for file in CODE:
+        key.update(file.read_bytes())
+    for file in files:
+        status = os.stat(file)
+        key.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return key.hexdigest()[:20]
+
+
+def folder_of(key: str) -> Path:
+    return CACHE / f"slices-{key}"
+
+
+def read(key: str) -> tuple[np.ndarray, np.ndarray | None, dict] | None:
+    """Images (N, C, H, W), labels (N, H, W) or None, and the index, of a whole store; None if there is none."""
+    folder = folder_of(key)
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        arrays = {}
+        for name, status in index["files"].items():
+            if status != status_of(folder / name):
+                return None
+            # a plain array that looks at the mapped file: np.memmap's own indexing is slower
+            arrays[name] = np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False))
+        return arrays["images.npy"], arrays.get("labels.npy"), index
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def status_of(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+class Writer:
+    """Within it, `add` appends slices to a store; when it ends without an error, the store is there. Raises OSError."""
+
+    def __init__(self, key: str, shape: tuple[int, int, int], labelled: bool):
+        """shape: (C, H, W) of every image."""
+        self.key, self.folder = key, folder_of(key)
+        self.temporary = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.tmp")
+        self.shapes = {"images.npy": shape} | ({"labels.npy": shape[1:]} if labelled else {})
+        self.index: dict = {}
+        self.n = 0
+
+    def __enter__(self):
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir(parents=True)
+        self.opened = contextlib.ExitStack()
+        self.files = {name: self.opened.enter_context(open(self.temporary / name, "wb")) for name in self.shapes}  # noqa: SIM115
+        self.write_headers()
+        return self
+
+    def write_headers(self) -> None:
+        for name, file in self.files.items():
+            shape = (self.n, *self.shapes[name])
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(file, header)  # of the same length for every n: made to grow
+
+    def add(self, image: np.ndarray, label: np.ndarray | None) -> None:
+        """Append an image (C, H, W) and its labels (H, W), both uint8."""
+        for array, name in ((image, "images.npy"), (label, "labels.npy")):
+            if name in self.shapes:
+                assert array.shape == self.shapes[name] and array.dtype == np.uint8
+                self.files[name].write(np.ascontiguousarray(array))
+        self.n += 1
+
+    def __exit__(self, kind, *rest):
+        try:
+            if kind is None:
+                self.write_headers()
+                self.keep()
+        finally:
+            self.opened.close()
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def keep(self) -> None:
+        """Flush everything to the disk, then give the store its name."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.index["files"] = {name: status_of(self.temporary / name) for name in self.files}
+        with open(self.temporary / "index.json", "w") as file:
+            json.dump(self.index, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if read(self.key) is None:
+            shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
+            os.replace(self.temporary, self.folder)
+        # else another process was faster, with the same result

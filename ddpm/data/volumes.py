@@ -1,0 +1,129 @@
+"""Volumes: NIfTI and HDF5 scans as axial slices, and the intensity window that makes them 8 bits.
+
+Slices are shown as the phantom shows them: the patient's right on the image's left, anterior up.
+nibabel and h5py are imported where they are used; nothing else needs them.
+"""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from ddpm import UserError
+
+MAX_VOXELS = 2**29  # 800^3; a header that asks for more is damaged, or made to exhaust memory
+PERCENTILES = (1.0, 99.5)
+
+
+def library(name: str):
+    """The module `name` (nibabel or h5py). Raises UserError, with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"{name} is needed to read these files; run: pip install -r requirements-data.txt") from None
+
+
+def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The volume at `path` with its axes turned to RAS+ (x to the patient's right, y anterior, z superior; nothing
+    is interpolated): (X, Y, Z) of any real type, and the affine (4, 4) from voxel to mm. Raises UserError."""
+    nibabel = library("nibabel")
+    try:
+        image = nibabel.load(path)
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3:
+            raise UserError(f"{path}: {len(shape)} dimensions {shape}, not three; save one volume of it")
+        check_voxels(path, shape)
+        image = nibabel.as_closest_canonical(image)
+        volume = np.asarray(image.dataobj).reshape(image.shape[:3])
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:  # damaged bytes make a reader fail in any way at all
+        raise UserError(f"{path}: not a NIfTI volume that can be read ({reason(error)}); fetch it again") from None
+    check_values(path, volume)
+    return volume, image.affine
+
+
+def read_hdf5(path: str | Path, name: str) -> np.ndarray | None:
+    """The array `name` of an HDF5 file, or None if it has none. Raises UserError."""
+    h5py = library("h5py")
+    try:
+        with h5py.File(path, "r") as file:
+            if name not in file:
+                return None
+            if not isinstance(file[name], h5py.Dataset):
+                raise UserError(f"{path}: {name!r} is not an array; fetch the file again")
+            check_voxels(path, file[name].shape)
+            values = file[name][()]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: not an HDF5 file that can be read ({reason(error)}); fetch it again") from None
+    check_values(path, values)
+    return values
+
+
+def check_voxels(path, shape: tuple[int, ...]) -> None:
+    if not 0 < np.prod([int(n) for n in shape], dtype=object) <= MAX_VOXELS:
+        raise UserError(f"{path}: its header says {shape} voxels; empty, damaged or too large for a scan; remove it")
+
+
+def check_values(path, values: np.ndarray) -> None:
+    if values.dtype.kind not in "buifc":
+        raise UserError(f"{path}: values of type {values.dtype}, not numbers; save it as integers or floats")
+    if values.dtype.kind in "fc" and not np.isfinite(values).all():
+        raise UserError(f"{path}: holds NaN or infinite values; replace them (by 0, say) and save it again")
+
+
+def reason(error: Exception) -> str:
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    return text if len(text) <= 100 else text[:100] + " ..."
+
+
+def axial(volume: np.ndarray) -> np.ndarray:
+    """RAS+ (X, Y, Z) -> slices (Z, H, W), feet first. Rows run from anterior to posterior, columns from the
+    patient's right to the left: the phantom's (and radiology's) convention."""
+    return volume[::-1, ::-1].transpose(2, 1, 0)
+
+
+def window(path, values: np.ndarray, percentiles: tuple[float, float] = PERCENTILES) -> tuple[float, float]:
+    """The intensities (low, high) that become black and white: the lower percentile of all values, and the upper
+    one of those above it. (Of all values the upper one would fall as the share of air around the head grows.)
+
+    Raises UserError if the values do not differ.
+    """
+    low = np.percentile(values, percentiles[0])
+    above = values[values > low]
+    if not above.size:
+        raise UserError(f"{path}: every voxel has the value {low:g}; there is no image in it, remove it")
+    return float(low), float(np.percentile(above, percentiles[1]))
+
+
+def to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Any real array -> uint8: low and below black, high and above white."""
+    scaled = (values.astype(np.float32) - low) / max(high - low, 1e-30)
+    return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
+
+
+def foreground_share(slices: np.ndarray) -> np.ndarray:
+    """Slices (N, H, W) of a volume -> the share of each one's pixels that differ from the volume's lowest value.
+    Where the skull has been stripped the lowest value is the background, so this is the share of brain."""
+    return (slices != slices.min()).mean(axis=(1, 2))
+
+
+def centre_crop(slices: np.ndarray, side: int) -> np.ndarray:
+    """(..., H, W) -> the middle (..., h, w), neither of them over `side` or over the shorter of H and W."""
+    side = min(side, *slices.shape[-2:])
+    top, left = (slices.shape[-2] - side) // 2, (slices.shape[-1] - side) // 2
+    return slices[..., top : top + side, left : left + side]
+
+
+def magnitude(kspace: np.ndarray) -> np.ndarray:
+    """Centred k-space, fully sampled, (N, H, W) or (N, coils, H, W) -> images (N, H, W): the inverse Fourier
+    transform's magnitude, coils joined by the root of the sum of squares (Roemer et al. 1990).
+
+    That k-space is centred would turn the phase of the images; their magnitude does not feel it.
+    """
+    images = np.fft.fftshift(np.fft.ifft2(kspace, norm="ortho"), axes=(-2, -1))
+    return np.abs(images) if images.ndim == 3 else np.sqrt((np.abs(images) ** 2).sum(axis=1))

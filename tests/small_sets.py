@@ -1,0 +1,121 @@
+"""Small data sets in exactly the formats of docs/data.md, for the tests to read and to break."""
+
+import h5py
+import nibabel
+import numpy as np
+from PIL import Image
+
+SIZE = (20, 24)
+
+
+def noise(*key, size=SIZE, top=256, dtype=np.uint8):
+    """Random pixels of a key's own."""
+    return np.random.default_rng([3, *key]).integers(0, top, size, dtype=dtype)
+
+
+def write(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def split_set(root, n=3, masks=True, splits=("train", "val"), top=256, dtype=np.uint8):
+    """DIR/{train,val}/{images,masks}/sI.png; masks of 0 and 255, the first of each split empty."""
+    for s, split in enumerate(splits):
+        for i in range(n):
+            write(root / split / "images" / f"s{i}.png", noise(s, i, top=top, dtype=dtype))
+            if masks:
+                write(root / split / "masks" / f"s{i}.png", 255 * noise(s, i, 1, top=2) * np.uint8(i > 0))
+    return root
+
+
+def subject_set(root, subjects=6, n=2, nested=True):
+    """DIR/{images,masks}/SUBJECT/I.png, or SUBJECT_I.png."""
+    for s in range(subjects):
+        for i in range(n):
+            name = f"p{s}/{i}.png" if nested else f"p{s}_{i}.png"
+            write(root / "images" / name, noise(s, i))
+            write(root / "masks" / name, noise(s, i, 1, top=2))
+    return root
+
+
+def lgg_set(root, cases=5, n=2):
+    """kaggle_3m/CASE/CASE_I.tif, three channels, and CASE_I_mask.tif, 0 and 255."""
+    for c in range(cases):
+        case = f"TCGA_CS_{4941 + c}_19960909"
+        for i in range(1, n + 1):
+            write(root / "kaggle_3m" / case / f"{case}_{i}.tif", noise(c, i, size=(*SIZE, 3)))
+            write(root / "kaggle_3m" / case / f"{case}_{i}_mask.tif", 255 * noise(c, i, 1, top=2) * np.uint8(i > 1))
+    (root / "kaggle_3m" / "data.csv").write_text("Patient,RNASeqCluster\n")
+    return root
+
+
+def save_nifti(path, volume, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1, 1, 1]) if affine is None else affine), path)
+    return path
+
+
+def brats_case(root, number, ending=".nii", shape=(12, 14, 10)):
+    """BraTS20_Training_NNN/..._{t1,t1ce,t2,flair,seg}.nii: stripped of the skull, axes as theirs (left, posterior,
+    superior), brain in the slices 2 to 7, the labels 0, 1, 2 and 4."""
+    name = f"BraTS20_Training_{number:03d}"
+    inside = np.zeros(shape, bool)
+    inside[2:-2, 2:-2, 2:8] = True
+    for kind, contrast in enumerate(("t1", "t1ce", "t2", "flair")):
+        volume = (1 + noise(number, kind, size=shape, top=900, dtype=np.int16)) * inside
+        save_nifti(root / name / f"{name}_{contrast}{ending}", volume.astype(np.int16))
+    labels = np.array([0, 1, 2, 4], np.uint8)[noise(number, 9, size=shape, top=4)] * inside
+    labels[:, :, 3] = 0
+    save_nifti(root / name / f"{name}_seg{ending}", labels.astype(np.uint8))
+    return root
+
+
+def brats_set(root, cases=3):
+    for number in range(1, cases + 1):
+        brats_case(root, number, ".nii" if number % 2 else ".nii.gz")
+    return root
+
+
+def write_hdf5(path, attributes=None, **arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        file.attrs.update(attributes or {})
+    return path
+
+
+def brats_slice_set(root, volumes=3, n=3):
+    """volume_V_slice_S.h5: image (H, W, 4) float64 around 0, mask (H, W, 3) uint8; slice 0 is air."""
+    for v in range(1, volumes + 1):
+        for s in range(n):
+            image = np.random.default_rng([v, s]).normal(size=(*SIZE, 4)) * (s > 0)
+            image[:2] = -9.0
+            if s == 0:
+                image[:] = -9.0
+            labels = noise(v, s, top=4) * np.uint8(s > 0)
+            mask = (labels[..., None] == [1, 2, 3]).astype(np.uint8)
+            write_hdf5(root / "content" / "data" / f"volume_{v}_slice_{s}.h5", image=image, mask=mask)
+    return root
+
+
+def fastmri_set(root, folders=("singlecoil_train", "singlecoil_val"), n=2, slices=3):
+    """FILE.h5 with kspace (slices, H, W) complex64 and reconstruction_rss (slices, h, w) float32."""
+    for f, folder in enumerate(folders):
+        for i in range(n):
+            rss = np.random.default_rng([f, i]).random((slices, *SIZE)).astype(np.float32) * 1e-4
+            kspace = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(rss, (1, 2)), norm="ortho"), (1, 2))
+            attributes = {"max": rss.max(), "norm": np.linalg.norm(rss), "patient_id": f"patient{f}{i // 2}"}
+            arrays = {"kspace": kspace.astype(np.complex64), "reconstruction_rss": rss}
+            write_hdf5(root / folder / f"file100000{f}{i}.h5", attributes, **arrays)
+    return root
+
+
+def yes_no_set(root, n=6):
+    """brain_tumor_dataset/{yes,no}/*.jpg, of different sizes, no masks."""
+    for k, kind in enumerate(("yes", "no")):
+        for i in range(n):
+            name = f"Y{i}.jpg" if kind == "yes" else f"{i} no.jpeg"
+            write(root / "brain_tumor_dataset" / kind / name, noise(k, i, size=(30 + i, 26)))
+    return root

@@ -1,0 +1,236 @@
+"""The tools around the data: volumes into slices, masks for pictures that have none, fetching."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+from small_sets import noise, save_nifti, write, yes_no_set
+
+import train
+from ddpm.data import folders, store
+from tools import fetch, make_masks, slices
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def refused(main, flags, says, capsys):
+    assert main([str(flag) for flag in flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+# slices.py
+
+
+def head(shape=(20, 24, 10)):
+    """A volume (RAS+) with a head in slices 2 to 7, brighter to the patient's right and to the front."""
+    x, y, _ = np.indices(shape)
+    volume = (20 + 3 * x + 2 * y).astype(np.int16)
+    volume[:, :, :2] = volume[:, :, 8:] = 0
+    volume[:2] = volume[-2:] = 0
+    return volume
+
+
+def test_slices_are_windowed_shown_and_written_down(tmp_path, capsys):
+    save_nifti(tmp_path / "sub-01_T1w.nii.gz", head(), np.diag([1.0, 1, 3, 1]))
+    assert slices.main([str(tmp_path / "sub-01_T1w.nii.gz"), "--out", str(tmp_path / "d")]) == 0
+    name = "sub-01_T1w"
+    about = json.loads((tmp_path / "d" / f"{name}.json").read_text())
+    values = head().astype(float)
+    high = np.percentile(values[values > 0], 99.5)
+    assert about["window"] == [0, high] and about["percentiles"] == [1, 99.5]
+    assert about["slices"] == [2, 3, 4, 5, 6, 7] and about["left_out"] == 4
+    assert about["voxel_mm"] == [1, 1, 3] and about["pixel_mm"] == 1
+    files = sorted((tmp_path / "d" / "images" / name).iterdir())
+    assert [file.name for file in files] == [f"{name}_z{z:03d}.png" for z in range(2, 8)]
+    for file in files:
+        image = pixels(file)
+        assert image.shape == (24, 24) and (image[:, :2] == 0).all() and (image[:, -2:] == 0).all()  # padded
+        expected = np.rint(255 * (values[::-1, ::-1, 4].T / high).clip(0, 1))
+        assert abs(image[:, 2:-2] - expected).max() <= 1
+        assert image[2, 5] > image[-3, 5] and image[5, 5] > image[5, -6]  # the front is up, the right on the left
+    assert "6 slices" in capsys.readouterr().out
+
+
+def test_pixels_become_square(tmp_path):
+    """Voxels twice as long from front to back give pictures twice as high; labels keep their values."""
+    affine = np.diag([1.0, 2, 1, 1])
+    labels = (head() > 60).astype(np.uint8) * 4
+    save_nifti(tmp_path / "v.nii", head(), affine)
+    save_nifti(tmp_path / "seg.nii", labels, affine)
+    flags = [tmp_path / "v.nii", "--masks", tmp_path / "seg.nii", "--out", tmp_path / "d"]
+    assert slices.main(list(map(str, flags))) == 0
+    image, mask = (pixels(tmp_path / "d" / kind / "v" / "v_z004.png") for kind in ("images", "masks"))
+    assert image.shape == mask.shape == (48, 48)
+    assert (image[:, :14] == 0).all() and image[:, 16:32].any()
+    assert np.array_equal(mask[::2, 14:34], labels[::-1, ::-1, 4].T) and set(np.unique(mask)) == {0, 4}
+
+
+def test_cut_volumes_train(tmp_path, capsys):
+    """Volumes -> slices -> a split by subject -> steps."""
+    for i in range(4):
+        volume = head() + (head() > 0) * noise(i, size=(20, 24, 10))
+        save_nifti(tmp_path / f"s{i}.nii.gz", volume.astype(np.int16))
+        save_nifti(tmp_path / f"seg{i}.nii.gz", (volume > 100).astype(np.uint8))
+    volumes, masks = ([str(tmp_path / f"{kind}{i}.nii.gz") for i in range(4)] for kind in ("s", "seg"))
+    assert slices.main([*volumes, "--masks", *masks, "--out", str(tmp_path / "d")]) == 0
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "2", "--out", str(tmp_path / "run")]
+    assert train.main(["--data", str(tmp_path / "d"), *flags]) == 0
+    assert "pictures in images/ with masks" in capsys.readouterr().out
+
+
+def test_slices_refuse_what_they_cannot_cut(tmp_path, capsys):
+    good, out = save_nifti(tmp_path / "v.nii", head()), tmp_path / "d"
+    other = save_nifti(tmp_path / "other.nii", head()[:-1].astype(np.uint8))
+    half = save_nifti(tmp_path / "half.nii", head().astype(np.float32) / 7)
+    twin = save_nifti(tmp_path / "b" / "v.nii.gz", head())
+    for flags, says in (
+        ([tmp_path / "none.nii", "--out", out], "none.nii"),
+        ([good, "--out", out, "--percentiles", "99", "1"], "two numbers that rise"),
+        ([good, "--out", out, "--masks", other, half], "2 for 1 volume"),
+        ([good, "--out", out, "--masks", other], "other.nii: not on the grid"),
+        ([good, "--out", out, "--masks", half], "half.nii: holds more than the labels"),
+        ([good, twin, "--out", out], "two volumes of the name v"),
+        ([good, "--out", "/proc/x"], "cannot write there"),
+        ([], "required"),
+    ):
+        refused(slices.main, flags, says, capsys)
+
+
+# make_masks.py
+
+
+def test_otsu_finds_the_threshold_that_splits_best():
+    """Against the definition: the variance between the classes, tried at every level."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        dark, bright = rng.normal(rng.uniform(20, 90), 12, 700), rng.normal(rng.uniform(120, 220), 20, 300)
+        image = np.concatenate([dark, bright]).clip(0, 255).astype(np.uint8).reshape(20, 50)
+
+        def between(t, image=image):
+            low, high = image[image <= t], image[image > t]
+            return low.size * high.size * (low.mean() - high.mean()) ** 2 if low.size and high.size else -1
+
+        assert make_masks.otsu_threshold(image) == max(range(255), key=between)
+    two = np.array([[10, 10, 200]], np.uint8)
+    assert 10 <= make_masks.otsu_threshold(two) < 200
+
+
+def test_the_foreground_has_no_holes(tmp_path):
+    image = np.full((20, 20), 12, np.uint8)
+    image[4:16, 5:15] = 180
+    image[8:10, 8:10] = 10  # a ventricle
+    expected = np.zeros((20, 20), bool)
+    expected[4:16, 5:15] = True
+    assert np.array_equal(make_masks.otsu_foreground(image, "p"), expected)
+
+
+def test_ellipses_are_one_body_of_the_stated_size_and_place():
+    image, areas = np.zeros((80, 60), np.uint8), []
+    for i in range(60):
+        mask = make_masks.ellipse(image, 0, f"name {i}")
+        assert ndimage.label(mask)[1] == 1
+        y, x = (where.mean() + 0.5 for where in np.nonzero(mask))
+        assert 19 <= y <= 61 and 14 <= x <= 46  # the middle half of each axis
+        areas.append(mask.sum() / np.pi / 60**2)
+    assert 0.04**2 < min(areas) and max(areas) < 0.205**2 and max(areas) > 3 * min(areas)
+    assert np.array_equal(make_masks.ellipse(image, 1, "a"), make_masks.ellipse(image, 1, "a"))
+    assert not np.array_equal(make_masks.ellipse(image, 1, "a"), make_masks.ellipse(image, 2, "a"))
+    assert not np.array_equal(make_masks.ellipse(image, 1, "a"), make_masks.ellipse(image, 1, "b"))
+
+
+@pytest.mark.parametrize("rule", ["ellipses", "otsu"])
+def test_pictures_without_masks_train_with_made_ones(tmp_path, capsys, rule):
+    root = yes_no_set(tmp_path / "d")
+    write(root / "brain_tumor_dataset" / "no" / "deep.png", noise(1, size=(30, 26), top=5000, dtype=np.uint16))
+    assert make_masks.main([str(root), str(tmp_path / "m"), "--rule", rule]) == 0
+    assert "13 masks" in capsys.readouterr().out
+    assert {path.relative_to(tmp_path / "m").with_suffix("") for path in (tmp_path / "m").rglob("*.png")} == {
+        path.relative_to(root).with_suffix("") for path in root.rglob("*.*")
+    }
+    assert set(np.unique(pixels(tmp_path / "m" / "brain_tumor_dataset" / "yes" / "Y0.png"))) == {0, 255}
+    data = folders.load(str(root), str(tmp_path / "m"), "train", (32, 32), 2)
+    assert data.labels.any() and data.classes == ("background", "class 1")
+
+
+def test_make_masks_refuses(tmp_path, capsys):
+    root = yes_no_set(tmp_path / "d")
+    (tmp_path / "empty").mkdir()
+    flat = write(tmp_path / "flat" / "a.png", np.full((9, 9), 5, np.uint8)).parent
+    for flags, says in (
+        ([tmp_path / "nowhere", tmp_path / "m"], "no such folder"),
+        ([tmp_path / "empty", tmp_path / "m"], "no pictures here"),
+        ([root, root], "would overwrite"),
+        ([root, root / "masks"], "would be taken for pictures"),
+        ([root, tmp_path / "m", "--seed", "-1"], "must not be negative"),
+        ([flat, tmp_path / "m", "--rule", "otsu"], "a.png: a single grey level"),
+        ([root, tmp_path / "m", "--rule", "best"], "invalid choice"),
+    ):
+        refused(make_masks.main, flags, says, capsys)
+    assert not (tmp_path / "m").exists()
+
+
+# fetch.py
+
+
+class Response:
+    def __init__(self, status_code):
+        self.status_code = status_code
+
+
+def failing(error):
+    def dataset_download(name):
+        raise error
+
+    return types.SimpleNamespace(dataset_download=dataset_download)
+
+
+def with_status(status):
+    error = RuntimeError("a page of text\nin two lines")
+    error.response = Response(status)
+    return error
+
+
+class UnauthenticatedError(Exception):  # of that name, as kagglehub's
+    pass
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (with_status(401), "put a token where kagglehub looks"),
+        (with_status(403), "accept the set's terms"),
+        (with_status(404), "knows no data set of this name"),
+        (UnauthenticatedError("who?"), "put a token"),
+        (ConnectionError("no route"), "check the network"),
+        (with_status(500), "could not be fetched (a page of text in two lines)"),
+        (ValueError(), "could not be fetched (ValueError)"),
+    ],
+)
+def test_what_fails_in_fetching_is_one_line(monkeypatch, capsys, error, says):
+    monkeypatch.setitem(sys.modules, "kagglehub", failing(error))
+    refused(fetch.main, ["owner/name"], says, capsys)
+
+
+def test_fetching_names_the_folder_and_the_next_command(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=lambda name: f"/data/{name}"))
+    assert fetch.main(["owner/some-set.2"]) == 0
+    assert "train.py --data /data/owner/some-set.2" in capsys.readouterr().out
+
+
+def test_fetching_needs_a_name_and_kagglehub(monkeypatch, capsys):
+    for name in ([], [""], ["mri"], ["a/b/c"], ["a b/c"]):
+        refused(fetch.main, name, "name a data set as owner/name", capsys)
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    refused(fetch.main, ["owner/name"], "pip install -r requirements-kaggle.txt", capsys)

@@ -1,0 +1,400 @@
+"""Folders of one's own: what lies there is recognised, split by subject, decoded once and never stale."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small_sets import SIZE, noise, split_set, subject_set, write, yes_no_set
+
+from ddpm import UserError
+from ddpm.data import decode, folders, store
+from ddpm.data.decode import Item
+from ddpm.data.folders import split_by_subject
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def load(root, split="train", size=SIZE, num_classes=2, masks="", **options):
+    return folders.load(str(root), str(masks), split, size, num_classes, **options)
+
+
+# What is decoded is what lies there
+
+
+def test_pixels_and_labels_are_those_of_the_files(tmp_path):
+    split_set(tmp_path / "d")
+    for s, split in enumerate(("train", "val")):
+        data = load(tmp_path / "d", split)
+        assert data.images.shape == (3, 1, *SIZE) and data.labels.shape == (3, *SIZE)
+        assert data.index["names"] == ["s0", "s1", "s2"] and data.classes == ("background", "class 1")
+        for i in range(3):
+            assert np.array_equal(data.images[i, 0], noise(s, i))
+            assert np.array_equal(data.labels[i], noise(s, i, 1, top=2) * (i > 0))
+        assert data.index["empty_masks"] == 1
+        assert sum(data.index["class_pixels"]) == data.labels.size
+        assert data.index["class_pixels"][1] == data.labels.sum()
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "tif", "tiff", "PNG"])
+def test_every_ending_is_read_and_pairs_with_a_mask_of_another(tmp_path, ending):
+    for split, grey in (("train", 60), ("val", 90)):
+        flat = np.full(SIZE, grey, np.uint8)
+        flat[5:] += 40
+        write(tmp_path / "d" / split / "images" / f"x.{ending}", flat)
+        write(tmp_path / "d" / split / "masks" / "x.png", noise(1, top=2))
+    data = load(tmp_path / "d")
+    assert abs(data.images[0, 0].astype(int) - np.where(np.arange(20) < 5, 60, 100)[:, None]).max() <= 8  # JPEG
+
+
+def test_masks_shrink_by_nearest_neighbour_and_images_by_their_average(tmp_path):
+    for split in ("train", "val"):
+        stripes = np.tile(np.array([0, 200], np.uint8), (40, 20))  # columns of 0 and 200
+        stripes[0, 0] = 100 if split == "val" else 0
+        write(tmp_path / "d" / split / "images" / "x.png", stripes)
+        write(tmp_path / "d" / split / "masks" / "x.png", np.tile(np.array([0, 1], np.uint8), (40, 20)))
+    data = load(tmp_path / "d", size=(8, 8))
+    assert abs(data.images[0, 0, 2:-2, 2:-2].astype(int) - 100).max() < 25
+    assert set(np.unique(data.labels)) <= {0, 1}
+
+
+def test_masks_elsewhere_and_no_masks(tmp_path):
+    split_set(tmp_path / "d")
+    for split in ("train", "val"):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        (tmp_path / "d" / split / "masks").rename(tmp_path / "m" / split)
+    assert load(tmp_path / "d", masks=tmp_path / "m").labels.any()
+    without = load(tmp_path / "d")
+    assert without.labels is None and without.classes == ()
+    assert load(tmp_path / "d", masks=tmp_path / "m", unmasked=True).labels is None
+
+
+def test_more_classes(tmp_path):
+    for s, split in enumerate(("train", "val")):
+        write(tmp_path / "d" / split / "images" / "x.png", noise(s))
+        write(tmp_path / "d" / split / "masks" / "x.png", noise(s, 1, top=4))
+    data = load(tmp_path / "d", num_classes=4)
+    assert data.classes == ("background", "class 1", "class 2", "class 3")
+    assert np.array_equal(data.labels[0], noise(0, 1, top=4))
+
+
+def test_sixteen_bits_are_windowed_by_percentiles_of_the_folder(tmp_path):
+    """The window is of all pictures of the folder together, so grey levels can be compared between them."""
+    split_set(tmp_path / "d", n=8, top=4000, dtype=np.uint16)
+    data = load(tmp_path / "d")
+    raw = np.stack([noise(0, i, top=4000, dtype=np.uint16) for i in range(8)]).astype(float)
+    low = np.percentile(raw, 1)
+    high = np.percentile(raw[raw > low], 99.5)
+    assert data.index["windows"] == {"": [low, high]}
+    expected = np.rint(255 * ((raw - low) / (high - low)).clip(0, 1))
+    assert abs(data.images[:, 0] - expected).max() <= 1
+    assert len(np.unique(data.images)) > 200
+
+
+def test_the_window_of_a_subject_is_its_own(tmp_path):
+    for s, top in enumerate((100, 1000, 10_000, 60_000)):
+        for i in range(2):
+            write(tmp_path / "d" / "images" / f"p{s}" / f"{i}.png", noise(s, i, top=top, dtype=np.uint16))
+    for split in ("train", "val", "test"):
+        data = load(tmp_path / "d", split)
+        for (subject, (_, high)), image in zip(data.index["windows"].items(), data.images[::2], strict=True):
+            assert 0.9 < high / {"p0": 100, "p1": 1000, "p2": 10_000, "p3": 60_000}[subject] <= 1
+            assert image.max() == 255
+
+
+def test_three_channels_only_when_asked(tmp_path):
+    for s, split in enumerate(("train", "val")):
+        write(tmp_path / "d" / split / "images" / "x.png", noise(s, size=(*SIZE, 3)))
+    colours = load(tmp_path / "d", channels=3)
+    assert np.array_equal(colours.images[0], np.moveaxis(noise(0, size=(*SIZE, 3)), -1, 0))
+    grey = load(tmp_path / "d")
+    assert np.array_equal(grey.images[0, 0], np.asarray(Image.fromarray(noise(0, size=(*SIZE, 3))).convert("L")))
+    assert load(tmp_path / "d", channels=3, size=(10, 12)).images.shape == (1, 3, 10, 12)
+
+
+def test_links_are_followed_and_hidden_files_are_not_data(tmp_path):
+    split_set(tmp_path / "d")
+    (tmp_path / "d" / "val" / "images").rename(tmp_path / "elsewhere")
+    (tmp_path / "d" / "val" / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "d" / "train" / "images" / "._s0.png").write_bytes(b"macOS leaves these")
+    (tmp_path / "d" / "__MACOSX").mkdir()
+    (tmp_path / "d" / "__MACOSX" / "s9.png").write_bytes(b"and these")
+    assert len(load(tmp_path / "d")) == len(load(tmp_path / "d", "val")) == 3
+
+
+@pytest.mark.parametrize("name", ["schön und größer", "切片 7", "a" * 240, "slice.with.dots", "a'b\"c$(d)"])
+def test_names_may_be_odd(tmp_path, name):
+    root = split_set(tmp_path / "d")
+    write(root / "train" / "images" / f"{name}.png", noise(9))
+    write(root / "train" / "masks" / f"{name}.png", noise(9, top=2))
+    assert name in load(root).index["names"]
+    assert "train" in folders.table(load(root), load(root, "val"))
+
+
+# Splits
+
+
+def test_a_split_is_of_subjects(tmp_path):
+    subject_set(tmp_path / "d", subjects=12, n=3)
+    found = {split: load(tmp_path / "d", split).index["subjects"] for split in ("train", "val", "test")}
+    assert sorted(sum(found.values(), [])) == sorted(f"p{s}" for s in range(12) for _ in range(3))
+    for one in found:
+        for other in found:
+            assert one == other or not set(found[one]) & set(found[other])
+    assert len(set(found["train"])) > 6
+
+
+def test_a_pattern_finds_subjects_in_names(tmp_path):
+    subject_set(tmp_path / "flat", nested=False)
+    with pytest.raises(UserError, match="which pictures are of one subject"):
+        load(tmp_path / "flat")
+    for pattern in ("^[^_]+", r"^(p\d)_"):
+        found = [load(tmp_path / "flat", split, subject_pattern=pattern) for split in ("train", "val", "test")]
+        assert sorted(sum((data.index["subjects"] for data in found), [])) == [f"p{s}" for s in range(6) for _ in "ab"]
+    subject_set(tmp_path / "deep", n=4)  # and overrules the folders
+    assert set(load(tmp_path / "deep", subject_pattern=r"\d$").index["subjects"]) < set("0123")
+
+
+def test_folders_yes_and_no_are_not_subjects(tmp_path):
+    found = [load(yes_no_set(tmp_path / "d"), split, size=(32, 32)) for split in ("train", "val", "test")]
+    assert sum(map(len, found)) == 12 and all(data.labels is None for data in found)
+    assert len({name.split("/")[1] for name in found[0].index["names"]}) == 2  # pictures of both in train
+
+
+def test_without_masks_names_need_not_differ(tmp_path):
+    root = split_set(tmp_path / "d", masks=False)
+    write(root / "train" / "images" / "s1.jpg", noise(9))
+    assert load(root).index["names"] == ["s0", "s1", "s1.png", "s2"]
+
+
+def items_of(subjects, n=2):
+    return [Item(f"{s}_{i}", (), None, s) for s in subjects for i in range(n)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.text(min_size=1, max_size=8), min_size=3, max_size=60), st.integers(0, 2**32 - 1))
+def test_every_split_gets_subjects_and_no_subject_two_splits(subjects, seed):
+    split = split_by_subject(items_of(sorted(subjects)), seed, "d")
+    places = {}
+    for item in split:
+        places.setdefault(item.subject, set()).add(item.split)
+    assert all(len(found) == 1 for found in places.values())
+    assert {item.split for item in split} == {"train", "val", "test"}
+    shuffled = split_by_subject(items_of(sorted(subjects))[::-1], seed, "d")
+    assert {item.name: item.split for item in shuffled} == {item.name: item.split for item in split}
+
+
+def test_a_subject_stays_in_its_split_when_others_come():
+    few, many = ([f"case {i}" for i in range(n)] for n in (60, 200))
+    before, after = ({item.subject: item.split for item in split_by_subject(items_of(s), 5, "d")} for s in (few, many))
+    assert all(after[subject] == split for subject, split in before.items())
+    shares = [sum(split == name for split in after.values()) / 200 for name in ("train", "val", "test")]
+    assert abs(shares[0] - 0.8) < 0.09 and abs(shares[1] - 0.1) < 0.07 and abs(shares[2] - 0.1) < 0.07
+
+
+def test_another_seed_splits_otherwise():
+    subjects = [f"case {i}" for i in range(50)]
+    one, two = ([item.split for item in split_by_subject(items_of(subjects), seed, "d")] for seed in (0, 1))
+    assert one != two
+
+
+def test_no_image_of_train_is_held_out(tmp_path):
+    """The same picture under another name, even in another format."""
+    root = split_set(tmp_path / "d")
+    write(root / "val" / "images" / "s1.png", noise(0, 2), compress_level=1)
+    with pytest.raises(UserError, match="s1 in val is the same image as s2 in train"):
+        load(root, "val")
+    kept = load(root, "val", skip_bad=True)
+    assert kept.index["names"] == ["s0", "s2"] and len(kept) == len(kept.labels) == 2
+    assert np.array_equal(kept.images[1, 0], noise(1, 2)) and np.array_equal(kept.labels[1], noise(1, 2, 1, top=2))
+    assert len(kept.index["bad"]) == 1 and kept.index["empty_masks"] == 1
+    assert kept.index["class_pixels"][1] == kept.labels.sum()
+
+
+def test_black_images_are_no_leak(tmp_path):
+    root = split_set(tmp_path / "d")
+    for split in ("train", "val"):
+        write(root / split / "images" / "s0.png", np.zeros(SIZE, np.uint8))
+    assert len(load(root, "val")) == 3
+
+
+# Decoded once, and never stale
+
+
+def no_decoding(monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(decode, "read_pixels", forbidden)
+
+
+def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):
+    root = split_set(tmp_path / "d")
+    first = load(root)
+    no_decoding(monkeypatch)
+    second = load(root)
+    assert np.array_equal(first.images, second.images) and np.array_equal(first.labels, second.labels)
+    assert first.index == second.index
+
+
+def test_arrays_are_mapped_not_read(tmp_path):
+    data = load(split_set(tmp_path / "d"))
+    for array in (data.images, data.labels):
+        assert type(array) is np.ndarray and isinstance(array.base, np.memmap) and not array.flags.writeable
+    x_0, mask, contrast = data.tensors([2, 0])
+    assert torch.equal(x_0[1, 0], torch.from_numpy(noise(0, 0)) / 127.5 - 1) and contrast is None
+    x_0 += 1  # a batch is a copy
+    assert np.array_equal(load(tmp_path / "d").images, data.images)
+
+
+@pytest.mark.parametrize("change", ["picture", "mask", "time", "new", "size", "classes", "channels"])
+def test_whatever_could_change_a_pixel_decodes_again(tmp_path, change):
+    root = split_set(tmp_path / "d")
+    before = load(root)
+    options = {"size": (10, 12)} if change == "size" else {"num_classes": 3} if change == "classes" else {}
+    if change == "picture":
+        write(root / "train" / "images" / "s1.png", noise(77))
+    if change == "mask":
+        write(root / "train" / "masks" / "s1.png", noise(77, top=2))
+    if change == "time":
+        (root / "train" / "images" / "s1.png").touch()
+    if change == "new":
+        write(root / "train" / "images" / "s3.png", noise(77))
+        write(root / "train" / "masks" / "s3.png", noise(77, top=2))
+    if change == "classes":
+        for path in (root / "train" / "masks").iterdir():
+            write(path, np.asarray(Image.open(path)) // 255)
+    if change == "channels":
+        for path in (root / "train" / "images").iterdir():
+            write(path, noise(7, size=(*SIZE, 3)))
+        options = {"channels": 3}
+    after = load(root, **options)
+    assert after.index["key"] != before.index["key"]
+    if change == "picture":
+        assert np.array_equal(after.images[1, 0], noise(77))
+    if change == "mask":
+        assert np.array_equal(after.labels[1], noise(77, top=2))
+    if change == "new":
+        assert len(after) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "byte", "gone", "index", "half index", "other index"])
+def test_a_damaged_store_is_made_again(tmp_path, damage, capsys):
+    root = split_set(tmp_path / "d")
+    before = load(root)
+    images, labels = before.images.copy(), before.labels.copy()
+    folder = store.folder_of(before.index["key"])
+    path = folder / ("images.npy" if damage in ("cut", "byte") else "labels.npy" if damage == "gone" else "index.json")
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-7])
+    if damage == "byte":
+        path.write_bytes(content[:-7] + bytes([content[-7] ^ 255]) + content[-6:])
+    if damage == "gone":
+        path.unlink()
+    if damage == "index":
+        path.write_text("[]")
+    if damage == "half index":
+        path.write_bytes(content[: len(content) // 2])
+    if damage == "other index":
+        path.write_text(json.dumps({"files": {"images.npy": [1, 2]}}))
+    after = load(root)
+    assert np.array_equal(after.images, images) and np.array_equal(after.labels, labels)
+    assert "damaged" in capsys.readouterr().out
+    load(root)
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_store_is_written_whole_or_not_at_all(tmp_path, cache, monkeypatch):
+    root, add, calls = split_set(tmp_path / "d"), store.Writer.add, []
+
+    def full_disk(self, *arrays):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        add(self, *arrays)
+
+    monkeypatch.setattr(store.Writer, "add", full_disk)
+    with pytest.raises(UserError, match="No space left on device.*make room"):
+        load(root)
+    assert not list(cache.iterdir())
+    assert len(load(root)) == 3  # the fourth call is fine again
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(store, "CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(UserError, match="file/cache.*let it be written"):
+        load(split_set(tmp_path / "d"))
+
+
+def test_two_processes_that_decode_at_once_agree(tmp_path):
+    """The slower of two writers finds the store there, and leaves it alone."""
+    key, shape = "k", (1, 2, 2)
+    with store.Writer(key, shape, False) as slow:
+        slow.temporary = slow.temporary.with_suffix(".slow")
+        (store.CACHE / f"slices-{key}.{os.getpid()}.tmp").rename(slow.temporary)
+        with store.Writer(key, shape, False) as fast:
+            fast.add(np.ones(shape, np.uint8), None)
+        inode = (store.folder_of(key) / "images.npy").stat().st_ino
+        slow.add(np.ones(shape, np.uint8), None)
+    assert (store.folder_of(key) / "images.npy").stat().st_ino == inode
+    assert [path.name for path in store.CACHE.iterdir()] == ["slices-k"]
+    assert store.read(key)[0].sum() == 4
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.booleans())
+def test_the_store_is_a_plain_npy_file(tmp_path_factory, n, height, width, labelled):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "CACHE", tmp_path_factory.mktemp("cache"))
+        images = noise(n, size=(n, 1, height, width))
+        with store.Writer("k", (1, height, width), labelled) as writer:
+            for image in images:
+                writer.add(image, image[0] if labelled else None)
+        assert np.array_equal(np.load(store.folder_of("k") / "images.npy"), images)
+        stored, labels, _ = store.read("k")
+        assert np.array_equal(stored, images) and (np.array_equal(labels, images[:, 0]) if labelled else labels is None)
+
+
+# What is told
+
+
+def test_the_table_says_what_was_found(tmp_path):
+    root = split_set(tmp_path / "d", splits=("train", "val", "test"))
+    text = folders.table(load(root), load(root, "val"))
+    assert re.search(r"^train +3 +\? +33.3%$", text, re.M) and re.search(r"^val +3 ", text, re.M)
+    assert re.search(r"^test +- +\? +not read$", text, re.M)
+    assert "pictures in train/, val/ and test/ with masks" in text
+    pixels = np.concatenate([load(root).labels, load(root, "val").labels])
+    assert f"class 1 {pixels.mean():.2%}" in text and f"background {1 - pixels.mean():.2%}" in text
+
+
+def test_the_table_counts_files_of_no_use(tmp_path):
+    root = split_set(tmp_path / "d")
+    (root / "notes.txt").write_text("")
+    (root / "train" / "images" / "LICENCE").write_text("")
+    write(root / "more" / "s9.png", noise(9))
+    assert "not used: 1 without ending, 1 .png, 1 .txt" in folders.table(load(root), load(root, "val"))
+    assert "not used" not in folders.table(*(load(split_set(tmp_path / "e"), split) for split in ("train", "val")))
+    assert "6 .png" in folders.table(*(load(tmp_path / "e", split, unmasked=True) for split in ("train", "val")))
+
+
+def test_the_table_counts_what_was_skipped(tmp_path):
+    root = split_set(tmp_path / "d")
+    (root / "train" / "images" / "s1.png").write_bytes(b"")
+    (root / "val" / "masks" / "s2.png").unlink()
+    text = folders.table(load(root, skip_bad=True), load(root, "val", skip_bad=True))
+    assert "skipped 2 bad" in text and "s1.png" in text and "s2.png" in text
+    assert re.search(r"^train +2 ", text, re.M) and re.search(r"^val +2 ", text, re.M)
+    again = folders.table(load(root, skip_bad=True), load(root, "val", skip_bad=True))
+    assert again == text  # also when nothing is decoded
