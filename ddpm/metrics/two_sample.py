@@ -1,0 +1,165 @@
+"""The classifier two-sample test: can a network tell the samples from real images?
+
+Lopez-Paz & Oquab 2017, "Revisiting Classifier Two-Sample Tests", arXiv:1610.06545. A small network is trained on one half
+of both sets to say which set an image is from, and examined on the other half. If both sets come from the same
+distribution, then no network can be right in more than 50 % of the images it has not seen: that is the goal of a
+generative model. It learns whatever features give the samples away, so it is not flattered by weak ones.
+
+What gives them away may be harmless. Both sets must have gone the same way (resizing, rounding, no JPEG in one alone).
+And 50 % means that this network, trained on this many images, found nothing; a larger set finds more.
+"""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import beta
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ddpm import UserError, mix_seed
+
+FEWEST = 40  # images a set: 20 of each are then examined, and the interval is 32 % wide
+BATCH = 32  # images of each set in a training step
+CHECK_EVERY = 20  # training steps
+LEARNING_RATE = 2e-3
+
+
+class TwoSample(NamedTuple):
+    accuracy: float  # share of the unseen images assigned to the right set; 0.5 is the goal, 1 the worst
+    low: float  # 95 % interval of the accuracy
+    high: float
+    n: int  # unseen images, half of them real
+
+
+def two_sample_test(real: np.ndarray, fake: np.ndarray, steps: int = 400, seed: int = 0) -> TwoSample:
+    """How well a network tells two sets of images apart: real (N, C, H, W) and fake (M, C, H, W), both uint8.
+
+    It trains for at most `steps`. If the low end of the interval is above 0.5 the sets differ. A high end below 0.5 says
+    that the sets share images: what it learnt as real came again as fake. UserError if there are too few images, or
+    if the two sets have images of different sizes.
+    """
+    check(real, fake)
+    rng = np.random.default_rng(mix_seed(seed))
+    train, validation, unseen = (
+        (torch.from_numpy(real[a]), torch.from_numpy(fake[b])) for a, b in split(len(real), len(fake), rng)
+    )
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        net = classifier(train)
+        fit(net, train, validation, steps, rng)
+    correct, n = sum(int((said > 0).eq(is_fake).sum()) for said, is_fake in answers(net, unseen)), 2 * len(unseen[0])
+    return TwoSample(correct / n, *clopper_pearson(correct, n), n)
+
+
+def check(real: np.ndarray, fake: np.ndarray) -> None:
+    for name, images in (("real", real), ("fake", fake)):
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"{name} is {images.dtype} {images.shape}, not uint8 (N, C, H, W)")
+        if len(images) < FEWEST:
+            raise UserError(f"two-sample test: {len(images)} {name} images; it needs at least {FEWEST} of each kind")
+    if real.shape[1:] != fake.shape[1:]:
+        raise UserError(
+            f"two-sample test: real images are {real.shape[1:]}, fake ones {fake.shape[1:]} (channels, height, width); "
+            "give both in one size"
+        )
+
+
+def split(n_real: int, n_fake: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices (k,) of real and of fake images to train on (3/8 of the smaller set), to stop by (1/8), to examine on (1/2).
+
+    Image i is in the same part in both sets: if fake image i was drawn for the mask of real image i, then no mask is in
+    two parts, and it does not help (nor harm) to remember masks. In each part there are as many real as fake images; of a
+    larger set a random choice is taken, as its order may mean something. It counts as going round the masks again.
+    """
+    n = min(n_real, n_fake)
+
+    def members(part: np.ndarray, total: int) -> np.ndarray:
+        return rng.choice(np.flatnonzero(np.isin(np.arange(total) % n, part)), len(part), replace=False)
+
+    parts = np.split(rng.permutation(n), [n * 3 // 8, n // 2])
+    return [(members(part, n_real), members(part, n_fake)) for part in parts]
+
+
+class Scale(nn.Module):
+    """uint8 -> float32 with mean 0 and standard deviation 1 over the training images, real and fake taken together."""
+
+    def __init__(self, pair: tuple[Tensor, Tensor]):
+        super().__init__()
+        values = torch.cat(pair).double()
+        self.mean, self.std = values.mean().item(), values.std().item() + 1e-3
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+
+def classifier(pair: tuple[Tensor, Tensor]) -> nn.Sequential:
+    """uint8 (B, C, H, W) -> (B, 1), above 0 for "fake"; 112,000 weights.
+
+    Four convolutions, of which three halve the image, and the mean over places: quick at textures (noise, blur), which
+    are everywhere, and able to learn shapes. BatchNorm, unlike GroupNorm, keeps how bright an image is.
+    """
+    layers, c_in = [Scale(pair)], pair[0].shape[1]
+    for c_out, size, stride in ((32, 4, 2), (64, 3, 2), (64, 3, 1), (96, 3, 2)):
+        layers += [nn.Conv2d(c_in, c_out, size, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+        c_in = c_out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, 1))
+
+
+def fit(net: nn.Module, train, validation, steps: int, rng: np.random.Generator) -> None:
+    """Train for `steps`, then go back to where the validation images were told apart best."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    is_fake = torch.cat([torch.zeros(BATCH), torch.ones(BATCH)])
+    best, kept = float("inf"), None
+    for step in tqdm(range(1, steps + 1), desc="two-sample test", unit="step", leave=False, disable=None):
+        batch = torch.cat([images[rng.integers(len(images), size=BATCH)] for images in train])
+        net.train()
+        loss = F.binary_cross_entropy_with_logits(net(moved(batch, rng))[:, 0], is_fake)
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - (step - 1) / steps)  # to 0, for BatchNorm's averages to settle
+        optimizer.step()
+        if step % CHECK_EVERY == 0 or step == steps:
+            losses = [
+                F.binary_cross_entropy_with_logits(said, truth, reduction="sum").item()
+                for said, truth in answers(net, validation)
+            ]
+            if sum(losses) < best:
+                best, kept = sum(losses), copy.deepcopy(net.state_dict())
+    net.load_state_dict(kept)
+
+
+def moved(batch: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each image (B, C, H, W) shifted round by up to a sixteenth of its sides, so that a few images last for longer.
+
+    Not flipped: a generator that confuses left and right is to be found out.
+    """
+    height, width = batch.shape[2:]
+    down = rng.integers(-(height // 16), height // 16 + 1, len(batch))
+    right = rng.integers(-(width // 16), width // 16 + 1, len(batch))
+    return torch.stack(
+        [image.roll(by, (1, 2)) for image, *by in zip(batch, down.tolist(), right.tolist(), strict=True)]
+    )
+
+
+@torch.no_grad()
+def answers(net: nn.Module, pair: tuple[Tensor, Tensor]):
+    """(what the network says (B,), whether it is so (B,)) in batches, for all real and then all fake images."""
+    net.eval()
+    for truth, images in enumerate(pair):
+        for batch in images.split(256):
+            yield net(batch)[:, 0], torch.full((len(batch),), float(truth))
+
+
+def clopper_pearson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval for a probability after `correct` of n trials (Clopper & Pearson 1934).
+
+    Its ends are the probabilities at which so many, or so few, would be seen in (1 - level) / 2 of all cases.
+    """
+    tail = (1 - level) / 2
+    low = beta.ppf(tail, correct, n - correct + 1) if correct > 0 else 0.0
+    high = beta.ppf(1 - tail, correct + 1, n - correct) if correct < n else 1.0
+    return float(low), float(high)

@@ -1,0 +1,194 @@
+"""The two-sample test: silent on equal sets, whatever their order or size; loud on small damage; its interval exact."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from ddpm import UserError
+from ddpm.metrics import two_sample
+from ddpm.metrics.two_sample import clopper_pearson, split, two_sample_test
+
+
+def pictures(n, seed, size=16):
+    """Smooth random fields, each with a brightness of its own, and a little noise: uint8 (n, 1, size, size)."""
+    rng = np.random.default_rng(seed)
+    fields = ndimage.gaussian_filter(rng.standard_normal((n, 1, size, size)), (0, 0, 1.5, 1.5)) * 150
+    fields += rng.normal(120, 15, (n, 1, 1, 1)) + rng.normal(0, 4, fields.shape)
+    return np.rint(fields.clip(0, 255)).astype(np.uint8)
+
+
+REAL, OTHERS = pictures(240, 0), pictures(240, 1)
+
+
+def examine(real, fake, steps=100, seed=0):
+    return two_sample_test(real, fake, steps=steps, seed=seed)
+
+
+def test_equal_distributions_cannot_be_told_apart():
+    result = examine(REAL, OTHERS)
+    assert result.low < 0.5 < result.high
+    assert result.n == 240 and result.low < result.accuracy < result.high
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda x: x + 12.0,  # brighter, by less than one standard deviation of the brightness
+        lambda x: ndimage.gaussian_filter(x.astype(float), (0, 0, 0.5, 0.5)),
+        lambda x: x + np.random.default_rng(2).normal(0, 5, x.shape),
+        lambda x: x // 4 * 4,  # fewer grey levels
+    ],
+    ids=["brighter", "blurred", "noisy", "coarse"],
+)
+def test_damage_is_found(damage):
+    damaged = np.rint(damage(OTHERS).clip(0, 255)).astype(np.uint8)
+    assert examine(REAL, damaged).low > 0.55
+
+
+def test_different_sets_stay_different_the_other_way_round():
+    darker = (OTHERS * 0.5).astype(np.uint8)
+    for real, fake in ((REAL, darker), (darker, REAL)):
+        assert examine(real, fake, steps=40).accuracy > 0.95
+
+
+def test_a_set_and_its_copy_give_exactly_one_half():
+    """Each image is asked about twice, as real and as fake, and one of the two answers is right."""
+    assert examine(REAL, REAL, steps=20).accuracy == 0.5
+
+
+def test_the_order_of_the_images_tells_nothing():
+    by_brightness = REAL[REAL.mean(axis=(1, 2, 3)).argsort()]
+    result = examine(by_brightness, OTHERS)
+    assert result.low < 0.5 < result.high
+
+
+def test_a_larger_set_that_is_sorted_tells_nothing():
+    """Its first part would be all dark."""
+    many = pictures(720, 3)
+    many = many[many.mean(axis=(1, 2, 3)).argsort()]
+    for real, fake in ((many, OTHERS), (OTHERS, many)):
+        result = examine(real, fake, steps=60)
+        assert result.low < 0.5 < result.high and 190 <= result.n <= 290
+
+
+def test_what_is_remembered_is_not_counted():
+    """Images of pure noise can be learnt by heart, and that alone. On the half that was seen it would be right always."""
+    rng = np.random.default_rng(0)
+    real, fake = rng.integers(0, 256, (2, 60, 1, 8, 8), dtype=np.uint8)
+    result = examine(real, fake, steps=150)
+    assert result.low < 0.5 < result.high and result.n == 60
+
+
+def test_the_examined_half_has_no_part_in_the_training():
+    """Other images in its place: the very same network."""
+    trained = []
+
+    def remember(net, *rest, fit=two_sample.fit):
+        fit(net, *rest)
+        trained.append({name: value.clone() for name, value in net.state_dict().items()})
+
+    unseen = split(len(REAL), len(REAL), np.random.default_rng(two_sample.mix_seed(0)))[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(two_sample, "fit", remember)
+        for value in (0, 255):
+            real, fake = REAL.copy(), OTHERS.copy()
+            real[unseen[0]], fake[unseen[1]] = value, 255 - value
+            examine(real, fake, steps=20)
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_training_goes_back_to_the_best_validation():
+    """The validation half has the answers the other way round, so the more it learns the worse it does there."""
+    bright, dark = torch.full((20, 1, 8, 8), 200, dtype=torch.uint8), torch.full((20, 1, 8, 8), 20, dtype=torch.uint8)
+    seen = []
+
+    def remember(net, pair, answers=two_sample.answers):
+        said = list(answers(net, pair))
+        seen.append(torch.cat([answer for answer, _ in said]))
+        return said
+
+    net = two_sample.classifier((bright, dark))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(two_sample, "answers", remember)
+        two_sample.fit(net, (bright, dark), (dark, bright), 3 * two_sample.CHECK_EVERY, np.random.default_rng(0))
+    kept = torch.cat([said for said, _ in two_sample.answers(net, (dark, bright))])
+    assert len(seen) == 3 and torch.equal(kept, seen[0]) and not torch.equal(kept, seen[2])
+
+
+def test_a_seed_decides_everything_and_nothing_global_changes():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    one = examine(REAL, OTHERS // 2, steps=20, seed=5)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    again = examine(REAL, OTHERS // 2, steps=20, seed=5)
+    assert one == again and torch.equal(torch.get_rng_state(), state)
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert (
+        split(100, 100, np.random.default_rng(0))[0][0].tolist()
+        != split(100, 100, np.random.default_rng(1))[0][0].tolist()
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(40, 300), st.integers(40, 900), st.booleans(), st.integers(0, 99))
+def test_parts_are_apart_balanced_and_the_same_in_both_sets(n_real, n_fake, swap, seed):
+    n_real, n_fake = (n_fake, n_real) if swap else (n_real, n_fake)
+    parts, n = split(n_real, n_fake, np.random.default_rng(seed)), min(n_real, n_fake)
+    for side, total in ((0, n_real), (1, n_fake)):
+        assert [len(part[side]) for part in parts] == [n * 3 // 8, n // 2 - n * 3 // 8, n - n // 2]
+        chosen = np.concatenate([part[side] for part in parts])
+        assert len(set(chosen.tolist())) == n and (chosen >= 0).all() and (chosen < total).all()
+    where = [{i % n: k for k, part in enumerate(parts) for i in part[side].tolist()} for side in (0, 1)]
+    assert all(where[0][i] == where[1][i] for i in where[0].keys() & where[1].keys())
+
+
+def test_all_of_a_larger_set_is_equally_likely():
+    rng, drawn = np.random.default_rng(0), np.zeros(500)
+    for _ in range(1000):
+        for _, b in split(100, 500, rng):
+            drawn[b] += 1
+    assert drawn.sum() == 100_000 and abs(drawn / 200 - 1).max() < 0.3  # 4.7 standard deviations of 200 +- 12.6
+
+
+def test_too_few_or_unequal_images_are_refused():
+    with pytest.raises(UserError, match="39 fake images.*at least 40"):
+        two_sample_test(REAL, OTHERS[:39])
+    with pytest.raises(UserError, match="one size"):
+        two_sample_test(REAL, OTHERS[..., :8])
+    for wrong in (OTHERS / 255, OTHERS[:, 0]):
+        with pytest.raises(ValueError, match="uint8"):
+            two_sample_test(REAL, wrong)
+
+
+@pytest.mark.parametrize(
+    "correct, n, published",
+    [(81, 263, (0.2527, 0.3676)), (15, 148, (0.0578, 0.1617)), (0, 20, (0, 0.1684)), (1, 29, (0.0009, 0.1776))],
+)
+def test_interval_has_the_published_values(correct, n, published):
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", Table I, method 5."""
+    assert clopper_pearson(correct, n) == pytest.approx(published, abs=5e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.data())
+def test_interval_ends_where_the_tails_hold_2_5_percent(n, data):
+    correct = data.draw(st.integers(0, n))
+    low, high = clopper_pearson(correct, n)
+    weight = [math.comb(n, k) for k in range(n + 1)]
+    if correct > 0:
+        assert sum(w * low**k * (1 - low) ** (n - k) for k, w in enumerate(weight) if k >= correct) == pytest.approx(
+            0.025
+        )
+    else:
+        assert low == 0
+    if correct < n:
+        assert sum(w * high**k * (1 - high) ** (n - k) for k, w in enumerate(weight) if k <= correct) == pytest.approx(
+            0.025
+        )
+    else:
+        assert high == 1
