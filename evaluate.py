@@ -200,8 +200,10 @@ def read_folder(folder: str, flag: str, skip_bad: bool) -> np.ndarray:
 
 def held_out_split(config) -> tuple[Slices, str]:
     """The test split, or where a folder has none, the validation split; and its name."""
-    split = "test" if config.data == "phantom" or (Path(config.data) / "test").is_dir() else "val"
-    return load_data(config, split), f"{config.data}'s {split} split"
+    held_out, split = load_data(config, "val"), "val"
+    if held_out.index is None or held_out.index["elsewhere"]["test"][0]:  # the phantom, or a folder with a test split
+        held_out, split = load_data(config, "test"), "test"
+    return held_out, f"{config.data}'s {split} split"
 
 
 def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
@@ -264,10 +266,10 @@ def seconds(work) -> float:
 def report_cells(sets: Sets) -> np.ndarray:
     """The grid of the report: mask | sample | nearest training image, three times a row; or samples alone."""
     shown = sets.samples[:18]
-    columns = [np.repeat(shown, 4 - shown.shape[1], axis=1)] if shown.shape[1] == 1 else [shown]
+    columns = [images.rgb(shown)]
     if sets.train is not None:
         _, index = nearest(shown.reshape(len(shown), -1) / 255, sets.train.reshape(len(sets.train), -1) / 255)
-        columns.append(sets.train[index].repeat(3, axis=1))
+        columns.append(images.rgb(sets.train[index]))
     if sets.asked is not None and sets.asked.labels is not None:
         columns.insert(0, images.colour_labels(sets.asked.labels[:18], len(sets.asked.classes)))
     cells = np.stack(columns, axis=1)  # (18, columns, 3, H, W)

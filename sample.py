@@ -42,7 +42,7 @@ def main(argv):
         if args.mask is not None:
             mask = images.one_hot(np.stack([masks[name] for name, _ in batch]), len(classes)).to(device)
         contrast = None if wanted is None else torch.tensor([wanted[k] for _, k in batch], device=device)
-        noise = noise_source(args.seed, batch, (1, *config.image_size), device)
+        noise = noise_source(args.seed, batch, (config.image_channels, *config.image_size), device)
         predict_x_0 = denoiser(unet, schedule, config.objective, mask, contrast, args.guidance)
 
         # Algorithm 2. Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
@@ -207,7 +207,7 @@ def contrast_labels(wanted: str, contrasts: tuple, n: int, path: Path) -> list[i
 
 def row(name: str, labels, cells: dict, n: int, classes: tuple) -> np.ndarray:
     """A row of the grid: the mask (if there is one) and its n samples, uint8 (columns, 3, H, W)."""
-    samples = np.stack([cells[name, k] for k in range(n)]).repeat(3, axis=1)
+    samples = images.rgb(np.stack([cells[name, k] for k in range(n)]))
     if labels is None:
         return samples
     return np.concatenate([images.colour_labels(labels, len(classes))[None], samples])

@@ -106,7 +106,7 @@ def newest(place: str | Path = "results") -> Path:
 def make_unet(config: Config, classes: tuple[str, ...], contrasts: tuple[str, ...]) -> UNet:
     """The network that a configuration describes, its weights drawn from torch's global random state."""
     return UNet(
-        image_channels=1,
+        image_channels=config.image_channels,
         num_classes=len(classes),
         num_contrasts=len(contrasts),
         channels=config.channels,

@@ -15,7 +15,7 @@ import torch
 from ddpm import UserError, checkpoint
 from ddpm.config import Config
 from ddpm.data import Slices
-from ddpm.data.images import colour_labels, grid, to_uint8, write_png, write_whole
+from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png, write_whole
 from ddpm.evaluation import draw, obedience_rows
 from ddpm.forward import loss_simple
 from ddpm.metrics.kid import kid
@@ -122,7 +122,7 @@ class Run:
             steps = trajectory("dpm-solver", predict_x_0, schedule, x_T.to(device), None, min(GRID_STEPS, schedule.T))
             *_, sample = steps
         cells = to_uint8(sample).reshape(len(rows), GRID_SAMPLES, *x_0.shape[1:])
-        cells = np.concatenate([to_uint8(x_0)[:, None], cells], axis=1).repeat(3, axis=2)
+        cells = rgb(np.concatenate([to_uint8(x_0)[:, None], cells], axis=1))
         if mask is not None:
             shown = colour_labels(held_out.labels[rows], len(held_out.classes))
             cells = np.concatenate([shown[:, None], cells], axis=1)

@@ -92,7 +92,7 @@ def start(flags: list[str], folder: Path):
 
 
 def run_train(flags: list[str], output: Path) -> None:
-    sys.stdout = sys.stderr = open(output, "w", buffering=1)
+    sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
     sys.exit(train.main(flags))
 
 

@@ -139,9 +139,16 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-    """uint8 (1, H, W) or (H, W, 3) -> a PNG, written whole or not at all."""
-    picture = Image.fromarray(image[0] if len(image) == 1 else image)
+    """uint8 (1, H, W), (3, H, W) or (H, W, 3) -> a PNG, written whole or not at all."""
+    if len(image) in (1, 3):
+        image = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+    picture = Image.fromarray(image)
     write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def rgb(images: np.ndarray) -> np.ndarray:
+    """uint8 (..., 1 or 3, H, W) -> (..., 3, H, W), to be shown beside masks in colour."""
+    return images.repeat(3 // images.shape[-3], axis=-3)
 
 
 def colour_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:

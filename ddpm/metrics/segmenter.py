@@ -67,6 +67,8 @@ class Segmenter(nn.Module):
         """Images (B, C, H, W) in [-1, 1], of any size -> label logits (B, K, H, W), contrast logits (B, contrasts),
         features (B, D): the mean over places of every channel of every level on the way down, standardised."""
         wanted, time = x.shape[2:], x.new_zeros(len(x), 1)
+        if x.shape[1] != self.image_channels:  # the embedded data's judge is shown images of three channels
+            x = x.mean(dim=1, keepdim=True)
         if wanted != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         x, skips = self.first(F.pixel_unshuffle(x, PATCH)), []
