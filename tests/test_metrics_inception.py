@@ -97,7 +97,7 @@ def test_each_block_pools_arange_9_as_the_reference(untrained, name, c_in, c_poo
     block.branch_pool.bn.running_var.fill_(1 - 1e-3)
     x = torch.arange(9.0).view(1, 1, 3, 3).expand(1, c_in, 3, 3)
     pool = block(x)[0, -c_pool:]
-    assert torch.allclose(pool, torch.tensor(pooled).expand_as(pool), atol=1e-5)
+    assert torch.allclose(pool, torch.tensor(pooled).expand_as(pool), atol=1e-4)
 
 
 def test_train_mode_has_no_effect(inception, weights):
