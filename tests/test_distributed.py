@@ -89,6 +89,18 @@ def test_shares_are_all_things_once_and_even(n, size):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_dropout_is_drawn_apart(monkeypatch):
+    draws = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        torch.manual_seed(5)
+        distributed.seed_dropout(5, 7)
+        draws.append(torch.rand(4))
+    torch.manual_seed(5)
+    assert torch.equal(draws[0], torch.rand(4))  # the first process goes on as if it were alone
+    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
+
+
 def test_alone_nothing_is_exchanged():
     state = torch.get_rng_state()
     distributed.seed_dropout(0, 1)
@@ -147,6 +159,7 @@ def test_two_processes_have_the_gradient_of_one(tiny_run, tmp_path, monkeypatch)
     for one, zero, first in zip(kept[0], here, there, strict=True):
         assert torch.equal(zero, first)  # both took the same step
         assert torch.allclose(one, zero, atol=1e-5 * largest, rtol=0)
+    assert [line["step"] for line in log_of(tmp_path / "two")] == [10, 20, 21]  # ... and writes
     one, two = (log_of(tmp_path / name)[-1] for name in ("one", "two"))
     for key in ("loss", "loss_q1", "grad_norm"):
         assert one[key] == pytest.approx(two[key], rel=1e-4), key
@@ -165,7 +178,7 @@ def test_too_small_a_batch_is_one_line_and_ends_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_dropout_differs_between_processes_and_the_run_is_the_same_again(tiny_run, tmp_path):
+def test_with_dropout_the_run_of_two_is_the_same_again(tiny_run, tmp_path):
     losses = []
     for name in ("a", "b"):
         go_on_from(tiny_run, 20, tmp_path / name)

@@ -92,8 +92,9 @@ def start(flags: list[str], folder: Path):
 
 
 def run_train(flags: list[str], output: Path) -> None:
-    sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
-    sys.exit(train.main(flags))
+    with open(output, "w", buffering=1) as sys.stdout:
+        sys.stderr = sys.stdout
+        sys.exit(train.main(flags))
 
 
 def wait(process) -> int:
