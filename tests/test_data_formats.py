@@ -17,6 +17,7 @@ from small_sets import (
     lgg_set,
     noise,
     save_nifti,
+    split_set,
     subject_set,
     write_hdf5,
     yes_no_set,
@@ -24,6 +25,7 @@ from small_sets import (
 
 import train
 from ddpm import UserError
+from ddpm.config import Config
 from ddpm.data import folders, phantom, store, volumes
 from ddpm.data.decode import BRATS_CLASSES, BRATS_CONTRASTS
 
@@ -300,6 +302,18 @@ def test_each_layout_trains(tmp_path, capsys, make, flags, classes, contrasts):
     assert re.search(r"^train +\d+ ", out, re.M) and re.search(r"^val +\d+ ", out, re.M)
     loaded = train.checkpoint.load(tmp_path / "run" / "checkpoints" / "step_000002.pt")
     assert len(loaded["classes"]) == classes and len(loaded["contrasts"]) == contrasts
+
+
+def test_skip_bad_and_the_seed_reach_the_data(tmp_path, capsys):
+    root = split_set(tmp_path / "d")
+    (root / "train" / "images" / "s1.png").write_bytes(b"")
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "1", "--sample-every", "100"]
+    assert train.main(["--data", str(root), "--skip-bad", "--out", str(tmp_path / "run"), *flags]) == 0
+    assert re.search(r"^skipped 1 bad: .*s1.png: not a picture", capsys.readouterr().out, re.M)
+    subject_set(tmp_path / "s", subjects=12)
+    configs = [Config(data=str(tmp_path / "s"), image_size=[16, 16], seed=seed) for seed in (0, 0, 1)]
+    found = [train.load_data(config, "train").index["names"] for config in configs]
+    assert found[0] == found[1] != found[2]
 
 
 def test_jpegs_are_read_as_pillow_reads_them(tmp_path):
