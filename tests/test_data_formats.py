@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -23,6 +24,7 @@ from small_sets import (
     yes_no_set,
 )
 
+import sample
 import train
 from ddpm import UserError
 from ddpm.config import Config
@@ -323,3 +325,15 @@ def test_jpegs_are_read_as_pillow_reads_them(tmp_path):
         raw = Image.open(path)
         expected = np.asarray(raw.resize((32, 32), Image.Resampling.BICUBIC, reducing_gap=3.0))
         assert labels is None and np.array_equal(image[0], expected)
+
+
+def test_images_of_three_channels_go_the_whole_way(tmp_path):
+    lgg_set(tmp_path / "lgg", cases=6, n=10)
+    flags = ["--preset", "tiny", "--steps", "2", "--precision", "fp32", "--data", str(tmp_path / "lgg"), "--out", "run"]
+    assert train.main([*flags, "--image-channels", "3"]) == 0
+    grid = np.asarray(Image.open("run/samples/step_000002.png")).astype(int)
+    assert (grid[..., 0] != grid[..., 2]).any()
+    mask = str(next((tmp_path / "lgg").rglob("*_mask.tif")))
+    assert sample.main(["--ckpt", "run", "--mask", mask, "--n", "1", "--sample-steps", "2", "--out", "drawn"]) == 0
+    [drawn] = [path for path in Path("drawn").iterdir() if path.name != "grid.png"]
+    assert Image.open(drawn).mode == "RGB" and Image.open(drawn).size == (32, 32)
