@@ -134,7 +134,7 @@ def from_checkpoint(args):
         f"seed {args.seed}, for the masks and contrasts of {n} images of {split}",
         "real images": f"the other {len(others)} of {split}; in the place of samples: the {n} real images of the same masks",
         "features": f"{extractor}, of images of {samples.shape[2]}x{samples.shape[3]}, 8 bits",
-        "judge of masks": judged_by,
+        "judge of masks": f"segmenter {judged_by} [{judge.fingerprint()}]",
     }
     sets = Sets(samples, held_out.images, others, chosen, others, train.images, choices=choices)
     sets.asked, sets.others = held_out.part(chosen), held_out.part(others)
@@ -160,7 +160,7 @@ def from_folders(args):
     shuffled = np.random.default_rng(mix_seed(args.seed, 1)).permutation(len(real))
     half = min(len(fake), len(real) // 2)
     judge = segmenter.load_segmenter()
-    extractor = make_extractor(args, judge, f"of the embedded data [{judge.fingerprint()}]")
+    extractor = make_extractor(args, judge, "of the embedded data")
     check_writable(args.out)
     print(f"{len(fake)} images of {args.fake} against {len(real)} of {args.real} -> {args.out}")
     choices = {
@@ -211,7 +211,7 @@ def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
     training split (once, then cached under a key of those pairs)."""
     if config.data == "phantom" or not train.classes:
         judge = segmenter.load_segmenter()
-        return judge, f"segmenter of the embedded data [{judge.fingerprint()}]"
+        return judge, "of the embedded data"
     digest = features.hash_of(train.images, train.labels, JUDGE_STEPS, train.classes, train.contrast_names)
     path = CACHE / f"segmenter-{digest}.pt"
     if not path.exists():
@@ -221,13 +221,13 @@ def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
         )
         segmenter.save_segmenter(judge, path)
     judge = segmenter.load_segmenter(path)
-    return judge, f"segmenter trained for {JUDGE_STEPS} steps on the training pairs [{judge.fingerprint()}]"
+    return judge, f"trained for {JUDGE_STEPS} steps on the training pairs"
 
 
 def make_extractor(args, judge: segmenter.Segmenter, judged_by: str) -> features.Extractor:
     match args.features:
         case "segmenter":
-            return features.segmenter_features(judge, judged_by.removeprefix("segmenter "))
+            return features.segmenter_features(judge, judged_by)
         case "inception":
             return features.inception_features(args.weights)
         case path:
