@@ -126,8 +126,8 @@ def test_links_are_followed_and_hidden_files_are_not_data(tmp_path):
     (tmp_path / "d" / "val" / "images").rename(tmp_path / "elsewhere")
     (tmp_path / "d" / "val" / "images").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "d" / "train" / "images" / "._s0.png").write_bytes(b"macOS leaves these")
-    (tmp_path / "d" / "__MACOSX").mkdir()
-    (tmp_path / "d" / "__MACOSX" / "s9.png").write_bytes(b"and these")
+    (tmp_path / "d" / "train" / "images" / "__MACOSX").mkdir()
+    (tmp_path / "d" / "train" / "images" / "__MACOSX" / "s9.png").write_bytes(b"and these")
     assert len(load(tmp_path / "d")) == len(load(tmp_path / "d", "val")) == 3
 
 
