@@ -107,6 +107,7 @@ def draw_batch(data: Slices, config: Config, step: int):
 
     The data set is walked in an order drawn anew from (seed, epoch), across the ends of epochs, so the step
     alone says which images come. Masks are withheld (all zeros) and contrasts (0) per sample, independently.
+    With --flip, half of the pairs are mirrored.
     """
     positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
     chosen = [order(len(data), config.seed, p // len(data))[p % len(data)] for p in positions.tolist()]
@@ -115,6 +116,9 @@ def draw_batch(data: Slices, config: Config, step: int):
         mask = mask * (torch.rand(len(chosen), 1, 1, 1) >= config.mask_drop)
     if contrast is not None:
         contrast = contrast * (torch.rand(len(chosen)) >= config.contrast_drop)
+    if config.flip:
+        mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
+        x_0, mask = (None if x is None else torch.where(mirrored, x.flip(-1), x) for x in (x_0, mask))
     return x_0, mask, contrast
 
 

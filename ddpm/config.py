@@ -40,6 +40,7 @@ class Config:
         1, "of a folder's images: 1 grey, or 3 (red, green, blue; LGG's three contrasts)", (1, 3)
     )
     contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
+    flip: bool = option(False, "mirror half of the images, masks and all; never where left and right matter")
     image_size: list[int] = option([64, 64], "height and width; one number means both")
 
     # The network (see ddpm/unet.py)
