@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_sets import split_set
 
 import evaluate
 import train
@@ -92,6 +93,34 @@ def test_a_sample_does_not_depend_on_the_batch(ckpt):
         assert evaluate.main(["--ckpt", ckpt, *QUICK[:-1], out, "--metrics", "spectrum", "--batch-size", size]) == 0
     a, b = (report(out)["grey levels, distance [of 255]"]["samples"] for out in ("a", "b"))
     assert a == pytest.approx(b, abs=0.05)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_folder_of_ones_own(tmp_path, capsys, masks):
+    """With masks the judge is trained on the folder's own pairs, once; without, the embedded data's gives the features."""
+    data = str(split_set(tmp_path / "data", n=80, masks=masks))
+    flags = ["--preset", "tiny", "--steps", "1", "--precision", "fp32", "--num-classes", "2"]
+    flags += ["--data", data, "--out", "run"]
+    assert train.main(flags) == 0
+    capsys.readouterr()
+    command = [
+        "--ckpt",
+        "run",
+        *QUICK[:-1],
+        "a",
+        "--metrics",
+        "kid",
+        "memorisation",
+        "mask",
+        "useful"[: 9 * masks] or "fid",
+    ]
+    assert evaluate.main(command) == 0
+    printed = capsys.readouterr().out
+    assert ("training a judge on 80 pairs" in printed) == masks
+    assert ("Dice of class 1, 12 pixels or more" in report("a")) == masks
+    assert ("of the embedded data" in printed) != masks
+    assert evaluate.main(command) == 0
+    assert "training a judge" not in capsys.readouterr().out
 
 
 def test_training_can_evaluate_itself(small_phantom, tiny_run):

@@ -572,3 +572,16 @@ def test_lesions_appear_where_the_mask_says(tmp_path, monkeypatch):
 
     assert brighter(x_0) > 0.8 and brighter(drawn) > 0.8
     assert brighter(drawn.roll(1, dims=0)) < brighter(drawn) - 0.1  # and not under somebody else's mask
+
+
+def test_each_step_draws_its_own_times_and_noise(small_phantom, monkeypatch):
+    drawn = []
+
+    def watched(schedule, unet, objective, x_0, t, eps, *condition):
+        drawn.append((tuple(t.tolist()), eps.flatten()[0].item()))
+        return loss_simple(schedule, unet, objective, x_0, t, eps, *condition)
+
+    monkeypatch.setattr(train, "loss_simple", watched)
+    assert train.main(["--preset", "tiny", "--steps", "5", "--precision", "fp32", "--out", "run"]) == 0
+    times, noises = zip(*drawn, strict=True)
+    assert len(drawn) == 5 == len(set(times)) == len(set(noises))

@@ -7,6 +7,7 @@ like in MRI, which the features of a network trained on photographs do not.
 """
 
 import hashlib
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -104,7 +105,7 @@ class Segmenter(nn.Module):
 
 def normalise(images: np.ndarray) -> Tensor:
     """uint8 0 .. 255 -> float32 [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images, dtype=np.float32)) / 127.5 - 1
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -189,11 +190,15 @@ def dice_per_image(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def save_segmenter(segmenter: Segmenter, path: str | Path) -> None:
-    """Write the segmenter to `path`, its weights in float16."""
+    """Write the segmenter to `path`, its weights in float16, whole or not at all. Raises OSError."""
     header = {"version": VERSION, "classes": list(segmenter.classes), "contrasts": list(segmenter.contrasts)}
     header |= {"size": list(segmenter.size), "image_channels": segmenter.image_channels}
     header |= {"widths": list(segmenter.widths)}
-    torch.save({**header, "state": {k: v.half() for k, v in segmenter.state_dict().items()}}, path)
+    state = {name: value.half() for name, value in segmenter.state_dict().items()}
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**header, "state": state}, temporary)
+    os.replace(temporary, path)
 
 
 def load_segmenter(path: str | Path = EMBEDDED) -> Segmenter:
