@@ -78,9 +78,9 @@ def test_a_damaged_checkpoint_is_not_one_of_those_kept(tiny_run, tmp_path):
     """Of a damaged one at 40 and --keep 1, not the good one at 24 is deleted in its favour."""
     run = copy_of(tiny_run, tmp_path / "run")
     flip(run / "checkpoints" / "step_000040.pt", 0.5)
-    (run / "log.jsonl").write_text("")
-    assert train.main(["--resume", str(run), "--steps", "24", "--save-every", "4", "--keep", "1"]) == 0
-    assert names(run) == ["step_000024.pt", "step_000040.pt"]
+    (run / "log.jsonl").write_text('{"step": 20, "val_loss": 1e-9}\n')  # the best is another one
+    assert train.main(["--resume", str(run), "--steps", "24", "--save-every", "2", "--keep", "1"]) == 0
+    assert names(run) == ["step_000020.pt", "step_000024.pt", "step_000040.pt"]
     assert checkpoint.newest(run).name == "step_000024.pt"
 
 
