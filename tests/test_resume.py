@@ -192,16 +192,18 @@ def test_without_validation_only_the_newest_are_kept(tmp_path):
     assert train.main([*flags, "--keep", "0", "--out", "other"]) == 2
 
 
-def test_a_kill_between_validation_and_save_repeats_the_validation(tmp_path, monkeypatch):
-    """What is in the log up to a checkpoint is all there: the save comes last."""
-    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "4", "--save-every", "2", "--sample-every", "2"]
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_around_a_save_leaves_no_gap_in_the_log(moment, tmp_path, monkeypatch):
+    """What belongs to the steps up to a checkpoint is in the log before it: the save comes last."""
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "6", "--save-every", "2", "--sample-every", "2"]
     assert train.main([*flags, "--out", "whole"]) == 0
     save = train.Run.save
 
     def killed(self, step, *rest):
+        if step < 4 or moment == "after":
+            save(self, step, *rest)
         if step == 4:
             raise SystemExit(9)
-        save(self, step, *rest)
 
     monkeypatch.setattr(train.Run, "save", killed)
     with pytest.raises(SystemExit):
