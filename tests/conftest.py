@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from ddpm.data import phantom
+from ddpm.data import phantom, store
 
 torch.set_num_threads(1)  # for the same reason
 
@@ -19,8 +19,9 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Scripts write below the working directory."""
+    """Scripts write below the working directory, and decoded images into a cache apart from the user's."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(store, "CACHE", tmp_path / "store")
 
 
 @pytest.fixture(scope="session")

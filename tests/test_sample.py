@@ -266,3 +266,11 @@ def test_as_a_real_process(ckpt, tmp_path):
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr
     good = subprocess.run([*command, ckpt, "--n", "1", "--sample-steps", "2"], capture_output=True, cwd=tmp_path)
     assert good.returncode == 0
+
+
+def test_two_masks_that_look_alike_have_noise_of_their_own(ckpt, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "twins").mkdir(exist_ok=True)
+        write_mask(tmp_path / "twins" / f"{name}.png")
+    draw(ckpt, "--mask", str(tmp_path / "twins"), "--n", "1", "--out", "o")
+    assert not np.array_equal(pixels("o/a_0.png"), pixels("o/b_0.png"))
