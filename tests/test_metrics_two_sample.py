@@ -15,17 +15,17 @@ from ddpm.metrics.two_sample import clopper_pearson, split, two_sample_test
 
 
 def pictures(n, seed, size=16):
-    """Smooth random fields, each with a brightness of its own, and a little noise: uint8 (n, 1, size, size)."""
+    """Smooth random fields and noise, each image a little brighter or darker: uint8 (n, 1, size, size)."""
     rng = np.random.default_rng(seed)
-    fields = ndimage.gaussian_filter(rng.standard_normal((n, 1, size, size)), (0, 0, 1.5, 1.5)) * 150
-    fields += rng.normal(120, 15, (n, 1, 1, 1)) + rng.normal(0, 4, fields.shape)
+    fields = ndimage.gaussian_filter(rng.standard_normal((n, 1, size, size)), (0, 0, 2, 2)) * 80
+    fields += rng.normal(120, 4, (n, 1, 1, 1)) + rng.normal(0, 8, fields.shape)
     return np.rint(fields.clip(0, 255)).astype(np.uint8)
 
 
 REAL, OTHERS = pictures(240, 0), pictures(240, 1)
 
 
-def examine(real, fake, steps=100, seed=0):
+def examine(real, fake, steps=60, seed=0):
     return two_sample_test(real, fake, steps=steps, seed=seed)
 
 
@@ -38,16 +38,16 @@ def test_equal_distributions_cannot_be_told_apart():
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda x: x + 12.0,  # brighter, by less than one standard deviation of the brightness
+        lambda x: x + 12.0,  # two standard deviations of the images' brightness
         lambda x: ndimage.gaussian_filter(x.astype(float), (0, 0, 0.5, 0.5)),
-        lambda x: x + np.random.default_rng(2).normal(0, 5, x.shape),
-        lambda x: x // 4 * 4,  # fewer grey levels
+        lambda x: x + np.random.default_rng(2).normal(0, 8, x.shape),
+        lambda x: x // 16 * 16,  # 16 grey levels
     ],
     ids=["brighter", "blurred", "noisy", "coarse"],
 )
 def test_damage_is_found(damage):
     damaged = np.rint(damage(OTHERS).clip(0, 255)).astype(np.uint8)
-    assert examine(REAL, damaged).low > 0.55
+    assert examine(REAL, damaged).low > 0.6
 
 
 def test_different_sets_stay_different_the_other_way_round():
@@ -72,8 +72,8 @@ def test_a_larger_set_that_is_sorted_tells_nothing():
     many = pictures(720, 3)
     many = many[many.mean(axis=(1, 2, 3)).argsort()]
     for real, fake in ((many, OTHERS), (OTHERS, many)):
-        result = examine(real, fake, steps=60)
-        assert result.low < 0.5 < result.high and 190 <= result.n <= 290
+        result = examine(real, fake)
+        assert result.low < 0.5 < result.high and result.n == 240
 
 
 def test_what_is_remembered_is_not_counted():
