@@ -4,9 +4,9 @@
 
 A process that trains is ended by SIGKILL, which no program can catch, and another goes on with --resume, until it is
 done; then the next run begins, until there were so many kills. (The processes are forked from one that has already
-imported train.py: importing takes longer than all else, and has nothing to lose.) Of the kills, some come at a random moment from the start of the process,
-some after its first step, and some are aimed at a save: they wait for its temporary file. A temporary file that is
-left behind is the proof that the process died inside a save, so those are what is counted.
+imported train.py: importing takes longer than all else, and has nothing to lose.) Of the kills, some come at a random
+moment from the start of the process, some after its first step, and some are aimed at a save: they wait for its
+temporary file. A temporary file that is left behind proves that the process died inside a save, so those are counted.
 
 After every kill each checkpoint in the folder must be whole, and the log must hold every step once, in order. At the end
 weights, averaged weights, the optimiser's state and the logged losses must be those of a run that nobody disturbed, bit
