@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from small_sets import split_set
 import evaluate
 import train
 from benchmarks.damage import damaged, scores
-from ddpm import evaluation
+from ddpm import checkpoint, evaluation
 from ddpm.data import Slices, phantom
 from ddpm.evaluation import Row, obedience_rows, with_margin
 from ddpm.metrics.segmenter import load_segmenter
 from ddpm.report import NO_PLOTS, figure, page_of, table
+from ddpm.schedule import make_schedule
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +123,17 @@ def test_a_folder_of_ones_own(tmp_path, capsys, masks):
     assert ("of the embedded data" in printed) != masks
     assert evaluate.main(command) == 0
     assert "training a judge" not in capsys.readouterr().out
+
+
+def test_a_sample_is_its_masks_own_whatever_is_drawn_beside_it(ckpt):
+    loaded = checkpoint.load(ckpt)
+    config, unet = loaded["config"], checkpoint.load_unet(loaded, "ema", ckpt)
+    schedule, held_out = make_schedule(config.schedule, config.timesteps), train.load_data(config, "val")
+    how = SimpleNamespace(sampler="ancestral", sample_steps=3, guidance=1.5, precision="fp32")
+    rest = (how, 0, torch.device("cpu"), 2)
+    three = evaluation.draw(unet, schedule, config, held_out, np.array([2, 5, 9]), *rest).astype(int)
+    one = evaluation.draw(unet, schedule, config, held_out, np.array([5]), *rest).astype(int)
+    assert np.abs(three[1] - one[0]).max() <= 1 < np.abs(three[0] - one[0]).max()
 
 
 def test_training_can_evaluate_itself(small_phantom, tiny_run):
