@@ -280,7 +280,7 @@ def report_cells(sets: Sets) -> np.ndarray:
 # ---------------------------------------------------------------- the command line
 
 
-def read_arguments(argv):
+def make_parser() -> Parser:
     parser = Parser(prog="evaluate.py", description="How good are the samples? One table, one report.")
     add = parser.add_argument
     add(
@@ -317,7 +317,12 @@ def read_arguments(argv):
         help="of the sampling; cuda and mps: not yet run",
     )
     add("--out", help="folder of the report (default results/evaluation-TIME)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def read_arguments(argv):
+    """The command line, checked. Raises UserError."""
+    args = make_parser().parse_args(argv)
     if bool(args.real) != bool(args.fake):
         raise UserError("--real and --fake go together: give two folders, or neither")
     if args.real and args.ckpt:

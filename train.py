@@ -41,16 +41,7 @@ def main(argv):
     started = time.perf_counter()
     config, resumed = distributed.from_rank_0(read_command_line, argv)
     device = pick_device(config.device)
-    with distributed.rank_0_first():
-        data, held_out = load_data(config, "train"), load_data(config, "val")
-    check_writable(config.out)
-    if data.index:
-        print(folders.table(data, held_out))
-    print(
-        f"{config.out}: {len(data)} training and {len(held_out)} validation images of "
-        f"{config.image_size[0]}x{config.image_size[1]}, classes {', '.join(data.classes) or 'none'}"
-    )
-
+    data, held_out = open_data(config)
     schedule, unet, ema, optimizer, step = build(config, resumed, data, device)
     planned = not config.steps
     if not resumed:
@@ -218,6 +209,20 @@ def check_same_data(resumed: dict, data: Slices) -> None:
     ):
         if list(then) != list(now):
             raise UserError(f"--resume: the run was trained with {what} {list(then)}, but this data has {list(now)}")
+
+
+def open_data(config: Config) -> tuple[Slices, Slices]:
+    """The training and the validation split, and a word on them. Raises UserError."""
+    with distributed.rank_0_first():
+        data, held_out = load_data(config, "train"), load_data(config, "val")
+    check_writable(config.out)
+    if data.index:
+        print(folders.table(data, held_out))
+    print(
+        f"{config.out}: {len(data)} training and {len(held_out)} validation images of "
+        f"{config.image_size[0]}x{config.image_size[1]}, classes {', '.join(data.classes) or 'none'}"
+    )
+    return data, held_out
 
 
 def load_data(config: Config, split: str) -> Slices:
