@@ -265,7 +265,7 @@ def test_two_processes_draw_the_images_of_one(tiny_run, tmp_path):
 @pytest.mark.slow
 def test_two_processes_evaluate_the_samples_of_one(tiny_run, tmp_path):
     path = tiny_run / "checkpoints" / "step_000040.pt"
-    flags = ["--ckpt", str(path), "--n", "21", "--sample-steps", "2", "--metrics", "spectrum"]
+    flags = ["--ckpt", str(path), "--n", "41", "--sample-steps", "2", "--metrics", "spectrum"]
     for processes, out in ((1, "one"), (2, "two")):
         told = finish(launch(tmp_path, "evaluate", *flags, "--out", out, processes=processes))
         assert [status for status, *_ in told] == [0] * processes, told
