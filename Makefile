@@ -66,7 +66,7 @@ data: $(STAMP)-kaggle ## fetch a data set: make data KAGGLE=owner/name
 bench: $(STAMP) ## share of the machine's convolution speed that a training step reaches
 	$(BIN)/python benchmarks/roofline.py $(ARGS)
 
-soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that nothing is lost (about an hour)
+soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that nothing is lost (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(ARGS)
 
 figures: $(STAMP)-plots ## the README's figures, from the newest run
