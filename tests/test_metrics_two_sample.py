@@ -120,13 +120,59 @@ def test_training_goes_back_to_the_best_validation():
     assert len(seen) == 3 and torch.equal(kept, seen[0]) and not torch.equal(kept, seen[2])
 
 
+def test_training_moves_its_images_and_slows_down(monkeypatch):
+    moved, rates = [], []
+    monkeypatch.setattr(two_sample, "moved", lambda batch, rng: moved.append(len(batch)) or batch)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
+    pair = torch.from_numpy(REAL), torch.from_numpy(OTHERS)
+    two_sample.fit(two_sample.classifier(pair), pair, pair, 10, np.random.default_rng(0))
+    assert moved == [2 * two_sample.BATCH] * 10
+    assert rates == pytest.approx(np.linspace(two_sample.LEARNING_RATE, two_sample.LEARNING_RATE / 10, 10))
+
+
+def test_every_image_gets_an_answer():
+    """Also beyond the 256 of a batch."""
+    real, fake = (torch.from_numpy(pictures(n, n, size=8)) for n in (257, 300))
+    said, truth = (torch.cat(x) for x in zip(*two_sample.answers(Brightness(), (real, fake)), strict=True))
+    assert truth.tolist() == [0] * 257 + [1] * 300
+    assert torch.allclose(said, Brightness()(torch.cat([real, fake]))[:, 0])
+
+
+class Brightness(torch.nn.Module):
+    def forward(self, images):
+        return images.float().mean(dim=(1, 2, 3))[:, None]
+
+
+def test_images_are_moved_round_each_by_itself():
+    """By up to a sixteenth: 2 of 32 rows and 1 of 16 columns here, all 15 moves about as often; channels together."""
+    image = torch.zeros(2, 32, 16, dtype=torch.uint8)
+    image[0, 10, 5], image[1, 20, 8] = 1, 2
+    moved = two_sample.moved(image.expand(3000, -1, -1, -1), np.random.default_rng(0))
+    first, second = (moved[:, channel].flatten(1).argmax(dim=1) for channel in (0, 1))
+    assert (second - first == 10 * 16 + 3).all() and (moved.flatten(1).sum(dim=1) == 3).all()
+    moves, times = torch.stack([first // 16 - 10, first % 16 - 5]).unique(dim=1, return_counts=True)
+    assert moves.T.tolist() == [[down, right] for down in range(-2, 3) for right in range(-1, 2)]
+    assert (times > 140).all() and (times < 260).all()  # 200 +- 13.7 each
+
+
+def test_the_network_sees_both_sets_on_one_scale():
+    """Mean 0 and deviation 1 over the two together, not each: that would take away what sets them apart."""
+    pair = torch.from_numpy(REAL), torch.from_numpy(OTHERS // 3)
+    scale = two_sample.classifier(pair)[0]
+    both = scale(torch.cat(pair))
+    assert both.mean().item() == pytest.approx(0, abs=1e-4) and both.std().item() == pytest.approx(1, abs=1e-3)
+    assert scale(pair[0]).mean() > 0.8 and scale(pair[1]).mean() < -0.8
+    assert two_sample.Scale((torch.zeros_like(pair[0]),) * 2)(pair[0]).isfinite().all()  # all black
+
+
 def test_a_seed_decides_everything_and_nothing_global_changes():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    one = examine(REAL, OTHERS // 2, steps=20, seed=5)
+    brighter = OTHERS + 6  # by so little that any other network would be right in other cases
+    one = examine(REAL, brighter, steps=20, seed=5)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again = examine(REAL, OTHERS // 2, steps=20, seed=5)
-    assert one == again and torch.equal(torch.get_rng_state(), state)
+    again = examine(REAL, brighter, steps=20, seed=5)
+    assert one == again and one.accuracy < 0.9 and torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
     assert (
         split(100, 100, np.random.default_rng(0))[0][0].tolist()
