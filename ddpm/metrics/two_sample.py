@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -160,6 +160,6 @@ def clopper_pearson(correct: int, n: int, level: float = 0.95) -> tuple[float, f
     Its ends are the probabilities at which so many, or so few, would be seen in (1 - level) / 2 of all cases.
     """
     tail = (1 - level) / 2
-    low = beta.ppf(tail, correct, n - correct + 1) if correct > 0 else 0.0
-    high = beta.ppf(1 - tail, correct + 1, n - correct) if correct < n else 1.0
+    low = betaincinv(correct, n - correct + 1, tail) if correct > 0 else 0.0
+    high = betaincinv(correct + 1, n - correct, 1 - tail) if correct < n else 1.0
     return float(low), float(high)
