@@ -74,7 +74,7 @@ def main(argv):
     if "two-sample" in args.metrics:
         rows += evaluation.two_sample_rows(sets, args.seed)
     if "useful" in args.metrics:
-        rows += evaluation.usefulness_rows(sets, args.seed, mirror=sets.mirror)
+        rows += evaluation.usefulness_rows(sets, args.seed)
     if "likelihood" in args.metrics:
         rows += evaluation.likelihood_rows(*model, sets.others, args.seed)
 

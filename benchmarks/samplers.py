@@ -26,7 +26,8 @@ from ddpm.config import one_line_errors
 from ddpm.evaluation import SMALL, draw
 from ddpm.metrics.fid import frechet_distance_of_features
 from ddpm.metrics.kid import kid
-from ddpm.metrics.segmenter import dice_per_image, load_segmenter
+from ddpm.metrics.paired import dice
+from ddpm.metrics.segmenter import load_segmenter
 from ddpm.schedule import make_schedule
 from train import load_data
 
@@ -65,13 +66,14 @@ def main(argv):
 
     def report(name, images, seconds):
         verdict = judge.judge(images)
-        dice = dice_per_image(verdict.labels == len(judge.classes) - 1, wanted)[counted]
+        found = verdict.labels == len(judge.classes) - 1
+        overlap = dice(found[counted][:, None], wanted[counted][:, None]).numpy()
         distance = frechet_distance_of_features(verdict.features, reference)
         mean, _ = kid(verdict.features, reference, subset_size=args.n)
         right = (verdict.contrasts == held_out.contrasts[chosen]).mean()
-        margin = 1.96 * dice.std() / len(dice) ** 0.5
+        margin = 1.96 * overlap.std() / len(overlap) ** 0.5
         print(
-            f"| {name} | {distance:.2f} | {1000 * mean:.2f} | {dice.mean():.3f} ± {margin:.3f} "
+            f"| {name} | {distance:.2f} | {1000 * mean:.2f} | {overlap.mean():.3f} ± {margin:.3f} "
             f"| {right:.1%} | {seconds:.2f} |",
             flush=True,
         )

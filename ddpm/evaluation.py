@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from ddpm import mix_seed
 from ddpm.data import Slices
-from ddpm.data.images import to_uint8
+from ddpm.data.images import to_float, to_uint8
 from ddpm.likelihood import bits_per_dim, stratified_times
 from ddpm.metrics.fid import Extrapolation, fid_infinity, frechet_distance_of_features
 from ddpm.metrics.inception_score import CAVEAT, inception_score
 from ddpm.metrics.kid import cmmd, kid
 from ddpm.metrics.manifold import memorisation, precision_recall_density_coverage
-from ddpm.metrics.segmenter import Segmenter, Verdict, dice_per_image, normalise, train_segmenter
+from ddpm.metrics.paired import dice
+from ddpm.metrics.segmenter import Segmenter, Verdict, train_segmenter
 from ddpm.metrics.spectrum import histogram_distance, intensity_histogram, radial_power_spectrum, spectrum_difference_db
 from ddpm.metrics.two_sample import two_sample_test
 from ddpm.reverse import denoiser, noise_source, trajectory
@@ -177,7 +178,7 @@ def spectrum_rows(sets: Sets, seed: int) -> list[Row]:
     reference, stand_in, beside = (sets.pool[i] for i in (sets.reference, sets.stand_in, sets.stand_in_reference))
 
     def decibels(images, others):
-        return spectrum_difference_db(*(radial_power_spectrum(normalise(x).numpy()) for x in (images, others)))
+        return spectrum_difference_db(*(radial_power_spectrum(to_float(x)) for x in (images, others)))
 
     def levels(images, others):
         return histogram_distance(intensity_histogram(images), intensity_histogram(others))
@@ -210,14 +211,15 @@ def obedience_rows(verdict: Verdict, real: Verdict, segmenter: Segmenter, asked:
         ):
             if not chosen.any():
                 continue
-            dice = dice_per_image(found[chosen], wanted[chosen])
+            this = wanted[chosen][:, None]
+            overlap = dice(found[chosen][:, None], this).numpy()
             rows.append(
                 Row(
                     f"Dice of {name}, {text}",
-                    dice.mean(),
-                    1.96 * dice.std() / np.sqrt(len(dice)),
-                    real=dice_per_image(real.labels[chosen] == index, wanted[chosen]).mean(),
-                    wrong=dice_per_image(found[shuffled][chosen], wanted[chosen]).mean(),
+                    overlap.mean(),
+                    1.96 * overlap.std() / np.sqrt(len(overlap)),
+                    real=dice(real.labels[chosen][:, None] == index, this).numpy().mean(),
+                    wrong=dice(found[shuffled][chosen][:, None], this).numpy().mean(),
                     goal="as real",
                     note=f"mean over {chosen.sum()} masks",
                 )
@@ -238,25 +240,26 @@ def obedience_rows(verdict: Verdict, real: Verdict, segmenter: Segmenter, asked:
     return rows
 
 
-def usefulness_rows(sets: Sets, seed: int, mirror: bool) -> list[Row]:
+def usefulness_rows(sets: Sets, seed: int) -> list[Row]:
     """Train a segmenter on samples alone, and one on as many real images; test both on other real images."""
     asked, others = sets.asked, sets.others
     last = len(asked.classes) - 1
     wanted = others.labels == last
     counted = wanted.sum((1, 2)) >= SMALL
 
-    def dice(images):
+    def dice_after(images):
         names = asked.classes, asked.contrast_names
-        judge = train_segmenter(images, asked.labels, asked.contrasts, *names, USEFUL_STEPS, seed, mirror)
-        return dice_per_image(judge.judge(others.images).labels == last, wanted)[counted]
+        judge = train_segmenter(images, asked.labels, asked.contrasts, *names, USEFUL_STEPS, seed, sets.mirror)
+        found = judge.judge(others.images).labels == last
+        return dice(found[counted][:, None], wanted[counted][:, None]).numpy()
 
-    by_samples = dice(sets.samples)
+    by_samples = dice_after(sets.samples)
     return [
         Row(
             f"usefulness: Dice of {asked.classes[last]} after training on samples",
             by_samples.mean(),
             1.96 * by_samples.std() / np.sqrt(len(by_samples)),
-            real=dice(asked.images).mean(),
+            real=dice_after(asked.images).mean(),
             goal="as real",
             note=f"{len(asked)} pairs, {USEFUL_STEPS} steps; tested on {counted.sum()} real images",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm.data.images import grid, write_whole
+from ddpm.data.images import grid, to_float, write_whole
 from ddpm.evaluation import Row, Sets
 from ddpm.metrics.fid import Extrapolation
 from ddpm.metrics.spectrum import intensity_histogram, radial_power_spectrum
@@ -123,7 +123,7 @@ def plots(sets: Sets, line: Extrapolation | None) -> list[tuple[str, str]]:
 
     def spectra(axis):
         for images, name in ((real, "real"), (sets.samples, "samples")):
-            axis.plot(*radial_power_spectrum(images.astype(np.float32) / 127.5 - 1), lw=1, label=name)
+            axis.plot(*radial_power_spectrum(to_float(images)), lw=1, label=name)
         axis.legend(frameon=False)
 
     if line is not None:

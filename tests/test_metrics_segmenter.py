@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from ddpm import UserError
 from ddpm.data import phantom
 from ddpm.metrics import features
+from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import (
     EMBEDDED,
     Segmenter,
-    dice_per_image,
     load_segmenter,
     moved,
     save_segmenter,
@@ -54,7 +54,7 @@ def test_it_learns_to_segment_and_to_name_the_contrast():
     trained = train_segmenter(images[:48], labels[:48], contrasts[:48], *NAMES, steps=60)
     assert torch.equal(state, torch.get_rng_state())  # training a judge must not change what a run draws next
     verdict = trained.judge(images[48:])
-    assert dice_per_image(verdict.labels == 1, labels[48:] == 1).mean() > 0.85
+    assert dice(verdict.labels[:, None] == 1, labels[48:, None] == 1).mean() > 0.85
     assert (verdict.contrasts == contrasts[48:]).mean() == 1
     of_training = trained.judge(images[:48]).features
     assert np.abs(of_training.mean(0)).max() < 0.05 and np.abs(of_training.std(0, ddof=1) - 1).max() < 0.02
@@ -95,17 +95,6 @@ def test_soft_dice_of_a_certain_answer_is_dice():
     assert segmentation_loss(100.0 * F.one_hot(labels, 2).movedim(-1, 1), labels).item() < 1e-6
 
 
-def test_dice_per_image_against_a_count():
-    rng = np.random.default_rng(0)
-    a, b = rng.random((2, 5, 8, 8)) < 0.4
-    b[2] = False
-    dice = dice_per_image(a, b)
-    for i in (0, 1, 3, 4):
-        first, second = set(np.flatnonzero(a[i])), set(np.flatnonzero(b[i]))
-        assert dice[i] == pytest.approx(2 * len(first & second) / (len(first) + len(second)))
-    assert np.isnan(dice[2])
-
-
 def test_image_and_labels_move_together_and_nothing_wraps_around():
     images, labels, _ = squares(20)
     images[:] = labels[:, None] * 200
@@ -133,7 +122,7 @@ def test_the_embedded_judge_is_small_and_knows_its_data(judge, real):
     images, tissue, contrasts = real
     verdict = judge.judge(images)
     lesion, area = tissue == 4, (tissue == 4).sum((1, 2))
-    assert np.nanmean(dice_per_image(verdict.labels == 4, lesion)[area >= 12]) > 0.7
+    assert dice(verdict.labels[:, None] == 4, lesion[:, None])[area >= 12].mean() > 0.7
     assert (verdict.contrasts == contrasts).mean() > 0.95
 
 

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm.config import one_line_errors
 from ddpm.data import phantom
-from ddpm.metrics.segmenter import EMBEDDED, dice_per_image, load_segmenter, save_segmenter, train_segmenter
+from ddpm.metrics.paired import dice
+from ddpm.metrics.segmenter import EMBEDDED, load_segmenter, save_segmenter, train_segmenter
 
 SIZE = (64, 64)
 SIZES = ((12, 40), (40, 80), (80, 160), (160, 10**9))  # pixels of a lesion
@@ -24,19 +25,21 @@ def table(segmenter, images, tissue, contrasts) -> None:
     """Print the judge's scores on real pairs."""
     verdict = segmenter.judge(images)
     wanted = tissue == 4
-    dice, area = dice_per_image(verdict.labels == 4, wanted), wanted.sum((1, 2))
+    overlap, area = dice(verdict.labels[:, None] == 4, wanted[:, None]).numpy(), wanted.sum((1, 2))
     counted = area >= 12
     print(f"contrast named right: {(verdict.contrasts == contrasts).mean():.2%} of {len(images)} images")
-    print(f"lesion Dice: {dice[counted].mean():.3f} over {counted.sum()} lesions of 12 pixels or more")
-    print(f"             {dice[(area > 0) & ~counted].mean():.3f} over {((area > 0) & ~counted).sum()} smaller ones")
+    print(f"lesion Dice: {overlap[counted].mean():.3f} over {counted.sum()} lesions of 12 pixels or more")
+    print(f"             {overlap[(area > 0) & ~counted].mean():.3f} over {((area > 0) & ~counted).sum()} smaller ones")
     alarms = (verdict.labels == 4).sum((1, 2))[area == 0]
     print(f"healthy slices with 12 pixels or more called lesion: {(alarms >= 12).mean():.1%} of {len(alarms)}")
     print("| lesion Dice | " + " | ".join(f"{a} to {b}" if b < 10**9 else f"over {a}" for a, b in SIZES) + " | all |")
     for i, name in enumerate(phantom.CONTRASTS):
         rows = [(area >= a) & (area < b) & (contrasts == i) for a, b in SIZES] + [counted & (contrasts == i)]
-        print(f"| {name} | " + " | ".join(f"{np.mean(dice[row]):.3f}" for row in rows) + " |")
+        print(f"| {name} | " + " | ".join(f"{np.mean(overlap[row]):.3f}" for row in rows) + " |")
     for i, name in enumerate(phantom.CLASSES["tissue"]):
-        print(f"{name}: Dice {np.nanmean(dice_per_image(verdict.labels == i, tissue == i)):.3f}")
+        there = (tissue == i).any((1, 2))
+        found, this = verdict.labels[there] == i, tissue[there] == i
+        print(f"{name}: Dice {dice(found[:, None], this[:, None]).mean():.3f}")
 
 
 @one_line_errors

@@ -22,7 +22,7 @@ MAX_PIXELS = 4096 * 4096  # a larger picture is no slice; it may be small on dis
 
 def to_float(images) -> Tensor:
     """uint8 0 .. 255 (array or tensor of any shape) -> float32 [-1, 1]."""
-    return torch.as_tensor(images).float() / 127.5 - 1
+    return torch.from_numpy(np.asarray(images, dtype=np.float32)) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -5,8 +5,8 @@ Three kinds: the segmenter (default: made for MRI, and here), Inception-V3 (what
 any network of yours as a TorchScript file.
 """
 
+import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm import UserError
+from ddpm.data.images import to_float, write_whole
 from ddpm.metrics.inception import load_inception, to_rgb
-from ddpm.metrics.segmenter import Segmenter, normalise
+from ddpm.metrics.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Extractor:
 
 
 def segmenter_features(segmenter: Segmenter, name: str) -> Extractor:
-    return Extractor(f"segmenter {name}", segmenter.fingerprint(), lambda images: segmenter(normalise(images))[2])
+    return Extractor(f"segmenter {name}", segmenter.fingerprint(), lambda images: segmenter(to_float(images))[2])
 
 
 def inception_features(path: str) -> Extractor:
@@ -91,12 +92,13 @@ def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, cach
     if not np.isfinite(features).all():
         raise UserError(f"{extractor}: gives features that are not finite numbers; check its weights and input range")
     if path:
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        with contextlib.suppress(OSError):  # a full or read-only disk costs time, not the scores
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                np.save(file, features)
-            os.replace(temporary, path)
-        except OSError:
-            pass  # a full or read-only disk costs time, not the scores
+            write_whole(path, lambda temporary: save_array(temporary, features))
     return features
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """np.save, under exactly this name: given a name instead of a file it would add .npy."""
+    with open(path, "wb") as file:
+        np.save(file, array)

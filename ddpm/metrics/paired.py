@@ -1,6 +1,6 @@
 """Two images of the same thing, pixel by pixel: PSNR and SSIM for reconstructions, Dice for masks.
 
-All take (B, C, H, W) and return one value per sample, (B,) float64 on the input's device. data_range is the width of
+All take (B, C, H, W), tensors or arrays, and return one value per sample, (B,) float64 on the input's device. data_range is the width of
 the values' range, 2 for [-1, 1] and 255 for uint8: it is asked for since guessing it from the data would let it differ
 between images.
 """
@@ -53,6 +53,7 @@ def dice(a: Tensor, b: Tensor) -> Tensor:
 
 def pair(a: Tensor, b: Tensor, data_range: float = 1.0) -> tuple[Tensor, Tensor]:
     """Both in float64. ValueError for wrong shapes or range, UserError for NaN or infinity."""
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.ndim != 4 or a.shape != b.shape:
         raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)}; both must be the same (B, C, H, W)")
     if not data_range > 0:

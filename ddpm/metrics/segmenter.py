@@ -7,7 +7,6 @@ like in MRI, which the features of a network trained on photographs do not.
 """
 
 import hashlib
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ddpm import UserError, mix_seed
+from ddpm.data.images import to_float, write_whole
 from ddpm.unet import ResBlock, conv
 
 EMBEDDED = Path(__file__).with_name("segmenter.pt")  # made by `make segmenter`, for the embedded data
@@ -91,7 +91,7 @@ class Segmenter(nn.Module):
         """uint8 images (N, C, H, W) -> the Verdict on each. In float32, so that scores compare between machines."""
         parts = []
         for start in tqdm(range(0, len(images), 64), desc=desc, unit="batch", leave=False, disable=None):
-            logits, contrast, features = self(normalise(images[start : start + 64]))
+            logits, contrast, features = self(to_float(images[start : start + 64]))
             parts.append((logits.argmax(1).byte().numpy(), contrast.argmax(1).numpy(), features.numpy()))
         return Verdict(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -101,11 +101,6 @@ class Segmenter(nn.Module):
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.numpy().tobytes())
         return digest.hexdigest()[:12]
-
-
-def normalise(images: np.ndarray) -> Tensor:
-    """uint8 0 .. 255 -> float32 [-1, 1]."""
-    return torch.from_numpy(np.array(images, dtype=np.float32)) / 127.5 - 1
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -149,7 +144,7 @@ def train_segmenter(
         chosen = np.sort(rng.choice(len(images), min(BATCH, len(images)), replace=False))
         x, y = moved(images[chosen], labels[chosen], rng, mirror)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits, contrast, _ = segmenter(normalise(x))
+            logits, contrast, _ = segmenter(to_float(x))
         loss = segmentation_loss(logits, torch.from_numpy(y).long())
         if contrasts is not None:
             loss = loss + 0.2 * F.cross_entropy(contrast.float(), torch.from_numpy(contrasts[chosen]))
@@ -183,22 +178,14 @@ def moved(images: np.ndarray, labels: np.ndarray, rng, mirror: bool) -> tuple[np
     return x, y
 
 
-def dice_per_image(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Boolean masks (N, H, W), (N, H, W) -> Dice overlap (N,); not a number where nothing was wanted."""
-    both, total = (found & wanted).sum((1, 2)), found.sum((1, 2)) + wanted.sum((1, 2))
-    return np.where(wanted.any((1, 2)), 2 * both / np.maximum(total, 1), np.nan)
-
-
 def save_segmenter(segmenter: Segmenter, path: str | Path) -> None:
     """Write the segmenter to `path`, its weights in float16, whole or not at all. Raises OSError."""
     header = {"version": VERSION, "classes": list(segmenter.classes), "contrasts": list(segmenter.contrasts)}
     header |= {"size": list(segmenter.size), "image_channels": segmenter.image_channels}
     header |= {"widths": list(segmenter.widths)}
     state = {name: value.half() for name, value in segmenter.state_dict().items()}
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**header, "state": state}, temporary)
-    os.replace(temporary, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: torch.save({**header, "state": state}, temporary))
 
 
 def load_segmenter(path: str | Path = EMBEDDED) -> Segmenter:
