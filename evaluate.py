@@ -18,7 +18,7 @@ from ddpm.evaluation import Sets, draw
 from ddpm.metrics import features, segmenter
 from ddpm.metrics.manifold import nearest
 from ddpm.report import table, write_report
-from ddpm.reverse import GUIDANCE, SAMPLERS, STEPS
+from ddpm.sampling import add_sampling_flags, check_at_least, load_checkpoint, settle
 from ddpm.schedule import make_schedule
 from train import load_data
 
@@ -94,10 +94,7 @@ def main(argv):
 
 def from_checkpoint(args):
     """Draw n samples for held-out masks -> (sets, judge, extractor, what likelihood needs, title)."""
-    path = Path(args.ckpt or "results")
-    if path.is_dir() or not args.ckpt:
-        path = distributed.from_rank_0(checkpoint.newest, path)
-    loaded = checkpoint.load(path)
+    path, loaded = distributed.from_rank_0(load_checkpoint, args.ckpt)
     config, device = loaded["config"], pick_device(args.device)
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     unet = checkpoint.load_unet(loaded, "ema", path).to(device)
@@ -110,9 +107,7 @@ def from_checkpoint(args):
         args.metrics.remove("mask")
     if "useful" in args.metrics and not held_out.classes:
         raise UserError(f"--metrics useful: {path} was trained without masks")
-    if args.guidance is None:
-        args.guidance = GUIDANCE if held_out.classes and config.mask_drop else 1.0
-    args.sample_steps = min(args.sample_steps or STEPS[args.sampler], config.timesteps)
+    settle(args, config, bool(held_out.classes), path)
 
     chosen = np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(held_out))[:n])
     others = np.setdiff1d(np.arange(len(held_out)), chosen)
@@ -282,11 +277,8 @@ def report_cells(sets: Sets) -> np.ndarray:
 
 def make_parser() -> Parser:
     parser = Parser(prog="evaluate.py", description="How good are the samples? One table, one report.")
+    add_sampling_flags(parser, batch_size=50)
     add = parser.add_argument
-    add(
-        "--ckpt",
-        help="a checkpoint or a run's folder (default: the newest in results/): draws samples for held-out masks",
-    )
     add("--real", metavar="DIR", help="compare two folders: real images ...")
     add("--fake", metavar="DIR", help="... and samples")
     add(
@@ -303,19 +295,7 @@ def make_parser() -> Parser:
         help="segmenter (default), inception (with --weights), or a TorchScript FILE that takes (B, 3, H, W) in [0, 1] and returns (B, D)",
     )
     add("--weights", default="", metavar="FILE", help="Inception's weights, pt_inception-2015-12-05-6726825d.pth")
-    add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
-    add("--sample-steps", type=int, help=f"network calls an image (default {STEPS})")
-    add("--guidance", type=float, help=f"how strongly to follow the mask (default {GUIDANCE})")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the sampling (default fp32)")
-    add("--batch-size", type=int, default=50, help="default 50")
-    add("--seed", type=int, default=0, help="of samples, subsets and the judge's training (default 0)")
     add("--skip-bad", action="store_true", help="leave unreadable files out, and count them")
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="of the sampling; cuda and mps: not yet run",
-    )
     add("--out", help="folder of the report (default results/evaluation-TIME)")
     return parser
 
@@ -327,15 +307,7 @@ def read_arguments(argv):
         raise UserError("--real and --fake go together: give two folders, or neither")
     if args.real and args.ckpt:
         raise UserError("--ckpt or --real and --fake, not both")
-    for flag, value, low in (
-        ("--n", args.n, 40),
-        ("--batch-size", args.batch_size, 1),
-        ("--seed", args.seed, 0),
-        ("--sample-steps", args.sample_steps, 1),
-        ("--guidance", args.guidance, 0),
-    ):
-        if value is not None and not value >= low:
-            raise UserError(f"{flag} is {value}; it must be at least {low}")
+    check_at_least(args, n=40)
     given = list(METRICS) if "all" in args.metrics else args.metrics
     if args.real and tuple(given) != DEFAULT and "all" not in args.metrics and (wrong := ONLY_CKPT & set(given)):
         raise UserError(f"--metrics {sorted(wrong)[0]} needs --ckpt; two folders do not say what was asked for")

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from ddpm import UserError, checkpoint, distributed
 from ddpm.config import Parser, check_writable, one_line_errors, pick_device
 from ddpm.data import folders, images, phantom
-from ddpm.reverse import GUIDANCE, SAMPLERS, STEPS, denoiser, noise_source, trajectory
+from ddpm.reverse import denoiser, noise_source, trajectory
+from ddpm.sampling import add_sampling_flags, check_at_least, load_checkpoint, settle
 from ddpm.schedule import make_schedule
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
@@ -74,16 +75,9 @@ def prepare(argv):
     """What to draw: the command line, the checkpoint and its path, the masks, and the contrast of each sample."""
     args = make_parser().parse_args(argv)
     check_numbers(args)
-    path = Path(args.ckpt or "results")
-    if path.is_dir() or not args.ckpt:
-        path = checkpoint.newest(path)
-    loaded = checkpoint.load(path)
+    path, loaded = load_checkpoint(args.ckpt)
     config, classes, contrasts = loaded["config"], tuple(loaded["classes"]), tuple(loaded["contrasts"])
-    args.sample_steps = args.sample_steps or min(STEPS[args.sampler], config.timesteps)
-    if args.sample_steps > config.timesteps:
-        raise UserError(f"--sample-steps {args.sample_steps} is more than the {config.timesteps} steps of {path}")
-    if args.guidance is None:
-        args.guidance = GUIDANCE if args.mask is not None and classes and config.mask_drop else 1.0
+    settle(args, config, args.mask is not None and bool(classes), path)
     check_trained_without(args, config, classes, contrasts, path)
     masks, notices = read_masks(args.mask, classes, tuple(config.image_size), path)
     wanted = contrast_labels(args.contrast, contrasts, args.n, path)
@@ -99,6 +93,7 @@ def prepare(argv):
 
 def make_parser() -> Parser:
     parser = Parser(prog="sample.py", description="Draw images that follow a mask (Algorithm 2).")
+    add_sampling_flags(parser, batch_size=16)
     add = parser.add_argument
     add(
         "--mask",
@@ -107,64 +102,30 @@ def make_parser() -> Parser:
         metavar="PATH",
         help="a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional",
     )
-    add("--ckpt", help="checkpoint (default: the newest in results/)")
     add("--n", type=int, default=6, help="images for each mask (default 6)")
-    add("--seed", type=int, default=0, help="image k of a mask under a seed is always the same (default 0)")
     add(
         "--contrast",
         default="each",
         help="T1, T2 or FLAIR as the checkpoint knows them; 'each' in turn (default), or 'none'",
     )
-    add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
-    add("--sample-steps", type=int, help=f"network calls an image (default {STEPS})")
     add("--eta", type=float, default=0.0, help="ddim's noise: 0 deterministic (default), 1 as much as ancestral")
-    add(
-        "--guidance",
-        type=float,
-        help=f"how strongly to follow the mask: 1 as trained, 0 not at all (default {GUIDANCE})",
-    )
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or the last ones")
-    add(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="bf16 is faster where the processor has it, and then the batch size may show (default fp32)",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        default=16,
-        help="images at a time; changes no image by more than one grey level (default 16)",
-    )
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda and mps: not yet run")
     add("--film", action="store_true", help="also film.gif, from noise to images")
     add("--out", help="folder for the images (default results/samples-TIME)")
     return parser
 
 
 def check_numbers(args) -> None:
-    for flag, value, low in (
-        ("--n", args.n, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--seed", args.seed, 0),
-        ("--sample-steps", args.sample_steps, 1),
-        ("--eta", args.eta, 0),
-        ("--guidance", args.guidance, 0),
-    ):
-        if value is not None and not value >= low:
-            raise UserError(f"{flag} is {value}; it must be at least {low}")
+    check_at_least(args, n=1, eta=0)
     if args.eta > 1:
         raise UserError(f"--eta is {args.eta}; it must lie between 0 and 1")
     if args.eta and args.sampler != "ddim":
         raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
-    if args.guidance not in (None, 1) and args.mask is None:
-        raise UserError("--guidance needs --mask")
 
 
 def check_trained_without(args, config, classes: tuple, contrasts: tuple, path: Path) -> None:
     """The network knows "none given" only if training sometimes withheld the mask, or the contrast."""
-    without_mask = args.mask is None or args.guidance != 1
-    if classes and without_mask and config.mask_drop == 0:
+    if classes and args.mask is None and config.mask_drop == 0:
         raise UserError(f"{path} was trained with --mask-drop 0: it needs --mask, and knows no --guidance")
     if contrasts and args.contrast == "none" and config.contrast_drop == 0:
         raise UserError(f"--contrast none: {path} was trained with --contrast-drop 0; ask for {', '.join(contrasts)}")

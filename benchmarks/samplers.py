@@ -28,6 +28,7 @@ from ddpm.metrics.fid import frechet_distance_of_features
 from ddpm.metrics.kid import kid
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import load_segmenter
+from ddpm.sampling import load_checkpoint
 from ddpm.schedule import make_schedule
 from train import load_data
 
@@ -50,8 +51,7 @@ def main(argv):
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--only", nargs="+", choices=("dpm-solver", "ddim", "ancestral"), help="these samplers alone")
     args = parser.parse_args(argv)
-    path = args.ckpt or checkpoint.newest()
-    loaded = checkpoint.load(path)
+    path, loaded = load_checkpoint(args.ckpt)
     config = loaded["config"]
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     unet = checkpoint.load_unet(loaded, "ema", path)

@@ -115,6 +115,11 @@ STEPS = {"ancestral": 250, "ddim": 100, "dpm-solver": 10}  # of each sampler, un
 SAMPLERS = tuple(STEPS)
 
 
+def usual_guidance(masked: bool, mask_drop: float) -> float:
+    """The guidance unless asked otherwise: 1 where there is no mask, or a network that never met a missing one."""
+    return GUIDANCE if masked and mask_drop > 0 else 1.0
+
+
 def trajectory(
     sampler: str, predict_x_0, schedule: Schedule, x_T: Tensor, noise, steps: int, eta: float = 0.0
 ) -> Iterator[Tensor]:

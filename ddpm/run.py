@@ -20,7 +20,7 @@ from ddpm.evaluation import draw, obedience_rows
 from ddpm.forward import loss_simple
 from ddpm.metrics.kid import kid
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.reverse import GUIDANCE, denoiser, trajectory
+from ddpm.reverse import denoiser, trajectory, usual_guidance
 
 try:
     import resource
@@ -48,7 +48,7 @@ class Run:
             lines = [line for line in self.log_path.read_text().splitlines() if step_of(line) <= keep_until]
             write_text(self.log_path, "".join(line + "\n" for line in lines))
         self.window, self.window_began = [], time.perf_counter()
-        self.guidance = GUIDANCE if data.classes and config.mask_drop else 1.0
+        self.guidance = usual_guidance(bool(data.classes), config.mask_drop)
 
     def record(self, step, t, losses, grad_norm, lr, bar, last) -> None:
         """Keep a step's figures; every log_every steps, average them into a line of log.jsonl.

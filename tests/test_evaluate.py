@@ -151,6 +151,17 @@ def test_training_can_evaluate_itself(small_phantom, tiny_run):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_guidance_needs_a_network_that_met_missing_masks(ckpt, capsys):
+    raw = torch.load(ckpt, weights_only=True)
+    raw["config"]["mask_drop"] = 0.0
+    torch.save(raw, "never.pt")
+    command = ["--ckpt", "never.pt", *QUICK, "--metrics", "spectrum"]
+    assert evaluate.main([*command, "--guidance", "2"]) == 2
+    assert "--mask-drop 0" in capsys.readouterr().err
+    assert evaluate.main(command) == 0
+    assert "guidance 1, " in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- two folders
 
 
@@ -236,6 +247,7 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys, make_fake, flags, expected
         (["--real", "a"], "--real and --fake go together"),
         (["--n", "70"], "--n 70: give 40 to 56"),
         (["--ckpt", "no.pt"], "no.pt: no such checkpoint"),
+        (["--sample-steps", "2000"], "--sample-steps 2000 is more than the 1000 steps"),
     ],
 )
 def test_bad_input_with_a_checkpoint(ckpt, capsys, flags, expected):

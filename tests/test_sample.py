@@ -12,6 +12,7 @@ from PIL import Image
 import sample
 import train
 from ddpm import checkpoint
+from ddpm.reverse import SAMPLERS
 
 ROOT = Path(sample.__file__).parent
 
@@ -70,7 +71,7 @@ def test_default_output_is_in_results(ckpt, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["grid.png", "unconditional_0.png"]
 
 
-@pytest.mark.parametrize("sampler", sample.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_k_is_the_same_whatever_is_drawn_beside_it(sampler, ckpt, tmp_path):
     """To one grey level in float32, for another --n, another --batch-size, and alone or in a folder of masks."""
     (tmp_path / "masks").mkdir()
