@@ -16,7 +16,6 @@ from ddpm.config import Parser, check_writable, one_line_errors, pick_device
 from ddpm.data import Slices, folders, images, phantom
 from ddpm.evaluation import Sets, draw
 from ddpm.metrics import features, segmenter
-from ddpm.metrics.manifold import nearest
 from ddpm.report import table, write_report
 from ddpm.sampling import add_sampling_flags, check_at_least, load_checkpoint, settle
 from ddpm.schedule import make_schedule
@@ -99,7 +98,10 @@ def from_checkpoint(args):
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     unet = checkpoint.load_unet(loaded, "ema", path).to(device)
     with distributed.rank_0_first():
-        train, held_out, split = load_data(config, "train"), *held_out_split(config)
+        train = load_data(config, "train")
+        # The phantom has a test split, and a folder may have one; its validation split does otherwise.
+        split = "test" if train.index is None or train.index["elsewhere"]["test"][0] else "val"
+        held_out, split = load_data(config, split), f"{config.data}'s {split} split"
     n, least = args.n or min(1000, len(held_out) // 2), max(40, distributed.size())
     if not least <= n <= len(held_out) - 40:
         raise UserError(f"--n {n}: give {least} to {len(held_out) - 40}, as {split} has {len(held_out)} images")
@@ -193,21 +195,14 @@ def read_folder(folder: str, flag: str, skip_bad: bool) -> np.ndarray:
     return np.stack([image for _, image in read])[:, None]
 
 
-def held_out_split(config) -> tuple[Slices, str]:
-    """The test split, or where a folder has none, the validation split; and its name."""
-    held_out, split = load_data(config, "val"), "val"
-    if held_out.index is None or held_out.index["elsewhere"]["test"][0]:  # the phantom, or a folder with a test split
-        held_out, split = load_data(config, "test"), "test"
-    return held_out, f"{config.data}'s {split} split"
-
-
 def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
     """The judge that knows this data, and what to call it: the embedded one for the phantom, else one trained on the
     training split (once, then cached under a key of those pairs)."""
     if config.data == "phantom" or not train.classes:
         judge = segmenter.load_segmenter()
         return judge, "of the embedded data"
-    digest = features.hash_of(train.images, train.labels, JUDGE_STEPS, train.classes, train.contrast_names)
+    # The store's key stands for every pixel, so that a large set need not be read to name its judge.
+    digest = features.hash_of(train.index["key"], JUDGE_STEPS, train.classes, train.contrast_names)
     path = CACHE / f"segmenter-{digest}.pt"
     if not path.exists():
         print(f"training a judge on {len(train)} pairs of {config.data}, once")
@@ -243,10 +238,13 @@ def estimate(args, unet, config, held_out: Slices, chosen: np.ndarray, device, j
         * (1 if args.guidance == 1 else 2)
     )
     images = 2 * len(chosen) + len(held_out)
-    for name, number in (("two-sample", 3300), ("useful", 77_000)):  # their trainings, in images judged, as measured
-        images += number * (name in args.metrics)
+    # A step of training takes as long as judging each of its images twice; the two-sample test, as judging 3,300.
+    images += 3300 * ("two-sample" in args.metrics) + 4 * evaluation.USEFUL_STEPS * segmenter.BATCH * (
+        "useful" in args.metrics
+    )
     rest = images / 32 * seconds(lambda: judge.judge(held_out.images[:32]))
-    rest += call * 101 * 64 / len(x) * ("likelihood" in args.metrics)
+    terms = evaluation.LIKELIHOOD_IMAGES * evaluation.LIKELIHOOD_TIMES * ("likelihood" in args.metrics)
+    rest += call * terms / len(x)
     print(f"sampling will take about {sampling / 60:.1f} minutes, the rest about {rest / 60:.1f}")
 
 
@@ -263,7 +261,7 @@ def report_cells(sets: Sets) -> np.ndarray:
     shown = sets.samples[:18]
     columns = [images.rgb(shown)]
     if sets.train is not None:
-        _, index = nearest(shown.reshape(len(shown), -1) / 255, sets.train.reshape(len(sets.train), -1) / 255)
+        _, index = evaluation.nearest_training(shown, sets.train)
         columns.append(images.rgb(sets.train[index]))
     if sets.asked is not None and sets.asked.labels is not None:
         columns.insert(0, images.colour_labels(sets.asked.labels[:18], len(sets.asked.classes)))

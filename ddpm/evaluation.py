@@ -18,7 +18,7 @@ from ddpm.likelihood import bits_per_dim, stratified_times
 from ddpm.metrics.fid import Extrapolation, fid_infinity, frechet_distance_of_features
 from ddpm.metrics.inception_score import CAVEAT, inception_score
 from ddpm.metrics.kid import cmmd, kid
-from ddpm.metrics.manifold import memorisation, precision_recall_density_coverage
+from ddpm.metrics.manifold import memorisation, nearest, precision_recall_density_coverage
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import Segmenter, Verdict, train_segmenter
 from ddpm.metrics.spectrum import histogram_distance, intensity_histogram, radial_power_spectrum, spectrum_difference_db
@@ -26,6 +26,7 @@ from ddpm.metrics.two_sample import two_sample_test
 from ddpm.reverse import denoiser, noise_source, trajectory
 
 SMALL = 12  # pixels; of a smaller lesion the outline is most of it, and one pixel is 10 % of the Dice
+LIKELIHOOD_IMAGES, LIKELIHOOD_TIMES = 64, 100  # network calls: as many as the product, instead of T for each image
 USEFUL_STEPS = 600  # batches of 32 to train a segmenter on samples, and one on as many real images
 
 
@@ -95,9 +96,11 @@ def with_margin(statistic, samples: np.ndarray, rounds: int = 20, seed: int = 0)
     return float(statistic(samples)), float(1.96 * np.std(halves, ddof=1))
 
 
+# In the next four, fakes (n, D) are features of the samples and reals (P, D) those of the pool.
+
+
 def frechet_rows(fakes: np.ndarray, reals: np.ndarray, sets: Sets, seed: int) -> tuple[list[Row], Extrapolation | None]:
-    """FID, and its limit for infinitely many samples with the line that leads there (None under 200 samples).
-    fakes, reals: features of samples and of pool."""
+    """FID, and its limit for infinitely many samples with the line that leads there (None under 200 samples)."""
     reference, stand_in, beside = reals[sets.reference], reals[sets.stand_in], reals[sets.stand_in_reference]
     value, margin = with_margin(lambda x: frechet_distance_of_features(x, reference), fakes, seed=seed)
     floor = frechet_distance_of_features(stand_in, beside)
@@ -154,14 +157,28 @@ def inception_score_rows(fakes: np.ndarray, reals: np.ndarray, sets: Sets, class
 # ---------------------------------------------------------------- the images themselves
 
 
+def nearest_training(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The training image nearest to each image, pixel by pixel: distances (n,) in units of full scale, indices (n,).
+
+    images (n, C, H, W) and train (N, C, H, W) uint8; train may be mapped from a file larger than memory.
+    """
+
+    def flat(pictures):
+        return pictures.reshape(len(pictures), -1) / 255
+
+    best, index = np.full(len(images), np.inf), np.zeros(len(images), dtype=np.int64)
+    for start in tqdm(range(0, len(train), 2048), desc="nearest training images", leave=False, disable=None):
+        distance, found = nearest(flat(images), flat(train[start : start + 2048]))
+        better = distance < best
+        best[better], index[better] = distance[better], start + found[better]
+    return best, index
+
+
 def memorisation_rows(sets: Sets, seed: int) -> list[Row]:
-    """Has the model learnt its training images by heart? Distances between pixels."""
-    samples, train, held_out, stand_in = (
-        x.reshape(len(x), -1) / 255
-        for x in (sets.samples, sets.train, sets.pool[sets.reference], sets.pool[sets.stand_in])
-    )
-    score, low, high = memorisation(samples, train, held_out, seed=seed)
-    real = memorisation(stand_in, train, held_out, seed=seed).score
+    """Has the model learnt its training images by heart?"""
+    to_sample, to_real = (nearest_training(images, sets.train)[0] for images in (sets.samples, sets.pool))
+    score, low, high = memorisation(to_sample, to_real[sets.reference], seed=seed)
+    real = memorisation(to_real[sets.stand_in], to_real[sets.reference], seed=seed).score
     note = "chance that a sample is nearer to a training image than a held-out image is; 1: copies"
     return [Row("memorisation", score, (high - low) / 2, real, goal="0.5", note=note)]
 
@@ -224,7 +241,11 @@ def obedience_rows(verdict: Verdict, real: Verdict, segmenter: Segmenter, asked:
                     note=f"mean over {chosen.sum()} masks",
                 )
             )
-    if asked.contrasts is not None and len(segmenter.contrasts) > 1:
+    if (
+        asked.contrasts is not None
+        and 1 < len(segmenter.contrasts)
+        and {*asked.contrast_names} <= {*segmenter.contrasts}
+    ):
         index = np.array([segmenter.contrasts.index(name) for name in asked.contrast_names])[asked.contrasts]
         right = verdict.contrasts == index
         rows.append(
@@ -267,21 +288,24 @@ def usefulness_rows(sets: Sets, seed: int) -> list[Row]:
 
 
 @torch.inference_mode()
-def likelihood_rows(unet, schedule, config, device, others: Slices, seed: int, images: int = 64, times: int = 100):
+def likelihood_rows(unet, schedule, config, device, others: Slices, seed: int) -> list[Row]:
     """The bound on bits per dimension of held-out images (with mask and contrast)."""
-    x_0, mask, contrast = others.tensors(np.arange(min(images, len(others))))
+    x_0, mask, contrast = others.tensors(np.arange(min(LIKELIHOOD_IMAGES, len(others))))
     x_0, mask, contrast = (None if x is None else x.to(device) for x in (x_0, mask, contrast))
     predict_x_0 = denoiser(unet, schedule, config.objective, mask, contrast)
     generator = torch.Generator().manual_seed(int(mix_seed(seed).generate_state(1)[0]))
-    chosen = stratified_times(schedule.T, min(times, schedule.T - 1), generator)
-    noise = lambda: torch.randn(x_0.shape, generator=generator).to(device)  # noqa: E731
-    total = bits_per_dim(predict_x_0, schedule, x_0, noise, times=chosen).total
+    times = stratified_times(schedule.T, min(LIKELIHOOD_TIMES, schedule.T - 1), generator)
+
+    def noise():
+        return torch.randn(x_0.shape, generator=generator).to(device)
+
+    total = bits_per_dim(predict_x_0, schedule, x_0, noise, times=times).total
     return [
         Row(
             "bits per dimension, at most",
             total.mean().item(),
             1.96 * total.std().item() / np.sqrt(len(total)),
             goal="low",
-            note=f"{len(total)} held-out images, {len(chosen)} of {schedule.T} terms drawn at random",
+            note=f"{len(total)} held-out images, {len(times)} of {schedule.T} terms drawn at random",
         )
     ]

@@ -57,10 +57,8 @@ def write_report(
         content["fid_line"] = {"sizes": [int(n) for n in line.sizes], "values": [float(v) for v in line.values]}
     write_whole(out / "report.json", lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
 
-    pictures, notice = (
-        [("mask | sample | nearest training image" if sets.train is not None else "samples", png(grid(cells)))],
-        "",
-    )
+    columns = "mask | sample | nearest training image" if sets.train is not None else "samples"
+    pictures, notice = [(columns, png(grid(cells)))], ""
     try:
         pictures += plots(sets, line)
     except ImportError:
@@ -71,6 +69,7 @@ def write_report(
 
 
 def page_of(title: str, rows: list[Row], choices: dict[str, str], pictures: list[tuple[str, str]], notice: str) -> str:
+    """The page as HTML; pictures: (title, PNG in base64)."""
     cells = "".join(
         f"<tr><td>{html.escape(row.metric)}</td><td class=number>{figure(row.samples, row.margin)}</td>"
         f"<td class=number>{figure(row.real)}</td><td class=number>{figure(row.wrong)}</td>"

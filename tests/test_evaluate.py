@@ -16,7 +16,7 @@ import train
 from benchmarks.damage import damaged, scores
 from ddpm import checkpoint, evaluation
 from ddpm.data import Slices, phantom
-from ddpm.evaluation import Row, obedience_rows, with_margin
+from ddpm.evaluation import Row, nearest_training, obedience_rows, with_margin
 from ddpm.metrics.segmenter import load_segmenter
 from ddpm.report import NO_PLOTS, figure, page_of, table
 from ddpm.schedule import make_schedule
@@ -303,6 +303,23 @@ def test_each_score_sees_the_damage_it_is_there_for():
     assert got["wrong contrast"]["contrast as asked"].samples < 0.1 < 0.9 < got["real"]["contrast as asked"].samples
     # The contrasts are permuted: the set as a whole is as it was, and no distance between sets can see it.
     assert not beyond("FID", "wrong contrast", better="noise")
+
+
+def test_contrasts_that_the_judge_never_met_are_not_judged():
+    pairs, judge = rendered("val", 0, 20), load_segmenter()
+    verdict = judge.judge(pairs.images)
+    unknown = Slices(pairs.images, None, pairs.contrasts, (), ("t1", "t1ce", "flair"))
+    assert obedience_rows(verdict, verdict, judge, unknown) == []
+
+
+def test_the_nearest_training_image_is_found_in_whichever_block():
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 256, (5000, 1, 4, 4)).astype(np.uint8)
+    images = train[[3, 2047, 2048, 4999]]
+    images[2, 0, 0, 0] ^= 1
+    distance, index = nearest_training(images, train)
+    assert index.tolist() == [3, 2047, 2048, 4999]
+    assert distance == pytest.approx([0, 0, 1 / 255, 0])
 
 
 # ---------------------------------------------------------------- the report

@@ -6,10 +6,10 @@ import torch
 
 from ddpm import UserError
 from ddpm.metrics.checks import feature_sets, require_finite
-from ddpm.metrics.fid import Statistics, fid_floor, fid_infinity, frechet_distance_of_features
+from ddpm.metrics.fid import Statistics, fid_infinity, frechet_distance_of_features
 from ddpm.metrics.inception_score import inception_score
 from ddpm.metrics.kid import cmmd, kid
-from ddpm.metrics.manifold import memorisation, nearest, precision_recall_density_coverage
+from ddpm.metrics.manifold import nearest, precision_recall_density_coverage
 
 TWO_SETS = {
     frechet_distance_of_features: 2,
@@ -46,25 +46,14 @@ def test_too_few_samples_are_refused_by_name(metric, place, name):
     metric(*sets)  # the fewest is enough
 
 
-def test_each_of_three_sets_is_named():
-    sets = [np.random.default_rng(i).normal(size=(8, 2)) for i in range(3)]
-    for place, name in enumerate(["first", "second", "third"]):
-        bad = [features.copy() for features in sets]
-        bad[place][0, 0] = np.nan
-        with pytest.raises(UserError, match=f"the {name} set"):
-            memorisation(*bad)
-
-
 def test_metrics_of_one_set_refuse_too():
     bad = np.full((20, 2), 0.5)
     bad[3] = np.nan
-    for metric in (inception_score, Statistics().update, lambda features: fid_floor(features, 5)):
+    for metric in (inception_score, Statistics().update):
         with pytest.raises(UserError, match="the set of features: 2 of 40 values"):
             metric(bad)
     with pytest.raises(UserError, match="too few samples, 3 where"):
-        fid_floor(np.zeros((3, 2)), 2)
-    with pytest.raises(UserError, match="for a floor: 1"):
-        fid_floor(np.zeros((30, 2)), 1)
+        inception_score(np.full((3, 2), 0.5))
 
 
 def test_features_become_float64_whatever_they_were():

@@ -5,7 +5,7 @@ import torch
 
 from ddpm import UserError
 
-ORDER = ("first", "second", "third")
+ORDER = ("first", "second")
 
 
 def feature_sets(*sets, at_least: int = 2) -> list[np.ndarray]:

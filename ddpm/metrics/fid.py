@@ -12,7 +12,8 @@ with factors cov_i = F_i F_i^T, the eigenvalues of cov_1 cov_2 are the squared s
 and a factor is cheap: a Cholesky factor, or simply the centred features themselves when there are few of them.
 
 The value falls as the number of samples N grows, roughly as FID_infinity + C / N, where C depends on the model: never
-compare values of different N. `fid_infinity` and `fid_floor` show how much of a value that is.
+compare values of different N. `fid_infinity` shows how much of a value that is, and so does the distance between as
+many real images and others.
 """
 
 from typing import NamedTuple
@@ -184,26 +185,3 @@ def fid_infinity(features, reference, sizes: int = 15, seed: int = 0) -> Extrapo
     values = np.array([distance_of_factors(*mean_and_factor(features[rng.permutation(N)[:n]]), *fixed) for n in counts])
     slope, intercept = np.polyfit(1 / counts, values, deg=1)
     return Extrapolation(float(intercept), float(slope), counts, values)
-
-
-class Floor(NamedTuple):
-    distance: float
-    drawn: int  # samples on one side
-    others: int  # and on the other
-
-
-def fid_floor(reference, n: int, seed: int = 0) -> Floor:
-    """The distance of real images to real images: what a perfect model would get with n samples.
-
-    A perfect model's samples are new real images, so n rows are drawn from the reference (M, D) and compared with the
-    M - n others: no image is on both sides. At most half of the rows are drawn, so with n > M / 2 the floor is that of
-    M / 2 samples, and too high; even below, a little, since the model is compared with all M. Print the counts.
-    Raises UserError if M < 4 or n < 2.
-    """
-    [reference] = feature_sets(reference, at_least=4)
-    if n < 2:
-        raise UserError(f"too few samples for a floor: {n}; it takes at least 2")
-    order = np.random.default_rng(seed).permutation(len(reference))
-    drawn = min(n, len(reference) // 2)
-    part, rest = reference[order[:drawn]], reference[order[drawn:]]
-    return Floor(frechet_distance_of_features(part, rest), len(part), len(rest))

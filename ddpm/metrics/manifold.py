@@ -82,18 +82,17 @@ class Memorisation(NamedTuple):
     high: float
 
 
-def memorisation(fake, train, held_out, seed: int = 0) -> Memorisation:
+def memorisation(to_fake: np.ndarray, to_held_out: np.ndarray, seed: int = 0) -> Memorisation:
     """Are samples nearer to the training set than new real images are? 0.5 is the goal, 1 means copies.
 
-    The probability that a sample's distance to its nearest training image is smaller than a held-out real image's
-    distance to its own (a tie counts half): the Mann-Whitney statistic, as Meehan et al. 2020, arXiv:2004.05675,
-    ask it. Near 0, samples are farther from the training set than real images: not copies, but no real images either.
+    to_fake (M,), to_held_out (N,): the distance of each sample, and of each held-out real image, to its nearest
+    training image, as `nearest` gives them; the held-out images must share no subject with the training set.
 
-    All (N_i, D), at least two of each, else UserError; held_out must share no subject with train. The interval is a
-    bootstrap over samples and held-out images; the training set is taken as given.
+    The probability that a sample's distance is smaller than a held-out real image's (a tie counts half): the
+    Mann-Whitney statistic, as Meehan et al. 2020, arXiv:2004.05675, ask it. Near 0, samples are farther from the
+    training set than real images: not copies, but no real images either. The interval is a bootstrap over samples and
+    held-out images; the training set is taken as given.
     """
-    fake, train, held_out = feature_sets(fake, train, held_out)
-    to_fake, to_held_out = nearest(fake, train)[0], nearest(held_out, train)[0]
     score = probability_smaller(to_fake, to_held_out)
     return Memorisation(score, *interval(probability_smaller, to_fake, to_held_out, seed=seed))
 

@@ -25,6 +25,7 @@ from ddpm.unet import ResBlock, conv
 EMBEDDED = Path(__file__).with_name("segmenter.pt")  # made by `make segmenter`, for the embedded data
 VERSION = 1
 BATCH = 32
+LEARNING_RATE = 2e-3
 PATCH = 2  # pixels folded into channels, as in the U-Net: more than twice as fast, and as sharp
 
 
@@ -123,7 +124,6 @@ def train_segmenter(
     seed: int = 0,
     mirror: bool = False,
     bf16: bool = False,
-    lr: float = 2e-3,
 ) -> Segmenter:
     """A segmenter trained for `steps` batches of 32 real pairs, each moved by up to 4 pixels.
 
@@ -136,11 +136,11 @@ def train_segmenter(
         size = tuple(-(-side // 8) * 8 for side in images.shape[2:])
         segmenter = Segmenter(classes, contrast_names, size, images.shape[1])
     rng = np.random.default_rng(mix_seed(seed, 1))
-    optimizer = torch.optim.AdamW(segmenter.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(segmenter.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     warmup = min(100, max(steps // 10, 1))
     bar = tqdm(range(steps), desc="training the judge", unit="step", leave=False, disable=None)
     for step in bar:
-        optimizer.param_groups[0]["lr"] = lr * min((step + 1) / warmup, 1) * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min((step + 1) / warmup, 1) * (1 - step / steps)
         chosen = np.sort(rng.choice(len(images), min(BATCH, len(images)), replace=False))
         x, y = moved(images[chosen], labels[chosen], rng, mirror)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
