@@ -24,14 +24,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import checkpoint, evaluation
-from ddpm.config import one_line_errors
+from ddpm.config import Config, one_line_errors
 from ddpm.data import Slices, phantom
 from ddpm.evaluation import Row, Sets
 from ddpm.metrics.segmenter import load_segmenter
 from ddpm.report import figure
 from ddpm.schedule import make_schedule
-
-SIZE = (64, 64)
+from train import load_data
 
 
 def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,28 +55,22 @@ def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) ->
 
 
 def scores(
-    samples: np.ndarray, judge, pairs: Slices, others: Slices, train: np.ndarray, two_sample: bool = True
+    samples: np.ndarray, judge, pairs: Slices, others: Slices, train: np.ndarray, real: tuple, two_sample: bool = True
 ) -> list[Row]:
-    """Every score of `samples` as if they had been drawn for the masks and contrasts of `pairs`."""
+    """Every score of `samples` as if they had been drawn for the masks and contrasts of `pairs`. real: the verdicts on
+    `pairs` and on `others`, which are the same for all samples."""
     n = len(pairs)
     pool = np.concatenate([pairs.images, others.images])
     asked, rest = np.arange(n), np.arange(n, len(pool))
     sets = Sets(samples, pool, rest, asked, rest, train)
-    verdict, real = judge.judge(samples), judge.judge(pairs.images)
-    reals = np.concatenate([real.features, judge.judge(others.images).features])
+    verdict, reals = judge.judge(samples), np.concatenate([one.features for one in real])
     rows = evaluation.kernel_rows(verdict.features, reals, sets, 0)
     rows += evaluation.frechet_rows(verdict.features, reals, sets, 0)[0]
     rows += evaluation.manifold_rows(verdict.features, reals, sets, 0)
     rows += evaluation.spectrum_rows(sets, 0) + evaluation.memorisation_rows(sets, 0)
     if two_sample:
         rows += evaluation.two_sample_rows(sets, 0)
-    return rows + evaluation.obedience_rows(verdict, real, judge, pairs)
-
-
-def phantom_pairs(split: str, chosen: np.ndarray, size=SIZE) -> Slices:
-    images, tissue, contrasts = phantom.load(split, size)
-    labels = phantom.to_label_set(tissue, "lesion")
-    return Slices(images, labels, contrasts, phantom.CLASSES["lesion"], phantom.CONTRASTS).part(chosen)
+    return rows + evaluation.obedience_rows(verdict, real[0], judge, pairs)
 
 
 def drawn(path: str, pairs: Slices, precision: str) -> np.ndarray:
@@ -98,15 +91,15 @@ def main(argv):
     parser.add_argument("--late", help="a checkpoint at its end")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     args = parser.parse_args(argv)
-    pairs = phantom_pairs("test", np.arange(args.n))
-    others = phantom_pairs("test", np.arange(args.n, phantom.SPLITS["test"]))
-    train = phantom.load("train", SIZE)[0]
+    test, train = load_data(Config(), "test"), load_data(Config(), "train").images
+    pairs, others = test.part(np.arange(args.n)), test.part(np.arange(args.n, len(test)))
     sets = damaged(pairs, train, "test", np.arange(args.n))
     for name, path in (("early model", args.early), ("late model", args.late)):
         if path:
             sets[name] = drawn(path, pairs, args.precision)
     judge = load_segmenter()
-    columns = {name: scores(images, judge, pairs, others, train) for name, images in sets.items()}
+    real = judge.judge(pairs.images), judge.judge(others.images)
+    columns = {name: scores(images, judge, pairs, others, train, real) for name, images in sets.items()}
     print(f"| {args.n} images each | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
     for rows in zip(*columns.values(), strict=True):
         print(f"| {rows[0].metric} | " + " | ".join(figure(row.samples, row.margin) for row in rows) + " |")

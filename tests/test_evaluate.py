@@ -282,8 +282,9 @@ def test_each_score_sees_the_damage_it_is_there_for():
     images = damaged(pairs, training, "test", np.arange(n))
     images["copies"] = training[np.random.default_rng(0).integers(0, 10, n)]
     judge = load_segmenter()
+    real = judge.judge(pairs.images), judge.judge(others.images)
     got = {
-        name: {row.metric: row for row in scores(x, judge, pairs, others, training, two_sample=False)}
+        name: {row.metric: row for row in scores(x, judge, pairs, others, training, real, two_sample=False)}
         for name, x in images.items()
     }
 
