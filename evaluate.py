@@ -13,7 +13,7 @@ import torch
 
 from ddpm import UserError, checkpoint, distributed, evaluation, mix_seed
 from ddpm.config import Parser, check_writable, one_line_errors, pick_device
-from ddpm.data import Slices, folders, images, phantom
+from ddpm.data import CACHE, Slices, folders, images
 from ddpm.evaluation import Sets, draw
 from ddpm.metrics import features, segmenter
 from ddpm.report import table, write_report
@@ -21,7 +21,6 @@ from ddpm.sampling import add_sampling_flags, check_at_least, load_checkpoint, s
 from ddpm.schedule import make_schedule
 from train import load_data
 
-CACHE = phantom.CACHE
 # What each question costs, and needs, beside the samples.
 METRICS = {
     "fid": "Frechet distance, and its limit for infinitely many samples",

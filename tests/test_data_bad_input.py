@@ -579,20 +579,22 @@ def brats_labels_between(root):
     save_nifti(path, (values / 2).astype(np.float32), affine)
 
 
+def put_in(path, value):
+    """Put a value into one voxel of a volume."""
+    values, affine = volume(path)
+    values = values.astype(np.float32)
+    values[3, 3, 3] = value
+    save_nifti(path, values, affine)
+
+
 @case("_t1.nii: holds NaN")
 def brats_nan(root):
-    values, affine = volume(path := brats_file(root, "t1"))
-    values = values.astype(np.float32)
-    values[3, 3, 3] = np.nan
-    save_nifti(path, values, affine)
+    put_in(brats_file(root, "t1"), np.nan)
 
 
 @case("_t1ce.nii: holds NaN or infinite")
 def brats_infinite(root):
-    values, affine = volume(path := brats_file(root, "t1ce"))
-    values = values.astype(np.float64)
-    values[3, 3, 3] = np.inf
-    save_nifti(path, values, affine)
+    put_in(brats_file(root, "t1ce"), np.inf)
 
 
 @case("_t2.nii: every voxel has the value 7")

@@ -19,23 +19,13 @@ from ddpm.reverse import denoiser, trajectory
 from ddpm.run import Run
 from ddpm.schedule import make_schedule
 from ddpm.unet import UNet
+from tools.soak import same
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
 
 
 def log_of(folder, key="loss"):
     return [line for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if key in line]
-
-
-def same(a, b):
-    """Equal to the last bit, whatever the nesting."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 # What a run leaves behind

@@ -21,11 +21,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from ddpm.data import CACHE
+
 CONTRASTS = ("T1", "T2", "FLAIR")
 CLASSES = {"lesion": ("background", "lesion"), "tissue": ("background", "CSF", "GM", "WM", "lesion")}
 SPLITS = {"train": 8000, "val": 2000, "test": 5000}
 ASSET = Path(__file__).with_name("atlas.npz")
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
 FOV = 208.0  # mm across min(H, W) pixels
 CENTRE = np.array([0.0, -16.0, 0.0])  # mm: the middle of the brain; the slice adds its z

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
+from ddpm.data import CACHE
+
 CODE = [Path(__file__).with_name(name) for name in ("images.py", "decode.py", "store.py", "volumes.py")]
 
 
