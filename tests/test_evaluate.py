@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from small_sets import split_set
 
+import ddpm.run
 import evaluate
 import train
 from benchmarks.damage import damaged, scores
 from ddpm import checkpoint, evaluation
 from ddpm.data import Slices, phantom
-from ddpm.evaluation import Row, nearest_training, obedience_rows, with_margin
-from ddpm.metrics.segmenter import load_segmenter
+from ddpm.evaluation import Row, Sets, memorisation_rows, nearest_training, obedience_rows, with_margin
+from ddpm.metrics.kid import kid
+from ddpm.metrics.segmenter import Verdict, load_segmenter
 from ddpm.report import NO_PLOTS, figure, page_of, table
 from ddpm.schedule import make_schedule
 
@@ -136,8 +138,15 @@ def test_a_sample_is_its_masks_own_whatever_is_drawn_beside_it(ckpt):
     assert np.abs(three[1] - one[0]).max() <= 1 < np.abs(three[0] - one[0]).max()
 
 
-def test_training_can_evaluate_itself(small_phantom, tiny_run):
+def test_training_can_evaluate_itself(small_phantom, tiny_run, monkeypatch):
     flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "4", "--sample-every", "4", "--out", "run"]
+    compared = []
+
+    def watched(fakes, reals, **how):
+        compared.append((len(fakes), len(reals)))
+        return kid(fakes, reals, **how)
+
+    monkeypatch.setattr(ddpm.run, "kid", watched)
     assert train.main([*flags, "--evaluate-every", "2"]) == 0
     lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     evaluated = [line for line in lines if "kid" in line]
@@ -145,6 +154,7 @@ def test_training_can_evaluate_itself(small_phantom, tiny_run):
     assert {"kid_std", "evaluated", "contrast as asked"} <= evaluated[0].keys()
     plain = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
     assert plain["config"]["evaluate_every"] == 0
+    assert compared == [(12, 12)] * 2  # 12 samples with the 12 validation images that nothing was asked of
     # Evaluating draws random numbers; training must not notice.
     assert train.main([*flags[:-1], "silent"]) == 0
     a, b = (torch.load(f"{run}/checkpoints/step_000004.pt", weights_only=True)["model"] for run in ("run", "silent"))
@@ -304,6 +314,52 @@ def test_each_score_sees_the_damage_it_is_there_for():
     assert got["wrong contrast"]["contrast as asked"].samples < 0.1 < 0.9 < got["real"]["contrast as asked"].samples
     # The contrasts are permuted: the set as a whole is as it was, and no distance between sets can see it.
     assert not beyond("FID", "wrong contrast", better="noise")
+
+
+def test_obedience_of_small_and_large_and_of_the_samples_own_contrast():
+    """Found as wanted in the large lesion, not at all in the small one, and every contrast wrong in the samples."""
+    judge = load_segmenter()
+    labels = np.zeros((2, 64, 64), np.uint8)
+    labels[0, 10:15, 10:15], labels[1, 20:22, 20:22] = 1, 1  # 25 and 4 pixels
+    kinds = np.array([0, 2])
+    asked = Slices(np.zeros((2, 1, 64, 64), np.uint8), labels, kinds, phantom.CLASSES["lesion"], phantom.CONTRASTS)
+    found = np.where(labels == 1, 4, 0)
+    found[1] = 0
+    sample = Verdict(found, np.array([1, 1]), np.zeros((2, 1)))
+    real = Verdict(np.where(labels == 1, 4, 0), kinds, np.zeros((2, 1)))
+    large, small, contrast = obedience_rows(sample, real, judge, asked)
+    assert (large.samples, large.real, large.wrong) == (1, 1, 0) and "12 pixels or more" in large.metric
+    assert (small.samples, small.real, small.wrong) == (0, 1, 0) and "under 12 pixels" in small.metric
+    assert (contrast.samples, contrast.real) == (0, 1)
+
+
+def test_memorisation_judges_samples_as_samples_and_real_images_as_real_ones():
+    rng = np.random.default_rng(0)
+    train, pool, samples = (rng.integers(0, 256, (n, 1, 4, 4)).astype(np.uint8) for n in (60, 60, 30))
+    for copied in ("samples", "stand_in", "neither"):
+        pictures = {"samples": samples.copy(), "stand_in": pool.copy()}
+        if copied != "neither":
+            pictures[copied][:30] = train[:30]
+        first, rest = np.arange(30), np.arange(30, 60)
+        sets = Sets(pictures["samples"], pictures["stand_in"], rest, first, rest, train)
+        [row] = memorisation_rows(sets, 0)
+        assert (row.samples == 1) == (copied == "samples") and (row.real == 1) == (copied == "stand_in")
+
+
+def test_usefulness_trains_on_samples_and_on_real_images_alike(monkeypatch):
+    pairs, others = rendered("val", 0, 8), rendered("val", 8, 20)
+    samples, trained_on = 255 - pairs.images, []
+
+    def train_segmenter(images, labels, *rest):
+        trained_on.append((images, labels, rest))
+        return load_segmenter()
+
+    monkeypatch.setattr(evaluation, "train_segmenter", train_segmenter)
+    sets = Sets(samples, others.images, *[np.arange(8)] * 3, asked=pairs, others=others)
+    [row] = evaluation.usefulness_rows(sets, 0)
+    assert trained_on[0][0] is samples and trained_on[1][0] is pairs.images
+    assert all(np.array_equal(labels, pairs.labels) for _, labels, _ in trained_on)
+    assert str(trained_on[0][2]) == str(trained_on[1][2]) and "8 pairs" in row.note
 
 
 def test_contrasts_that_the_judge_never_met_are_not_judged():
