@@ -18,8 +18,11 @@ from benchmarks.damage import damaged, scores
 from ddpm import checkpoint, evaluation
 from ddpm.data import Slices, phantom
 from ddpm.evaluation import Row, Sets, memorisation_rows, nearest_training, obedience_rows, with_margin
-from ddpm.metrics.kid import kid
+from ddpm.metrics.fid import fid_infinity, frechet_distance_of_features
+from ddpm.metrics.kid import cmmd, kid
+from ddpm.metrics.manifold import precision_recall_density_coverage
 from ddpm.metrics.segmenter import Verdict, load_segmenter
+from ddpm.metrics.spectrum import histogram_distance, intensity_histogram
 from ddpm.report import NO_PLOTS, figure, page_of, table
 from ddpm.schedule import make_schedule
 
@@ -331,6 +334,35 @@ def test_obedience_of_small_and_large_and_of_the_samples_own_contrast():
     assert (large.samples, large.real, large.wrong) == (1, 1, 0) and "12 pixels or more" in large.metric
     assert (small.samples, small.real, small.wrong) == (0, 1, 0) and "under 12 pixels" in small.metric
     assert (contrast.samples, contrast.real) == (0, 1)
+
+
+def test_each_distance_compares_samples_with_the_reference_and_stand_ins_with_theirs():
+    """Four sets that differ in mean and number, so that no two of them can be exchanged unnoticed."""
+    rng = np.random.default_rng(0)
+    means, numbers = (0.0, 0.5, 1.2, 2.2), (210, 260, 220, 240)
+    fakes, reference, stand_in, beside = (rng.normal(m, 1, (n, 3)) for m, n in zip(means, numbers, strict=True))
+    levels = [rng.integers(0, 60 * (i + 1), (n, 1, 8, 8)).astype(np.uint8) for i, n in enumerate(numbers)]
+    places = np.split(np.arange(720), [260, 480])
+    sets, reals = Sets(levels[0], np.concatenate(levels[1:]), *places), np.concatenate([reference, stand_in, beside])
+    frechet, line = evaluation.frechet_rows(fakes, reals, sets, 0)
+    rows = frechet + evaluation.kernel_rows(fakes, reals, sets, 0) + evaluation.manifold_rows(fakes, reals, sets, 0)
+    of_samples = precision_recall_density_coverage(reference, fakes)
+    of_real = precision_recall_density_coverage(beside, stand_in)
+    expected = {
+        "FID": (frechet_distance_of_features(fakes, reference), frechet_distance_of_features(stand_in, beside)),
+        "FID, extrapolated": (fid_infinity(fakes, reference)[0], fid_infinity(stand_in, beside)[0]),
+        "KID x 1000": tuple(1000 * kid(a, b, subset_size=210)[0] for a, b in ((fakes, reference), (stand_in, beside))),
+        "Gaussian MMD x 1000": (cmmd(fakes, reference), cmmd(stand_in, beside)),
+        **{name: (getattr(of_samples, name), getattr(of_real, name)) for name in of_real._fields},
+    }
+    assert sorted(row.metric for row in rows) == sorted(expected)
+    for row in rows:
+        assert (row.samples, row.real) == pytest.approx(expected[row.metric]), row.metric
+    assert line.fid_infinity == expected["FID, extrapolated"][0]
+    grey = evaluation.spectrum_rows(sets, 0)[1]
+    shares = [intensity_histogram(images) for images in levels]
+    assert grey.samples == histogram_distance(shares[0], shares[1])
+    assert grey.real == histogram_distance(shares[2], shares[3])
 
 
 def test_memorisation_judges_samples_as_samples_and_real_images_as_real_ones():
