@@ -65,6 +65,8 @@ def test_the_same_arguments_give_the_same_weights():
     a, b = (train_segmenter(images, labels, contrasts, *NAMES, steps=2, seed=s) for s in (3, 3))
     other = train_segmenter(images, labels, contrasts, *NAMES, steps=2, seed=4)
     assert a.fingerprint() == b.fingerprint() != other.fingerprint()
+    first, second = (train_segmenter(images, labels, contrasts, *NAMES, steps=0, seed=s) for s in (3, 4))
+    assert not torch.equal(first.first.weight, second.first.weight)  # the weights it begins with come from the seed too
 
 
 def test_the_stored_judge_is_the_trained_one(tmp_path):
@@ -149,6 +151,8 @@ def test_features_are_cached_under_what_they_were_made_from(judge, real, tmp_pat
     stored.write_bytes(b"damaged")
     images[0, 0, 0, 0] ^= 1
     assert np.allclose(features.extract(extractor, images, cache=tmp_path), first)
+    other = features.Extractor("another", "0", lambda images: torch.zeros(len(images), 2))
+    assert features.extract(other, images, cache=tmp_path).shape == (10, 2)  # the same images, another network
 
 
 def test_a_network_of_the_users_own(tmp_path):
