@@ -22,7 +22,7 @@ $(STAMP): requirements.txt | $(BIN)/python
 	$(BIN)/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@
 
-$(STAMP)-%: requirements-%.txt $(STAMP)
+$(STAMP)-%: requirements/%.txt $(STAMP)
 	$(BIN)/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@
 
@@ -44,7 +44,7 @@ test-slow: $(STAMP)-dev ## the slow proofs
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 # The reference packages must not meet ours: they have an environment of their own.
-.venv-parity/.installed: requirements-parity.txt requirements.txt
+.venv-parity/.installed: requirements/parity.txt requirements.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpm import UserError, checkpoint, distributed, evaluation, mix_seed
-from ddpm.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm import UserError, mix_seed
 from ddpm.data import CACHE, Slices, folders, images
-from ddpm.evaluation import Sets, draw
+from ddpm.evaluation import questions as evaluation
+from ddpm.evaluation.questions import Sets, draw
+from ddpm.evaluation.report import table, write_report
 from ddpm.metrics import features, segmenter
-from ddpm.report import table, write_report
-from ddpm.sampling import add_sampling_flags, check_at_least, load_checkpoint, settle
+from ddpm.runtime import checkpoint, distributed
+from ddpm.runtime.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm.runtime.sampling_flags import add_sampling_flags, check_at_least, load_checkpoint, settle
 from ddpm.schedule import make_schedule
 from train import load_data
 

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddpm import UserError, checkpoint, distributed
-from ddpm.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm import UserError
 from ddpm.data import folders, images, phantom
 from ddpm.reverse import denoiser, noise_source, trajectory
-from ddpm.sampling import add_sampling_flags, check_at_least, load_checkpoint, settle
+from ddpm.runtime import checkpoint, distributed
+from ddpm.runtime.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm.runtime.sampling_flags import add_sampling_flags, check_at_least, load_checkpoint, settle
 from ddpm.schedule import make_schedule
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"

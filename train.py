@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddpm import UserError, checkpoint, distributed, mix_seed
-from ddpm.config import (
+from ddpm import UserError, mix_seed
+from ddpm.data import Slices, folders, phantom
+from ddpm.forward import draw_times, loss_simple, min_snr_weight
+from ddpm.runtime import checkpoint, distributed
+from ddpm.runtime.config import (
     CHANGEABLE,
     PRESETS,
     Config,
@@ -29,9 +32,7 @@ from ddpm.config import (
     pick_device,
     train_parser,
 )
-from ddpm.data import Slices, folders, phantom
-from ddpm.forward import draw_times, loss_simple, min_snr_weight
-from ddpm.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES, Onlooker, Run
+from ddpm.runtime.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES, Onlooker, Run
 from ddpm.schedule import make_schedule
 
 

@@ -23,12 +23,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm import checkpoint, evaluation
-from ddpm.config import Config, one_line_errors
 from ddpm.data import Slices, phantom
-from ddpm.evaluation import Row, Sets
+from ddpm.evaluation import questions as evaluation
+from ddpm.evaluation.questions import Row, Sets
+from ddpm.evaluation.report import figure
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.report import figure
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import Config, one_line_errors
 from ddpm.schedule import make_schedule
 from train import load_data
 

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from ddpm import UserError
-from ddpm.config import Config, Parser, one_line_errors
 from ddpm.data import Slices, store
+from ddpm.runtime.config import Config, Parser, one_line_errors
 from train import draw_batch, order
 
 CLASSES = ("background", "lesion")

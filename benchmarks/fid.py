@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from ddpm import UserError
-from ddpm.config import one_line_errors
 from ddpm.data import phantom
 from ddpm.metrics.fid import frechet_distance, frechet_distance_eigh, frechet_distance_of_features
 from ddpm.metrics.inception import ConvNorm, Inception, load_inception, to_rgb
+from ddpm.runtime.config import one_line_errors
 
 try:
     import cpu_torchvision  # noqa: F401, before pytorch-fid imports torchvision

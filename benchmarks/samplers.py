@@ -21,14 +21,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm import checkpoint
-from ddpm.config import one_line_errors
-from ddpm.evaluation import SMALL, draw
+from ddpm.evaluation.questions import SMALL, draw
 from ddpm.metrics.fid import frechet_distance_of_features
 from ddpm.metrics.kid import kid
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.sampling import load_checkpoint
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import one_line_errors
+from ddpm.runtime.sampling_flags import load_checkpoint
 from ddpm.schedule import make_schedule
 from train import load_data
 

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm.checkpoint import make_unet
-from ddpm.config import PRESETS, Config
 from ddpm.forward import draw_times, loss_simple
+from ddpm.runtime.checkpoint import make_unet
+from ddpm.runtime.config import PRESETS, Config
 from ddpm.schedule import make_schedule
 from train import make_optimizer, update_ema
 

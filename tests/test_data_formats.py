@@ -27,10 +27,10 @@ from small_sets import (
 import sample
 import train
 from ddpm import UserError
-from ddpm.config import Config
 from ddpm.data import Slices, folders, phantom, store, volumes
 from ddpm.data.decode import BRATS_CLASSES, BRATS_CONTRASTS
 from ddpm.data.images import to_uint8
+from ddpm.runtime.config import Config
 
 
 @pytest.fixture(autouse=True)
@@ -278,7 +278,7 @@ def test_a_missing_library_is_one_line_with_the_command(tmp_path, monkeypatch, m
     root = make(tmp_path / "d")
     monkeypatch.setitem(sys.modules, name, None)  # so that importing it fails
     for skip_bad in (False, True):
-        with pytest.raises(UserError, match=f"{name} is needed.*pip install -r requirements-data.txt"):
+        with pytest.raises(UserError, match=f"{name} is needed.*pip install -r requirements/data.txt"):
             load(root, skip_bad=skip_bad)
 
 

@@ -233,4 +233,4 @@ def test_fetching_needs_a_name_and_kagglehub(monkeypatch, capsys):
     for name in ([], [""], ["mri"], ["a/b/c"], ["a b/c"]):
         refused(fetch.main, name, "name a data set as owner/name", capsys)
     monkeypatch.setitem(sys.modules, "kagglehub", None)
-    refused(fetch.main, ["owner/name"], "pip install -r requirements-kaggle.txt", capsys)
+    refused(fetch.main, ["owner/name"], "pip install -r requirements/kaggle.txt", capsys)

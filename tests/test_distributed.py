@@ -19,8 +19,8 @@ from test_train import go_on_from, last_checkpoint
 
 import sample
 import train
-from ddpm import checkpoint, distributed
 from ddpm.data import phantom
+from ddpm.runtime import checkpoint, distributed
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
 ROOT = Path(train.__file__).parent

@@ -11,19 +11,20 @@ import torch
 from PIL import Image
 from small_sets import split_set
 
-import ddpm.run
+import ddpm.runtime.run
 import evaluate
 import train
 from benchmarks.damage import damaged, scores
-from ddpm import checkpoint, evaluation
 from ddpm.data import Slices, phantom
-from ddpm.evaluation import Row, Sets, memorisation_rows, nearest_training, obedience_rows, with_margin
+from ddpm.evaluation import questions as evaluation
+from ddpm.evaluation.questions import Row, Sets, memorisation_rows, nearest_training, obedience_rows, with_margin
+from ddpm.evaluation.report import NO_PLOTS, figure, page_of, table
 from ddpm.metrics.fid import fid_infinity, frechet_distance_of_features
 from ddpm.metrics.kid import cmmd, kid
 from ddpm.metrics.manifold import precision_recall_density_coverage
 from ddpm.metrics.segmenter import Verdict, load_segmenter
 from ddpm.metrics.spectrum import histogram_distance, intensity_histogram
-from ddpm.report import NO_PLOTS, figure, page_of, table
+from ddpm.runtime import checkpoint
 from ddpm.schedule import make_schedule
 
 
@@ -149,7 +150,7 @@ def test_training_can_evaluate_itself(small_phantom, tiny_run, monkeypatch):
         compared.append((len(fakes), len(reals)))
         return kid(fakes, reals, **how)
 
-    monkeypatch.setattr(ddpm.run, "kid", watched)
+    monkeypatch.setattr(ddpm.runtime.run, "kid", watched)
     assert train.main([*flags, "--evaluate-every", "2"]) == 0
     lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     evaluated = [line for line in lines if "kid" in line]
@@ -441,5 +442,5 @@ def test_without_matplotlib_the_rest_is_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(builtins, "__import__", no_matplotlib)
     real, fake = pictures(tmp_path / "real"), pictures(tmp_path / "fake", seed=1)
     assert evaluate.main(["--real", real, "--fake", fake, "--metrics", "spectrum", "--out", "out"]) == 0
-    assert "pip install -r requirements-plots.txt" in capsys.readouterr().out
+    assert "pip install -r requirements/plots.txt" in capsys.readouterr().out
     assert Path("out/report.html").exists()

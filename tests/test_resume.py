@@ -14,7 +14,7 @@ from test_train import folder_of_pairs, go_on_from, last_checkpoint, same
 
 import sample
 import train
-from ddpm import checkpoint
+from ddpm.runtime import checkpoint
 from tools.soak import soak
 
 pytestmark = pytest.mark.usefixtures("small_phantom")

@@ -11,8 +11,8 @@ from PIL import Image
 
 import sample
 import train
-from ddpm import checkpoint
 from ddpm.reverse import SAMPLERS
+from ddpm.runtime import checkpoint
 
 ROOT = Path(sample.__file__).parent
 

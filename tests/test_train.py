@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-import ddpm.run
+import ddpm.runtime.run
 import train
-from ddpm import checkpoint
-from ddpm.config import CHANGEABLE, PRESETS, Config, make_config
 from ddpm.data import Slices, phantom
 from ddpm.forward import loss_simple
 from ddpm.reverse import denoiser, trajectory
-from ddpm.run import Run
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
+from ddpm.runtime.run import Run
 from ddpm.schedule import make_schedule
 from ddpm.unet import UNet
 from tools.soak import same
@@ -123,7 +123,7 @@ def last_checkpoint(folder):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_the_run_that_never_stopped(precision, tmp_path, monkeypatch):
     """With the settings of `make train` (six steps of them), and dropout, which also draws random numbers."""
-    monkeypatch.setattr(ddpm.run, "GRID_STEPS", 1)
+    monkeypatch.setattr(ddpm.runtime.run, "GRID_STEPS", 1)
     flags = ["--steps", "6", "--save-every", "3", "--log-every", "1", "--precision", precision, "--dropout", "0.1",
              "--batch-size", "8"]  # fmt: skip
     whole = tmp_path / "whole"

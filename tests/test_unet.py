@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm.checkpoint import make_unet
-from ddpm.config import PRESETS, Config
+from ddpm.runtime.checkpoint import make_unet
+from ddpm.runtime.config import PRESETS, Config
 from ddpm.unet import Attention, UNet, norm, time_embedding
 
 

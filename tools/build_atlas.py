@@ -32,14 +32,14 @@ def read_volumes(folder):
 
             folder = Path(nilearn.__file__).parent / "datasets" / "data"
     except ImportError as error:
-        sys.exit(f"build_atlas: {error.name} is not installed; run: pip install -r requirements-data.txt")
+        sys.exit(f"build_atlas: {error.name} is not installed; run: pip install -r requirements/data.txt")
     volumes = []
     for kind in ("t1", "gm", "wm"):
         path = Path(folder) / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
         if not path.is_file():
             sys.exit(
                 f"build_atlas: no {path.name} in {folder}; give the folder, or install "
-                "the pinned nilearn: pip install -r requirements-data.txt"
+                "the pinned nilearn: pip install -r requirements/data.txt"
             )
         image = nibabel.load(path)
         volumes.append(np.asarray(image.dataobj))

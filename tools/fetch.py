@@ -1,4 +1,4 @@
-"""Fetch a data set from Kaggle: `make data KAGGLE=owner/name` (needs kagglehub: requirements-kaggle.txt).
+"""Fetch a data set from Kaggle: `make data KAGGLE=owner/name` (needs kagglehub: requirements/kaggle.txt).
 
 kagglehub keeps what it fetches in its own cache, and fetches nothing twice. Public sets need no account; for the others
 it looks for a token in KAGGLE_API_TOKEN, or in ~/.kaggle. Not yet run with a network.
@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
-from ddpm.config import Parser, one_line_errors
+from ddpm.runtime.config import Parser, one_line_errors
 
 
 @one_line_errors
@@ -24,7 +24,7 @@ def main(argv):
     try:
         import kagglehub
     except ImportError:
-        raise UserError("kagglehub is not installed; run: pip install -r requirements-kaggle.txt") from None
+        raise UserError("kagglehub is not installed; run: pip install -r requirements/kaggle.txt") from None
     try:
         folder = kagglehub.dataset_download(name)
     except Exception as error:  # its own, those of requests, and of the archive

@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm import UserError, checkpoint
-from ddpm.config import one_line_errors
+from ddpm import UserError
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +20,7 @@ def main(argv):
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        raise UserError("figures need matplotlib: `make figures`, or pip install -r requirements-plots.txt") from None
+        raise UserError("figures need matplotlib: `make figures`, or pip install -r requirements/plots.txt") from None
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
     args = parser.parse_args(argv)

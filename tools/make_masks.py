@@ -21,11 +21,11 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError, mix_seed
-from ddpm.config import Parser, one_line_errors
 from ddpm.data.decode import Findings
 from ddpm.data.images import read_pixels, write_png
 from ddpm.data.layouts import ENDINGS, ending, stem, walk
 from ddpm.data.volumes import to_grey, window
+from ddpm.runtime.config import Parser, one_line_errors
 
 
 @one_line_errors

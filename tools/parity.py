@@ -3,7 +3,7 @@
     make parity
 
 Each row is one comparison; the exit status is 1 if one is out of its bound. The packages are in
-requirements-parity.txt, in an environment of their own. Nothing is fetched: Inception's weights are drawn at random
+requirements/parity.txt, in an environment of their own. Nothing is fetched: Inception's weights are drawn at random
 and given to both networks. The difference is |ours - theirs| relative to |theirs|, for several numbers the largest
 of each (and not relative where theirs is 0).
 """

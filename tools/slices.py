@@ -18,10 +18,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
-from ddpm.config import Parser, check_writable, one_line_errors
 from ddpm.data.decode import MIN_BRAIN
 from ddpm.data.images import resize, resize_labels, write_png, write_whole
 from ddpm.data.volumes import PERCENTILES, axial, foreground_share, read_nifti, to_grey, window
+from ddpm.runtime.config import Parser, check_writable, one_line_errors
 
 
 @one_line_errors

@@ -29,7 +29,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
-from ddpm import checkpoint  # noqa: E402
+from ddpm.runtime import checkpoint  # noqa: E402
 
 SETTINGS = ["--steps", "40", "--batch-size", "4", "--image-size", "32", "--log-every", "1", "--sample-every", "20"]
 SAVE_EVERY = (1, 2, 5, 9)

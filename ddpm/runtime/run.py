@@ -12,16 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ddpm import UserError, checkpoint
-from ddpm.config import Config
+from ddpm import UserError
 from ddpm.data import Slices, phantom
 from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png, write_whole
-from ddpm.evaluation import draw, obedience_rows
+from ddpm.evaluation.questions import draw, obedience_rows
 from ddpm.forward import loss_simple
 from ddpm.metrics.features import extract, segmenter_features
 from ddpm.metrics.kid import kid
 from ddpm.metrics.segmenter import load_segmenter
 from ddpm.reverse import denoiser, trajectory, usual_guidance
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import Config
 
 try:
     import resource

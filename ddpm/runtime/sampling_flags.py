@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from ddpm import UserError, checkpoint
-from ddpm.config import Config, Parser
+from ddpm import UserError
 from ddpm.reverse import GUIDANCE, SAMPLERS, STEPS, usual_guidance
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import Config, Parser
 
 
 def add_sampling_flags(parser: Parser, batch_size: int) -> None:

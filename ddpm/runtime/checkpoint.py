@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ddpm import UserError
-from ddpm.config import Config
+from ddpm.runtime.config import Config
 from ddpm.unet import UNet
 
 VERSION = 1

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from ddpm.data.images import grid, to_float, write_whole
-from ddpm.evaluation import Row, Sets
+from ddpm.evaluation.questions import Row, Sets
 from ddpm.metrics.fid import Extrapolation
 from ddpm.metrics.spectrum import intensity_histogram, radial_power_spectrum
 
-NO_PLOTS = "plots need matplotlib, which is not installed: `make evaluate`, or pip install -r requirements-plots.txt"
+NO_PLOTS = "plots need matplotlib, which is not installed: `make evaluate`, or pip install -r requirements/plots.txt"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; text-align: left; vertical-align: top }

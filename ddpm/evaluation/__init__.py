@@ -1,0 +1,1 @@
+"""The questions to a set of samples, and the report that answers them."""
