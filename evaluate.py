@@ -11,17 +11,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpm import UserError, mix_seed
+from ddpm import UserError
 from ddpm.data import CACHE, Slices, folders, images
+from ddpm.data.sources import load_data
 from ddpm.evaluation import questions as evaluation
-from ddpm.evaluation.questions import Sets, draw
+from ddpm.evaluation.questions import Sets, contrasts_of, draw_for
 from ddpm.evaluation.report import table, write_report
 from ddpm.metrics import features, segmenter
+from ddpm.model import Model, load_model
+from ddpm.reverse import denoiser
 from ddpm.runtime import checkpoint, distributed
-from ddpm.runtime.config import Parser, check_writable, one_line_errors, pick_device
-from ddpm.runtime.sampling_flags import add_sampling_flags, check_at_least, load_checkpoint, settle
-from ddpm.schedule import make_schedule
-from train import load_data
+from ddpm.runtime.command_line import (
+    Parser,
+    add_sampling_flags,
+    check_range,
+    one_line_errors,
+    pick_device,
+    sampling_of,
+)
+from ddpm.runtime.files import check_writable
+from ddpm.seeds import generator
 
 # What each question costs, and needs, beside the samples.
 METRICS = {
@@ -43,7 +52,7 @@ JUDGE_STEPS = 2000  # batches of 32, to train a judge for data of your own
 @one_line_errors
 @distributed.in_each_process  # they share the sampling, then process 0 goes on alone
 def main(argv):
-    args = distributed.from_rank_0(read_arguments, argv)
+    args = distributed.broadcast(read_arguments, argv)
     begun = time.perf_counter()
     if args.real:
         distributed.gather(None)
@@ -76,7 +85,7 @@ def main(argv):
     if "useful" in args.metrics:
         rows += evaluation.usefulness_rows(sets, args.seed)
     if "likelihood" in args.metrics:
-        rows += evaluation.likelihood_rows(*model, sets.others, args.seed)
+        rows += evaluation.likelihood_rows(model, sets.others, args.seed)
 
     print(table(rows))
     for name, choice in sets.choices.items():
@@ -94,10 +103,9 @@ def main(argv):
 
 def from_checkpoint(args):
     """Draw n samples for held-out masks -> (sets, judge, extractor, what likelihood needs, title)."""
-    path, loaded = distributed.from_rank_0(load_checkpoint, args.ckpt)
-    config, device = loaded["config"], pick_device(args.device)
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    unet = checkpoint.load_unet(loaded, "ema", path).to(device)
+    device = pick_device(args.device)
+    model = load_model(distributed.broadcast(checkpoint.find, args.ckpt), "ema", device)
+    config, path = model.config, model.name
     with distributed.rank_0_first():
         train = load_data(config, "train")
         # The phantom has a test split, and a folder may have one; its validation split does otherwise.
@@ -106,29 +114,28 @@ def from_checkpoint(args):
     n, least = args.n or min(1000, len(held_out) // 2), max(40, distributed.size())
     if not least <= n <= len(held_out) - 40:
         raise UserError(f"--n {n}: give {least} to {len(held_out) - 40}, as {split} has {len(held_out)} images")
-    if "mask" in args.metrics and not held_out.classes and not held_out.contrast_names:
+    if "mask" in args.metrics and not held_out.classes and not held_out.labels:
         args.metrics.remove("mask")
     if "useful" in args.metrics and not held_out.classes:
         raise UserError(f"--metrics useful: {path} was trained without masks")
-    settle(args, config, bool(held_out.classes), path)
+    sampling = sampling_of(args).complete(model, ("mask",) * bool(held_out.classes) + tuple(held_out.labels))
 
-    chosen = np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(held_out))[:n])
+    chosen = np.sort(generator(args.seed).permutation(len(held_out))[:n])
     others = np.setdiff1d(np.arange(len(held_out)), chosen)
     with distributed.rank_0_first():
         judge, judged_by = make_judge(config, train)
     extractor = make_extractor(args, judge, judged_by)
     print(
-        f"{path}: step {loaded['step']}, ema weights, {n} samples by {args.sample_steps} {args.sampler} steps, "
+        f"{path}: step {model.step}, ema weights, {n} samples by {sampling.steps} {sampling.sampler} steps, "
         f"compared with {len(others)} other images of {split} -> {args.out}"
     )
     check_writable(args.out)
-    estimate(args, unet, config, held_out, chosen, device, judge)
-    mine = distributed.share(chosen)
-    drawn = draw(unet, schedule, config, held_out, mine, args, args.seed, device, args.batch_size)
+    estimate(args, model, sampling, held_out, chosen, judge)
+    drawn = draw_for(model, held_out, distributed.shard(chosen), sampling, args.seed, args.batch_size)
     samples = np.concatenate(distributed.gather(drawn))
     choices = {
-        "model": f"{path}, step {loaded['step']}, averaged weights",
-        "samples": f"{n}, {args.sampler} in {args.sample_steps} steps, guidance {args.guidance:g}, {args.precision}, "
+        "model": f"{path}, step {model.step}, averaged weights",
+        "samples": f"{n}, {args.sampler} in {sampling.steps} steps, guidance {sampling.guidance:g}, {sampling.precision}, "
         f"seed {args.seed}, for the masks and contrasts of {n} images of {split}",
         "real images": f"the other {len(others)} of {split}; in the place of samples: the {n} real images of the same masks",
         "features": f"{extractor}, of images of {samples.shape[2]}x{samples.shape[3]}, 8 bits",
@@ -137,7 +144,7 @@ def from_checkpoint(args):
     sets = Sets(samples, held_out.images, others, chosen, others, train.images, choices=choices)
     sets.asked, sets.others = held_out.part(chosen), held_out.part(others)
     sets.mirror = config.data == "phantom"
-    return sets, judge, extractor, (unet, schedule, config, device), f"{path}, step {loaded['step']}"
+    return sets, judge, extractor, model, f"{path}, step {model.step}"
 
 
 def from_folders(args):
@@ -151,11 +158,11 @@ def from_folders(args):
             f"{real.shape[2]}x{real.shape[3]}; resize one of them, always in the same way"
         )
     if args.n:
-        fake = fake[np.sort(np.random.default_rng(mix_seed(args.seed)).permutation(len(fake))[: args.n])]
+        fake = fake[np.sort(generator(args.seed).permutation(len(fake))[: args.n])]
     for flag, folder, number, needed in (("--real", args.real, len(real), 80), ("--fake", args.fake, len(fake), 40)):
         if number < needed:
             raise UserError(f"{flag} {folder}: {number} images; {needed} are needed at least")
-    shuffled = np.random.default_rng(mix_seed(args.seed, 1)).permutation(len(real))
+    shuffled = generator(args.seed, 1).permutation(len(real))
     half = min(len(fake), len(real) // 2)
     judge = segmenter.load_segmenter()
     extractor = make_extractor(args, judge, "of the embedded data")
@@ -203,13 +210,11 @@ def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
         judge = segmenter.load_segmenter()
         return judge, "of the embedded data"
     # The store's key stands for every pixel, so that a large set need not be read to name its judge.
-    digest = features.hash_of(train.index["key"], JUDGE_STEPS, train.classes, train.contrast_names)
+    digest = features.hash_of(train.index["key"], JUDGE_STEPS, train.vocabulary)
     path = CACHE / f"segmenter-{digest}.pt"
     if not path.exists():
         print(f"training a judge on {len(train)} pairs of {config.data}, once")
-        judge = segmenter.train_segmenter(
-            train.images, train.labels, train.contrasts, train.classes, train.contrast_names, JUDGE_STEPS
-        )
+        judge = segmenter.train_segmenter(train.images, train.masks, *contrasts_of(train), JUDGE_STEPS)
         segmenter.save_segmenter(judge, path)
     judge = segmenter.load_segmenter(path)
     return judge, f"trained for {JUDGE_STEPS} steps on the training pairs"
@@ -225,18 +230,20 @@ def make_extractor(args, judge: segmenter.Segmenter, judged_by: str) -> features
             return features.torchscript_features(path)
 
 
-def estimate(args, unet, config, held_out: Slices, chosen: np.ndarray, device, judge: segmenter.Segmenter) -> None:
+def estimate(args, model: Model, sampling, held_out: Slices, chosen: np.ndarray, judge: segmenter.Segmenter) -> None:
     """Say how long it will take, from the time of one network call and of judging a few images."""
-    _, mask, contrast = held_out.tensors(chosen[: args.batch_size])
-    x = torch.randn(len(chosen[: args.batch_size]), *held_out.images.shape[1:], device=device)
-    inputs = [None if y is None else y.to(device) for y in (mask, contrast)]
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-        call = seconds(lambda: unet(x, torch.ones(len(x), dtype=torch.long, device=device), *inputs))
-    sampling = (
+    part = chosen[: args.batch_size]
+    device = next(model.unet.parameters()).device
+    x, condition = torch.randn(len(part), *model.shape, device=device), held_out.condition(part).to(device)
+    predict_x_0 = denoiser(
+        model.unet, model.schedule, model.config.objective, condition, bf16=sampling.precision == "bf16"
+    )
+    call = seconds(lambda: predict_x_0(x, model.schedule.T))
+    drawing = (
         call
-        * args.sample_steps
-        * -(-len(distributed.share(chosen)) // args.batch_size)
-        * (1 if args.guidance == 1 else 2)
+        * sampling.steps
+        * -(-len(distributed.shard(chosen)) // args.batch_size)
+        * (1 if sampling.guidance == 1 else 2)
     )
     images = 2 * len(chosen) + len(held_out)
     # A step of training takes as long as judging each of its images twice; the two-sample test, as judging 3,300.
@@ -246,7 +253,7 @@ def estimate(args, unet, config, held_out: Slices, chosen: np.ndarray, device, j
     rest = images / 32 * seconds(lambda: judge.judge(held_out.images[:32]))
     terms = evaluation.LIKELIHOOD_IMAGES * evaluation.LIKELIHOOD_TIMES * ("likelihood" in args.metrics)
     rest += call * terms / len(x)
-    print(f"sampling will take about {sampling / 60:.1f} minutes, the rest about {rest / 60:.1f}")
+    print(f"sampling will take about {drawing / 60:.1f} minutes, the rest about {rest / 60:.1f}")
 
 
 def seconds(work) -> float:
@@ -264,8 +271,8 @@ def report_cells(sets: Sets) -> np.ndarray:
     if sets.train is not None:
         _, index = evaluation.nearest_training(shown, sets.train)
         columns.append(images.rgb(sets.train[index]))
-    if sets.asked is not None and sets.asked.labels is not None:
-        columns.insert(0, images.colour_labels(sets.asked.labels[:18], len(sets.asked.classes)))
+    if sets.asked is not None and sets.asked.masks is not None:
+        columns.insert(0, images.colour_labels(sets.asked.masks[:18], len(sets.asked.classes)))
     cells = np.stack(columns, axis=1)  # (18, columns, 3, H, W)
     whole = len(cells) // 3 * 3
     return cells[:whole].reshape(-1, 3 * cells.shape[1], *cells.shape[2:])
@@ -306,7 +313,7 @@ def read_arguments(argv):
         raise UserError("--real and --fake go together: give two folders, or neither")
     if args.real and args.ckpt:
         raise UserError("--ckpt or --real and --fake, not both")
-    check_at_least(args, n=40)
+    check_range(args, n=(40, 10**9))
     given = list(METRICS) if "all" in args.metrics else args.metrics
     if args.real and tuple(given) != DEFAULT and "all" not in args.metrics and (wrong := ONLY_CKPT & set(given)):
         raise UserError(f"--metrics {sorted(wrong)[0]} needs --ckpt; two folders do not say what was asked for")

@@ -1,4 +1,5 @@
-"""Draw images that follow a mask: the paper's Algorithm 2 (the loop itself is in ddpm/reverse.py).
+"""Draw images that follow a mask: the paper's Algorithm 2 (the loop is `draw` in ddpm/model.py, its steps are in
+ddpm/reverse.py).
 
 `python sample.py --mask` takes the newest checkpoint and the masks in examples/masks. Nothing that training
 chose has to be repeated here: it is read from the checkpoint.
@@ -6,19 +7,27 @@ chose has to be repeated here: it is read from the checkpoint.
 
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from ddpm import UserError
+from ddpm.conditions import LABELS
 from ddpm.data import folders, images, phantom
-from ddpm.reverse import denoiser, noise_source, trajectory
-from ddpm.runtime import checkpoint, distributed
-from ddpm.runtime.config import Parser, check_writable, one_line_errors, pick_device
-from ddpm.runtime.sampling_flags import add_sampling_flags, check_at_least, load_checkpoint, settle
-from ddpm.schedule import make_schedule
+from ddpm.model import Model, draw, load_model
+from ddpm.reverse import times_for
+from ddpm.runtime import distributed
+from ddpm.runtime.command_line import (
+    Parser,
+    add_sampling_flags,
+    check_range,
+    one_line_errors,
+    pick_device,
+    sampling_of,
+)
+from ddpm.runtime.files import check_writable
+from ddpm.runtime.progress import progress
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
@@ -26,70 +35,68 @@ FILM_FRAMES = 60
 
 @one_line_errors
 @distributed.in_each_process
-@torch.inference_mode()
 def main(argv):
-    args, path, loaded, masks, wanted = distributed.from_rank_0(prepare, argv)
-    config, classes, steps, out = loaded["config"], tuple(loaded["classes"]), args.sample_steps, Path(args.out)
-    device = pick_device(args.device)
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    unet = checkpoint.load_unet(loaded, args.weights, path).to(device)
-    check_writable(str(out))
-    names = list(masks)
-    jobs = distributed.share([(name, k) for name in names for k in range(args.n)])
-    finished, frames = {}, {}
-    bar = tqdm(total=len(jobs) * steps, unit="step", desc="sampling", disable=None, dynamic_ncols=True)
-    for start in range(0, len(jobs), args.batch_size):
-        batch = jobs[start : start + args.batch_size]
-        mask = None
-        if args.mask is not None:
-            mask = images.one_hot(np.stack([masks[name] for name, _ in batch]), len(classes)).to(device)
-        contrast = None if wanted is None else torch.tensor([wanted[k] for _, k in batch], device=device)
-        noise = noise_source(args.seed, batch, (config.image_channels, *config.image_size), device)
-        predict_x_0 = denoiser(unet, schedule, config.objective, mask, contrast, args.guidance)
-
-        # Algorithm 2. Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            for i, x_t in enumerate(trajectory(args.sampler, predict_x_0, schedule, noise(), noise, steps, args.eta)):
-                if args.film and (i % -(-steps // FILM_FRAMES) == 0):
-                    frames.setdefault(i, {}).update(zip(batch, images.to_uint8(x_t), strict=True))
-                bar.update(len(batch) if i else 0)
-        for job, image in zip(batch, images.to_uint8(x_t), strict=True):
-            finished[job] = image
-            images.write_png(out / f"{job[0]}_{job[1]}.png", image)
-    bar.close()
+    args, model, sampling, masks, labels = distributed.broadcast(prepare, argv)
+    model.unet.to(pick_device(args.device))
+    out = Path(args.out)
+    check_writable(args.out)
+    times = times_for(sampling.sampler, model.schedule, sampling.steps)
+    filmed = times[:: -(-len(times) // FILM_FRAMES)] if args.film else []
+    jobs = distributed.shard([(name, k) for name in masks for k in range(args.n)])  # image k of a mask
+    finished, frames = {}, {t: {} for t in filmed}
+    with progress(total=len(jobs) * (len(times) - 1), unit="step", desc="sampling", leave=True) as bar:
+        for start in range(0, len(jobs), args.batch_size):
+            batch = jobs[start : start + args.batch_size]
+            label_maps = None if args.mask is None else np.stack([masks[name] for name, _ in batch])
+            asked = {label: [values[k] for _, k in batch] for label, values in labels.items()}
+            seeds = [(args.seed, zlib.crc32(name.encode()), k) for name, k in batch]
+            for t, x_t in draw(model, model.vocabulary.condition(label_maps, **asked), seeds, sampling):
+                if t in frames:
+                    frames[t] |= zip(batch, images.to_uint8(x_t), strict=True)
+                bar.update(len(batch) if t < times[0] else 0)
+            for (name, k), image in zip(batch, images.to_uint8(x_t), strict=True):
+                finished[name, k] = image
+                images.write_png(out / f"{name}_{k}.png", image)
 
     for others, others_frames in distributed.gather((finished, frames)):
         finished |= others
-        for i, cells in others_frames.items():
-            frames.setdefault(i, {}).update(cells)
+        for t, cells in others_frames.items():
+            frames[t] |= cells
 
     def picture(cells: dict) -> np.ndarray:
-        return images.grid(np.stack([row(name, masks[name], cells, args.n, classes) for name in names]))
+        rows = [row(name, label_map, cells, args.n, model.vocabulary.classes) for name, label_map in masks.items()]
+        return images.grid(np.stack(rows))
 
     images.write_png(out / "grid.png", picture(finished))
     if args.film:
-        images.write_gif(out / "film.gif", [*(picture(frames[i]) for i in sorted(frames)), picture(finished)])
+        images.write_gif(out / "film.gif", [*map(picture, frames.values()), picture(finished)])
     print(f"{len(finished)} images, grid.png{' and film.gif' if args.film else ''} in {out}")
 
 
 def prepare(argv):
-    """What to draw: the command line, the checkpoint and its path, the masks, and the contrast of each sample."""
+    """What to draw: the command line, the model, how, the masks by name, and the labels of each sample of a mask."""
     args = make_parser().parse_args(argv)
     check_numbers(args)
-    path, loaded = load_checkpoint(args.ckpt)
-    config, classes, contrasts = loaded["config"], tuple(loaded["classes"]), tuple(loaded["contrasts"])
-    settle(args, config, args.mask is not None and bool(classes), path)
-    check_trained_without(args, config, classes, contrasts, path)
-    masks, notices = read_masks(args.mask, classes, tuple(config.image_size), path)
-    wanted = contrast_labels(args.contrast, contrasts, args.n, path)
+    model = load_model(args.ckpt, args.weights)
+    labels = {name: label_values(name, getattr(args, name), model, args.n) for name in LABELS}
+    labels = {name: values for name, values in labels.items() if values}
+    given = ("mask",) * (args.mask is not None and bool(model.vocabulary.classes)) + tuple(
+        name for name, values in labels.items() if None not in values
+    )
+    sampling = sampling_of(args).complete(model, given)
+    if model.vocabulary.classes and args.mask is None and model.config.mask_drop == 0:
+        raise UserError(f"{model.name} was trained with --mask-drop 0: it needs --mask, and knows no --guidance")
+    masks, notices = read_masks(args.mask, model)
+    if args.film:
+        check_film(len(masks), args.n + (args.mask is not None), model)
     args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
     print(
-        f"{path}: step {loaded['step']}, {args.weights} weights, {args.sample_steps} {args.sampler} steps, "
-        f"guidance {args.guidance:g} -> {args.out}"
+        f"{model.name}: step {model.step}, {args.weights} weights, {sampling.steps} {sampling.sampler} steps, "
+        f"guidance {sampling.guidance:g} -> {args.out}"
     )
     for notice in notices:
         print(notice)
-    return args, path, loaded, masks, wanted
+    return args, model, sampling, masks, labels
 
 
 def make_parser() -> Parser:
@@ -104,11 +111,12 @@ def make_parser() -> Parser:
         help="a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional",
     )
     add("--n", type=int, default=6, help="images for each mask (default 6)")
-    add(
-        "--contrast",
-        default="each",
-        help="T1, T2 or FLAIR as the checkpoint knows them; 'each' in turn (default), or 'none'",
-    )
+    for name in LABELS:
+        add(
+            f"--{name}",
+            default="each",
+            help="one of its values as the checkpoint knows them; 'each' in turn (default), or 'none'",
+        )
     add("--eta", type=float, default=0.0, help="ddim's noise: 0 deterministic (default), 1 as much as ancestral")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or the last ones")
     add("--film", action="store_true", help="also film.gif, from noise to images")
@@ -117,54 +125,59 @@ def make_parser() -> Parser:
 
 
 def check_numbers(args) -> None:
-    check_at_least(args, n=1, eta=0)
-    if args.eta > 1:
-        raise UserError(f"--eta is {args.eta}; it must lie between 0 and 1")
+    check_range(args, n=(1, 10**6), eta=(0, 1))
     if args.eta and args.sampler != "ddim":
         raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
 
 
-def check_trained_without(args, config, classes: tuple, contrasts: tuple, path: Path) -> None:
-    """The network knows "none given" only if training sometimes withheld the mask, or the contrast."""
-    if classes and args.mask is None and config.mask_drop == 0:
-        raise UserError(f"{path} was trained with --mask-drop 0: it needs --mask, and knows no --guidance")
-    if contrasts and args.contrast == "none" and config.contrast_drop == 0:
-        raise UserError(f"--contrast none: {path} was trained with --contrast-drop 0; ask for {', '.join(contrasts)}")
+def check_film(rows: int, columns: int, model: Model) -> None:
+    height, width = images.grid_size(rows, columns, *model.shape[1:])
+    if max(height, width) > 65535:
+        raise UserError(
+            f"--film: {width}x{height} pixels, and a GIF has at most 65,535 a side; ask for fewer --n or masks"
+        )
 
 
-def read_masks(wanted: str | None, classes: tuple, size: tuple, path: Path) -> tuple[dict, list[str]]:
+def read_masks(wanted: str | Path | None, model: Model) -> tuple[dict, list[str]]:
     """Name -> label map (H, W) of each mask asked for, and notices of masks that were resized.
 
     Without a mask, {"unconditional": None}. Raises UserError.
     """
+    classes = model.vocabulary.classes
     if wanted is None:
         return {"unconditional": None}, []
     if not classes:
-        raise UserError(f"--mask: {path} was trained without masks; leave --mask out")
+        raise UserError(f"--mask: {model.name} was trained without masks; leave --mask out")
     place = Path(wanted)
     if wanted == EXAMPLES:
         sets = [name for name, known in phantom.CLASSES.items() if len(known) == len(classes)]
         if not sets:
-            raise UserError(f"--mask: no examples for the {len(classes)} classes of {path}; give a PATH")
+            raise UserError(f"--mask: no examples for the {len(classes)} classes of {model.name}; give a PATH")
         place = EXAMPLES / sets[0]
     files = folders.pictures_in(place) if place.is_dir() else {place.stem: place}
-    read = {name: images.read_labels(file, classes, size) for name, file in files.items()}
+    read = {name: images.read_labels(file, classes, model.config.image_size) for name, file in files.items()}
     return {name: labels for name, (labels, _) in read.items()}, [notice for _, notice in read.values() if notice]
 
 
-def contrast_labels(wanted: str, contrasts: tuple, n: int, path: Path) -> list[int] | None:
-    """The contrast of sample 0 .. n-1, as the network takes it (from 1; 0 asks for none). Raises UserError."""
-    if not contrasts:
+def label_values(name: str, wanted: str, model: Model, n: int) -> list[str | None]:
+    """The value of a label for sample 0 .. n-1 of a mask, None for none; [] if the model has no such label.
+
+    Raises UserError for what the model does not know.
+    """
+    known = model.vocabulary.labels.get(name, ())
+    if not known:
         if wanted not in ("each", "none"):
-            raise UserError(f"--contrast {wanted}: {path} was trained without contrasts; leave --contrast out")
-        return None
+            raise UserError(f"--{name} {wanted}: {model.name} was trained without {name}s; leave --{name} out")
+        return []
     if wanted == "each":
-        return [k % len(contrasts) + 1 for k in range(n)]
+        return [known[k % len(known)] for k in range(n)]
     if wanted == "none":
-        return [0] * n
-    if wanted not in contrasts:
-        raise UserError(f"--contrast {wanted}: {path} knows {', '.join(contrasts)}")
-    return [contrasts.index(wanted) + 1] * n
+        if model.config.label_drop == 0:
+            raise UserError(f"--{name} none: {model.name} was trained with --label-drop 0; ask for {', '.join(known)}")
+        return [None] * n
+    if wanted not in known:
+        raise UserError(f"--{name} {wanted}: {model.name} knows {', '.join(known)}")
+    return [wanted] * n
 
 
 def row(name: str, labels, cells: dict, n: int, classes: tuple) -> np.ndarray:

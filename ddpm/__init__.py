@@ -4,16 +4,6 @@ Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.
 is what "the paper" means everywhere in this package.
 """
 
-import numpy as np
-
 
 class UserError(Exception):
     """Something the user can mend. Its text is one line: what was found where, and what to do."""
-
-
-def mix_seed(*numbers: int) -> np.random.SeedSequence:
-    """One seed from several numbers, such as (seed, step).
-
-    Never add them up: seed 0 at step 1 would then be seed 1 at step 0.
-    """
-    return np.random.SeedSequence(numbers)

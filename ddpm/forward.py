@@ -2,12 +2,13 @@
 
 The forward process adds Gaussian noise in T small steps, but needs no loop: any x_t can be drawn
 from x_0 at once (Eq. 4). Training is therefore a regression: draw a time, add noise in one go,
-and ask the network what was added (Algorithm 1, lines 3 to 5; line 5's step is in train.py).
+and ask the network what was added (Algorithm 1, lines 3 to 5; the step itself is in training.py).
 """
 
 import torch
 from torch import Tensor
 
+from ddpm.conditions import Condition
 from ddpm.schedule import Schedule
 
 
@@ -29,40 +30,43 @@ def training_target(schedule: Schedule, objective: str, x_0: Tensor, t: Tensor, 
             return x_0
         case "v":
             return schedule.v_from(x_0, eps, t)
-    raise ValueError(f"unknown objective {objective!r}")
 
 
-def min_snr_weight(schedule: Schedule, objective: str, t: Tensor, gamma: float = 5.0) -> Tensor:
-    """The weight of each sample's squared error, (B,) float64 (Hang et al. 2023, arXiv:2303.09556).
-
-    All three objectives get the weight that makes them the same loss, min(SNR, gamma) ||x_0 - x_0_hat||^2:
-    an error in x_0 is an error in eps times 1 / SNR, or one in v times 1 / (SNR + 1).
-    """
-    snr = schedule.snr(t).flatten()
-    weight = snr.clamp(max=gamma)
-    match objective:
-        case "x_0":
-            return weight
-        case "v":
-            return weight / (snr + 1)
-        case "eps":
-            # min(SNR, gamma) / SNR, written so that it stays 1 where SNR = 0.
-            return gamma / snr.clamp(min=gamma)
-    raise ValueError(f"unknown objective {objective!r}")
-
-
-def loss_simple(
-    schedule: Schedule, unet, objective: str, x_0: Tensor, t: Tensor, eps: Tensor, mask=None, contrast=None
+def denoising_loss(
+    schedule: Schedule, unet, objective: str, x_0: Tensor, t: Tensor, eps: Tensor, condition: Condition
 ) -> Tensor:
-    """L_simple (Eq. 14) before the mean over the batch: each sample's mean squared error, (B,) float32.
+    """Each sample's squared error || target - unet(x_t, t, condition) ||^2, a mean over its pixels; (B,) float32.
 
-    Algorithm 1, lines 3 to 5: the caller draws t ~ Uniform{1 .. T} and eps ~ N(0, I). The mean over
-    pixels (not a sum) keeps the gradient's size, hence the clipping threshold, free of the image size.
+    Its mean over the batch is L_simple (Eq. 14) if the objective is eps. The mean over pixels (not a sum) keeps the
+    gradient's size, hence the clipping threshold, free of the image size.
     """
     x_t = q_sample(schedule, x_0, t, eps)
     target = training_target(schedule, objective, x_0, t, eps)
-    output = unet(x_t, t.to(x_t.device), mask, contrast)
+    output = unet(x_t, t.to(x_t.device), condition)
     return (output.float() - target).square().mean(dim=(1, 2, 3))
+
+
+LOSS_WEIGHTS = ("plain", "min-snr")
+
+
+def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma: float = 5.0) -> Tensor:
+    """The weight of each sample's squared error, (B,) float64.
+
+    plain     1, as in Eq. 14.
+    min-snr   Hang et al. 2023, arXiv:2303.09556: all objectives get the weight that makes them the same loss,
+              min(SNR, gamma) ||x_0 - x_0_hat||^2. An error in x_0 is an error in eps times 1 / SNR, or one in v
+              times 1 / (SNR + 1).
+    """
+    snr = schedule.snr(t).flatten()
+    match kind, objective:
+        case "plain", _:
+            return torch.ones_like(snr)
+        case "min-snr", "x_0":
+            return snr.clamp(max=gamma)
+        case "min-snr", "v":
+            return snr.clamp(max=gamma) / (snr + 1)
+        case "min-snr", "eps":
+            return gamma / snr.clamp(min=gamma)  # min(SNR, gamma) / SNR, written so that it stays 1 where SNR = 0
 
 
 def draw_times(n: int, T: int) -> Tensor:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm import UserError
+from ddpm.runtime.progress import progress
 from ddpm.schedule import Schedule
 
 
@@ -50,7 +50,7 @@ def bits_per_dim(
 
     clean = on_grid(x_0)
     terms = []
-    for t in tqdm(times, desc="bits per dimension", unit="step", leave=False, disable=None):
+    for t in progress(times, desc="bits per dimension", unit="step"):
         a, s = schedule.signal_and_noise(t, clean)
         x_t = a * clean + s * noise().cpu().double()  # Eq. 4
         x_0_hat = predict_x_0(x_t.to(x_0), t).cpu().double()

@@ -2,40 +2,49 @@
 
 Every sampler here is a generator. It takes `predict_x_0(x_t, t)`, the network's estimate of the clean
 image, starts from x_T ~ N(0, I), walks down a list of times that ends in 0, and yields each x_t.
-The last one is the sample. The networks, the masks and the guidance live in `denoiser`, so the
+The last one is the sample. The network, the condition and the guidance live in `denoiser`, so the
 samplers are nothing but the equations, and tests can hand them a closed-form predict_x_0.
 """
 
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm import mix_seed
+from ddpm.conditions import Condition
 from ddpm.schedule import Schedule
 
 
 def denoiser(
-    unet, schedule: Schedule, objective: str, mask=None, contrast=None, guidance: float = 1.0, clip: bool = True
+    unet,
+    schedule: Schedule,
+    objective: str,
+    condition: Condition,
+    guidance: float = 1.0,
+    guided: tuple[str, ...] = ("mask",),
+    clip: bool = True,
+    bf16: bool = False,
 ) -> Callable[[Tensor, int], Tensor]:
     """predict_x_0(x_t, t) -> x_0_hat, made from the network, the condition and the guidance.
 
-    mask (B, K, H, W) one-hot or None; contrast (B,) labels or None, as `UNet.forward` takes them.
-    guidance k mixes u + k (c - u), c with the mask and u without it (Ho & Salimans 2022,
-    arXiv:2207.12598; their w is k - 1): 1 is plain conditional sampling, 0 ignores the mask.
+    guidance k mixes u + k (c - u), where c is the network's answer under the condition and u its answer without what
+    `guided` names; the rest of the condition stays in both. (Ho & Salimans 2022, arXiv:2207.12598; their w is k - 1.)
+    So 1 is plain conditional sampling, and 0 ignores what is guided. It takes a second call, unless it is 1 or nothing
+    that is guided was given.
     clip keeps x_0_hat in [-1, 1]. The samplers derive eps from the clipped value, never beside it.
+    bf16 computes inside the network in bfloat16, and there alone.
     """
+    unguided = condition.without(*guided)
 
     def predict_x_0(x_t: Tensor, t: int) -> Tensor:
         times = torch.full((len(x_t),), t, device=x_t.device)
-        output = unet(x_t, times, mask, contrast).float()
-        if guidance != 1.0 and mask is not None:
-            without = unet(x_t, times, None, contrast).float()
-            output = without + guidance * (output - without)
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=bf16):
+            output = unet(x_t, times, condition).float()
+            if guidance != 1.0 and unguided.given != condition.given:
+                without = unet(x_t, times, unguided).float()
+                output = without + guidance * (output - without)
         x_0_hat = schedule.x_0_from(objective, output, x_t, t)
         return x_0_hat.clamp(-1, 1) if clip else x_0_hat
 
@@ -110,28 +119,27 @@ def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -
         yield x_t
 
 
-GUIDANCE = 1.5  # how strongly to follow the mask unless asked otherwise: the README's table of samplers says why
 STEPS = {"ancestral": 250, "ddim": 100, "dpm-solver": 10}  # of each sampler, unless asked otherwise
 SAMPLERS = tuple(STEPS)
 
 
-def usual_guidance(masked: bool, mask_drop: float) -> float:
-    """The guidance unless asked otherwise: 1 where there is no mask, or a network that never met a missing one."""
-    return GUIDANCE if masked and mask_drop > 0 else 1.0
-
-
 def trajectory(
-    sampler: str, predict_x_0, schedule: Schedule, x_T: Tensor, noise, steps: int, eta: float = 0.0
+    sampler: str, predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int], noise, eta: float = 0.0
 ) -> Iterator[Tensor]:
-    """The sampler of that name on the times that suit it; steps = schedule.T is every one."""
+    """The walk of the sampler of that name: x_t at each of the times."""
     match sampler:
         case "ancestral":
-            return ancestral(predict_x_0, schedule, x_T, uniform_times(schedule.T, steps), noise)
+            return ancestral(predict_x_0, schedule, x_T, times, noise)
         case "ddim":
-            return ddim(predict_x_0, schedule, x_T, uniform_times(schedule.T, steps), noise, eta)
+            return ddim(predict_x_0, schedule, x_T, times, noise, eta)
         case "dpm-solver":
-            return dpm_solver(predict_x_0, schedule, x_T, log_snr_times(schedule, steps))
+            return dpm_solver(predict_x_0, schedule, x_T, times)
     raise ValueError(f"sampler {sampler!r} is none of {SAMPLERS}")
+
+
+def times_for(sampler: str, schedule: Schedule, steps: int) -> list[int]:
+    """The times that suit a sampler, so many steps from near T down to 0; steps = T is every one."""
+    return log_snr_times(schedule, steps) if sampler == "dpm-solver" else uniform_times(schedule.T, steps)
 
 
 def uniform_times(T: int, n: int) -> list[int]:
@@ -148,20 +156,15 @@ def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]
     """At most n steps from near T down to 0, at equal distances in log SNR; then the clean step 1 -> 0.
     That is, in lambda, half the log SNR.
 
-    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under
-    `lowest` (signal under 0.6 %) are passed over, as cosine schedules run on to where nothing is left.
+    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` (signal
+    under 0.6 %) are passed over, as cosine schedules run on to where nothing is left; but sampling starts from pure
+    noise, so where the first time kept still holds more signal than that (few T), the walk begins at T.
     """
     if not 1 <= n <= schedule.T:
         raise ValueError(f"a schedule of {schedule.T} steps can be walked in 1 to {schedule.T} steps, not {n}")
     lam = schedule.half_log_snr()[1:]
-    start = lam[lam >= lowest].min()
-    nodes = torch.linspace(start.item(), lam[0].item(), n, dtype=torch.float64)
+    first = int((lam >= lowest).nonzero().max()) + 1
+    start = [schedule.T] if schedule.alpha_bar[first].sqrt().item() > 0.01 and first < schedule.T else []
+    nodes = torch.linspace(lam[first - 1].item(), lam[0].item(), n - len(start), dtype=torch.float64)
     nearest = (lam[None, :] - nodes[:, None]).abs().argmin(dim=1) + 1
-    return sorted(set(nearest.tolist()), reverse=True) + [0]
-
-
-def noise_source(seed: int, jobs: list[tuple[str, int]], shape: tuple, device):
-    """noise() -> z (B, C, H, W). Each sample has a stream of its own, made from (seed, mask's name, k), so it does
-    not matter which others are drawn beside it."""
-    streams = [np.random.default_rng(mix_seed(seed, zlib.crc32(name.encode()), k)) for name, k in jobs]
-    return lambda: torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)
+    return start + sorted(set(nearest.tolist()), reverse=True) + [0]

@@ -73,7 +73,6 @@ class Schedule:
                 return a * x_t - s * output
             case "x_0":
                 return output
-        raise ValueError(f"objective {objective!r} is none of {OBJECTIVES}")
 
     def eps_from(self, x_0: Tensor, x_t: Tensor, t) -> Tensor:
         """The noise that leads from x_0 to x_t (Eq. 4 solved for eps); needs t >= 1."""
@@ -102,14 +101,12 @@ def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> 
     cosine   Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.
     sigmoid  Jabri et al. 2022, arXiv:2212.11972, with start -3, end 3, tau 1.
 
-    Raises ValueError for an unknown kind, or a T so small that a linear beta would reach 1.
+    Raises ValueError for an unknown kind, or a T so small that a beta would reach 1.
     """
     u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
     match kind:
         case "linear":
             beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float64) * (1000 / T)
-            if beta.max() >= 1:
-                raise ValueError(f"a linear schedule needs more than 20 steps, not {T}: its beta would reach 1")
         case "cosine":
             beta = betas_from(torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)
         case "sigmoid":
@@ -117,6 +114,8 @@ def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> 
             beta = betas_from((high - torch.sigmoid(6 * u - 3)) / (high - low))
         case _:
             raise ValueError(f"schedule {kind!r} is none of {SCHEDULES}")
+    if beta.max() >= 1:  # linear, with T of 20 or less
+        raise ValueError(f"a {kind} schedule of {T} steps would have a beta of 1 or more; it needs more steps")
 
     beta = torch.cat([torch.zeros(1, dtype=torch.float64), beta])
     if zero_terminal_snr:

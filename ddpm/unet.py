@@ -1,8 +1,9 @@
-"""The network: eps_hat = unet(x_t, t, mask) (the paper's appendix B).
+"""The network: eps_hat = unet(x_t, t, condition) (the paper's appendix B).
 
 A U-Net halves the image level by level and comes back up, taking along what it saw at each size.
 Residual blocks do the work, the time t is added inside each of them, and self-attention on the small
-levels lets distant places agree. The mask enters once, beside x_t, as extra input channels.
+levels lets distant places agree. The condition enters twice: a mask beside x_t, as extra input channels, and labels
+with the time.
 """
 
 import math
@@ -11,6 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ddpm.conditions import Condition, Vocabulary
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
@@ -122,12 +125,16 @@ class Stage(nn.Module):
         return self.attention(self.block(x, time))
 
 
+def size_multiple(patch: int, mults) -> int:
+    """Height and width of images must be multiples of this: the patch, halved again between the levels."""
+    return patch * 2 ** (len(mults) - 1)
+
+
 class UNet(nn.Module):
-    """The network of the paper, with a mask.
+    """The network of the paper, with a condition.
 
     image_channels   C of the images
-    num_classes      K of the masks, background included; 0 is the unconditional network
-    num_contrasts    how many contrasts can be asked for; 0 is none
+    vocabulary       what it can be asked for: K classes of masks, and labels; nothing is the paper's network
     channels         of the first level; the others have channels * mults[level]
     mults            one entry a level; each level halves height and width
     blocks           residual blocks a level on the way down (one more on the way up)
@@ -139,8 +146,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         image_channels: int = 1,
-        num_classes: int = 0,
-        num_contrasts: int = 0,
+        vocabulary: Vocabulary = Vocabulary(),  # noqa: B008 (it is frozen)
         channels: int = 128,
         mults: tuple[int, ...] = (1, 2, 2, 2),
         blocks: int = 2,
@@ -149,17 +155,19 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.image_channels, self.num_classes, self.num_contrasts = image_channels, num_classes, num_contrasts
+        self.image_channels, self.num_classes = image_channels, len(vocabulary.classes)
         self.channels, self.patch = channels, patch
-        self.multiple = patch * 2 ** (len(mults) - 1)  # height and width must be multiples of this
+        self.multiple = size_multiple(patch, mults)
 
         c_time = 4 * channels
         self.time_1, self.time_2 = linear(channels, c_time), linear(c_time, c_time)
-        # Row 0 is "no contrast given"; a contrast is 1 .. num_contrasts.
-        self.contrast = nn.Embedding(num_contrasts + 1, c_time) if num_contrasts else None
-        if self.contrast is not None:
-            nn.init.zeros_(self.contrast.weight)
-        self.conv_in = conv((image_channels + num_classes) * patch**2, channels)
+        # Row 0 is the null label. Embeddings start at zero, so that at first every value is treated alike.
+        self.labels = nn.ModuleDict(
+            {name: nn.Embedding(len(known) + 1, c_time) for name, known in vocabulary.labels.items()}
+        )
+        for embedding in self.labels.values():
+            nn.init.zeros_(embedding.weight)
+        self.conv_in = conv((image_channels + self.num_classes) * patch**2, channels)
 
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
@@ -186,17 +194,18 @@ class UNet(nn.Module):
         self.norm_out = norm(c)
         self.conv_out = conv(c, image_channels * patch**2, scale=0)
 
-    def forward(self, x_t: Tensor, t: Tensor, mask: Tensor | None = None, contrast: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition = Condition()) -> Tensor:  # noqa: B008
         """x_t (B, C, H, W); t (B,) in 1 .. T; the answer is shaped like x_t.
 
-        mask (B, K, H, W), one-hot with background; a sample whose mask is all zeros (or mask = None) was given
-        none, which is not the same as a mask of background only. contrast (B,) in 0 .. num_contrasts, 0 (or None)
-        meaning none was asked for. Raises ValueError if the sizes do not fit.
+        Raises ValueError if sizes do not fit, or if the condition names a label that the network does not know.
         """
-        condition = self.condition(x_t, mask)
-        time = self.embed(t, contrast)  # (B, c_time)
+        self.check(x_t, condition)
+        mask = condition.mask
+        if mask is None:
+            mask = x_t.new_zeros(len(x_t), self.num_classes, *x_t.shape[2:])
+        time = self.embed(t, condition)  # (B, c_time)
 
-        x = torch.cat([x_t, condition], dim=1)
+        x = torch.cat([x_t, mask], dim=1)  # (B, C + K, H, W)
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, channels, H / patch, W / patch)
         skips = [x]
         for layer in self.down:
@@ -207,24 +216,25 @@ class UNet(nn.Module):
             x = layer(x) if isinstance(layer, Up) else layer(torch.cat([x, skips.pop()], dim=1), time)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
-    def embed(self, t: Tensor, contrast: Tensor | None) -> Tensor:
-        """The activated embedding of time and contrast that every block adds, (B, c_time) float32."""
+    def embed(self, t: Tensor, condition: Condition) -> Tensor:
+        """The activated embedding of time and labels that every block adds, (B, c_time) float32."""
         with torch.autocast(t.device.type, enabled=False):
             time = self.time_2(F.silu(self.time_1(time_embedding(t, self.channels))))
-            if self.contrast is not None:
-                time = time + self.contrast(torch.zeros_like(t) if contrast is None else contrast)
+            for name, embedding in self.labels.items():
+                time = time + embedding(condition.labels.get(name, torch.zeros_like(t)))
             return F.silu(time)
 
-    def condition(self, x_t: Tensor, mask: Tensor | None) -> Tensor:
-        """The mask's channels, zero for "none given", checked against x_t; (B, K, H, W)."""
+    def check(self, x_t: Tensor, condition: Condition) -> None:
         B, C, H, W = x_t.shape
         if C != self.image_channels or H % self.multiple or W % self.multiple:
             raise ValueError(
                 f"x_t is {tuple(x_t.shape)}; this network takes {self.image_channels} channel(s), "
                 f"with height and width multiples of {self.multiple}"
             )
-        if mask is None:
-            return x_t.new_zeros(B, self.num_classes, H, W)
-        if mask.shape != (B, self.num_classes, H, W):
-            raise ValueError(f"mask is {tuple(mask.shape)}, not {(B, self.num_classes, H, W)} as x_t asks for")
-        return mask
+        if condition.mask is not None and condition.mask.shape != (B, self.num_classes, H, W):
+            raise ValueError(
+                f"mask is {tuple(condition.mask.shape)}, not {(B, self.num_classes, H, W)} as x_t asks for"
+            )
+        for name, label in condition.labels.items():
+            if name not in self.labels or label.shape != (B,):
+                raise ValueError(f"label {name!r} {tuple(label.shape)}: known are {list(self.labels)}, each ({B},)")

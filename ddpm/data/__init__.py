@@ -1,42 +1,50 @@
-"""Where pairs (x_0, mask) come from."""
+"""Where pairs (x_0, condition) come from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data.images import one_hot, to_float
+from ddpm.conditions import Condition, Vocabulary, one_hot
+from ddpm.data.images import to_float
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"  # what can be made again: rendered, decoded, features
 
 
 @dataclass
 class Slices:
-    """A data set: N images, with a label map each and the contrast each was taken in.
+    """A data set: N images, with a label map and labels (such as the contrast) each.
 
     The arrays lie in memory, or are mapped into it from a file (store.py): then only what is asked for is read.
     """
 
     images: np.ndarray  # (N, C, H, W) uint8
-    labels: np.ndarray | None  # (N, H, W) uint8 in 0 .. K-1, 0 the background; None without masks
-    contrasts: np.ndarray | None  # (N,) int64 in 0 .. len(contrast_names) - 1
-    classes: tuple[str, ...]  # the K names; empty without masks
-    contrast_names: tuple[str, ...]  # empty if images are not told apart by contrast
-    index: dict | None = None  # of a folder: names, subjects, windows ... (folders.py); None for the phantom
+    masks: np.ndarray | None  # (N, H, W) uint8, classes 0 .. K-1, 0 the background; None without masks
+    labels: dict[str, np.ndarray]  # by name, each (N,) int64 from 1, 0 where it is not known
+    vocabulary: Vocabulary  # the names of the classes, and of the labels' values
+    subjects: np.ndarray | None = None  # (N,) int64: images of one subject have one number; None if it is not known
+    index: dict | None = None  # of a folder: names, windows ... (folders.py); None for the phantom
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.vocabulary.classes
+
     def part(self, chosen) -> "Slices":
         """The chosen images, as a data set of their own."""
-        labels, contrasts = (None if x is None else x[chosen] for x in (self.labels, self.contrasts))
-        return Slices(self.images[chosen], labels, contrasts, self.classes, self.contrast_names)
+        masks, subjects = (None if x is None else x[chosen] for x in (self.masks, self.subjects))
+        labels = {name: values[chosen] for name, values in self.labels.items()}
+        return replace(self, images=self.images[chosen], masks=masks, labels=labels, subjects=subjects, index=None)
 
-    def tensors(self, chosen) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The chosen images (B, C, H, W) in [-1, 1], their masks (B, K, H, W) one-hot, and their contrasts (B,)
-        counted from 1, as the network takes them (0 stands for "none asked for")."""
-        mask = None if self.labels is None else one_hot(self.labels[chosen], len(self.classes))
-        contrast = None if self.contrasts is None else torch.as_tensor(self.contrasts[chosen]) + 1
-        return to_float(self.images[chosen]), mask, contrast
+    def condition(self, chosen) -> Condition:
+        """What the chosen images show, as the network is asked for it."""
+        mask = None if self.masks is None else one_hot(self.masks[chosen], len(self.classes))
+        return Condition(mask, {name: torch.as_tensor(values[chosen]) for name, values in self.labels.items()})
+
+    def batch(self, chosen) -> tuple[Tensor, Condition]:
+        """The chosen images (B, C, H, W) in [-1, 1], and their condition."""
+        return to_float(self.images[chosen]), self.condition(chosen)

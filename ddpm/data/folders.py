@@ -10,73 +10,71 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ddpm import UserError
+from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, store
 from ddpm.data.decode import Findings, Item
 from ddpm.data.images import resize, resize_labels
 from ddpm.data.layouts import ENDINGS, SPLITS, Layout, Request, recognise, walk
+from ddpm.runtime.progress import progress
 
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
-def load(
-    data: str,
-    masks: str,
-    split: str,
-    size: tuple[int, int],
-    num_classes: int,
-    unmasked: bool = False,
-    subject_pattern: str = "",
-    skip_bad: bool = False,
-    channels: int = 1,
-    seed: int = 0,
-) -> Slices:
-    """A split ("train", "val", "test") of the data in a folder, its arrays mapped into memory from the store.
+def load(config, split: str) -> Slices:
+    """A split ("train", "val", "test") of the data in the folder config.data, its arrays mapped into memory from the
+    store. config is a runtime.config.Config: its first block of fields says what each option means.
 
-    data, masks: the folder, and one for masks that lie elsewhere ("" if they do not). unmasked: without masks,
-    whatever there is. num_classes: of masks in pictures; other layouts know theirs. subject_pattern: a regular
-    expression that finds the subject in an image's name. seed: of the split by subject, if the folder has none.
-    Images get `channels` (1 or 3) and `size`, averaged where they shrink; masks are resized by nearest neighbour.
-    Raises UserError, in one line, for what is missing, unpaired, unreadable or in two splits; with skip_bad, single
-    files are left out instead and listed in the index.
+    Images get config.image_channels and config.image_size, averaged where they shrink; masks are resized by nearest
+    neighbour. Raises UserError, in one line, for what is missing, unpaired, unreadable or in two splits; with
+    config.skip_bad, single files are left out instead and listed in the index.
     """
     try:
-        findings = Findings(skip_bad)
-        layout = find(data, masks, unmasked, num_classes, subject_pattern, channels, seed, findings)
-        images, labels, index = decoded(layout, data, split, size, channels, skip_bad)
+        findings = Findings(config.skip_bad)
+        layout = find(config, findings)
+        images, masks, index = decoded(layout, config, split)
         if split != "train" and any(item.split == "train" for item in layout.items):
-            train = decoded(layout, data, "train", size, channels, skip_bad)[2]
-            images, labels, index = without_doubles(images, labels, index, train, findings, split)
+            train = decoded(layout, config, "train")[2]
+            images, masks, index = without_doubles(images, masks, index, train, findings, split)
     except UserError as error:
         raise UserError(printable(str(error))) from None
     subjects = {name: {item.subject for item in layout.items if item.split == name} for name in SPLITS}
     index |= {
-        "about": f"{data}: {layout.about}",
+        "about": f"{config.data}: {layout.about}",
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
         "unused": layout.unused,
         "bad": [printable(line) for line in findings.bad + index["bad"]],
         "folder": str(store.folder_of(index["key"])),
     }
-    contrasts = np.array(index["contrasts"], dtype=np.int64) if layout.contrasts else None
-    return Slices(images, labels, contrasts, layout.classes, layout.contrasts, index)
+    contrasts = np.array(index["contrasts"], dtype=np.int64)
+    names, numbers = np.unique(index["subjects"], return_inverse=True)
+    return Slices(
+        images,
+        masks,
+        {"contrast": contrasts + 1} if layout.contrasts else {},
+        Vocabulary(layout.classes, {"contrast": layout.contrasts} if layout.contrasts else {}),
+        None if "" in names else numbers,  # "" is where the layout does not tell
+        index,
+    )
 
 
-def find(data, masks, unmasked, num_classes, subject_pattern, channels, seed, findings: Findings) -> Layout:
+def find(config, findings: Findings) -> Layout:
     """The layout of the folder, every item with a split, no subject in two. Raises UserError."""
-    root = Path(data)
+    root = Path(config.data)
     if not root.is_dir():
-        raise UserError(f"--data {data}: no such folder; see docs/data.md for what may lie in one")
-    elsewhere = Path(masks) if masks else None
+        raise UserError(f"--data {config.data}: no such folder; see docs/data.md for what may lie in one")
+    elsewhere = Path(config.masks) if config.masks else None
     if elsewhere and not elsewhere.is_dir():
-        raise UserError(f"--masks {masks}: no such folder; name one that holds the masks")
+        raise UserError(f"--masks {config.masks}: no such folder; name one that holds the masks")
     files = walk(root, findings)
-    layout = recognise(Request(root, elsewhere, not unmasked, num_classes, channels, findings, files))
+    with_masks = config.labels != "none"
+    request = Request(root, elsewhere, with_masks, config.num_classes, config.image_channels, findings, files)
+    layout = recognise(request)
     items = layout.items
-    if subject_pattern:
-        items = [replace(item, subject=subject_of(item.name, subject_pattern)) for item in items]
-    items = split_by_subject(items, seed, data)
+    if pattern := config.subject_pattern:
+        items = [replace(item, subject=subject_of(item.name, pattern)) for item in items]
+    items = split_by_subject(items, config.seed, config.data)
     places = defaultdict(set)
     for item in items:
         places[item.subject].add(item.split)
@@ -141,11 +139,12 @@ def subject_number(seed: int, subject: str) -> float:
 # Decoding, once
 
 
-def decoded(layout: Layout, data: str, split: str, size, channels: int, skip_bad: bool):
-    """Images, labels and index of a split, from its store, which is made if it is not there. Raises UserError."""
+def decoded(layout: Layout, config, split: str):
+    """Images, label maps and index of a split, from its store, which is made if it is not there. Raises UserError."""
+    size, channels, skip_bad = tuple(config.image_size), config.image_channels, config.skip_bad
     items = [item for item in layout.items if item.split == split]
     if not items:
-        raise UserError(f"{data}: no images for {split}; see docs/data.md for the layouts")
+        raise UserError(f"{config.data}: no images for {split}; see docs/data.md for the layouts")
     files = [path for item in items for path in (*item.images, *([item.mask] if item.mask else []))]
     key = store.key_of(
         files,
@@ -176,7 +175,7 @@ def decode_all(layout: Layout, items: list[Item], key: str, split: str, size, ch
     findings, rows, windows = Findings(skip_bad), [], {}
     pixels, empty = np.zeros(max(len(layout.classes), 1), dtype=np.int64), 0
     with store.Writer(key, (channels, *size), labelled=bool(layout.classes)) as writer:
-        for subject, group in tqdm(groups.items(), desc=f"decoding {split}", leave=False, disable=None):
+        for subject, group in progress(groups.items(), desc=f"decoding {split}"):
             for one in layout.decode(group, findings):
                 image = resize(one.image, size)
                 labels = None if one.labels is None else resize_labels(one.labels, size)

@@ -30,11 +30,6 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def one_hot(labels, num_classes: int) -> Tensor:
-    """Label maps (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included."""
-    return torch.nn.functional.one_hot(torch.as_tensor(labels).long(), num_classes).permute(0, 3, 1, 2).float()
-
-
 def read_image(path: str | Path) -> np.ndarray:
     """The picture at `path` in grey, uint8 (H, W). Raises UserError, also for more than 8 bits a pixel."""
     pixels = read_pixels(path)
@@ -157,12 +152,21 @@ def colour_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.moveaxis(np.array(colours, dtype=np.uint8)[labels], -1, -3)
 
 
-def grid(cells: np.ndarray, cell_size: int = 128) -> np.ndarray:
-    """uint8 (rows, columns, 3, H, W) -> one picture (H', W', 3), each cell enlarged to about cell_size."""
-    factor = max(1, round(cell_size / cells.shape[-1]))
+CELL_SIZE = 128  # pixels across a cell of a grid, about: images are enlarged by whole numbers
+
+
+def grid(cells: np.ndarray) -> np.ndarray:
+    """uint8 (rows, columns, 3, H, W) -> one picture (H', W', 3), each cell enlarged and framed."""
+    factor = max(1, round(CELL_SIZE / cells.shape[-1]))
     cells = repeat(cells, "r n c h w -> r n c (h a) (w b)", a=factor, b=factor)
     cells = np.pad(cells, [(0, 0)] * 3 + [(1, 1)] * 2, constant_values=60)
     return rearrange(cells, "r n c h w -> (r h) (n w) c")
+
+
+def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the picture that `grid` makes."""
+    factor = max(1, round(CELL_SIZE / width))
+    return rows * (height * factor + 2), columns * (width * factor + 2)
 
 
 def write_gif(path: str | Path, frames: list[np.ndarray], milliseconds: int = 80) -> None:

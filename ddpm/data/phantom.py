@@ -19,9 +19,9 @@ import numpy as np
 from numpy.random import SeedSequence, default_rng
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
 from ddpm.data import CACHE
+from ddpm.runtime.progress import progress
 
 CONTRASTS = ("T1", "T2", "FLAIR")
 CLASSES = {"lesion": ("background", "lesion"), "tissue": ("background", "CSF", "GM", "WM", "lesion")}
@@ -322,7 +322,7 @@ def load(split, size, seed=0, n=None):
     images = np.empty((n, 1, height, width), np.uint8)
     labels = np.empty((n, height, width), np.uint8)
     kinds = np.empty(n, np.int64)
-    for i in tqdm(range(n), desc=f"rendering {split}", unit="image", leave=False, disable=None):
+    for i in progress(range(n), desc=f"rendering {split}", unit="image"):
         subject = draw_subject(seed, split, i)
         images[i, 0], labels[i] = render(subject, (height, width))
         kinds[i] = subject.contrast

@@ -4,14 +4,13 @@ A number means little by itself, so each row has two neighbours: the same number
 expected to do better), and, where there is one, for images that are wrong in the way the row is about.
 """
 
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy.special import softmax
-from tqdm import tqdm
 
-from ddpm import mix_seed
 from ddpm.data import Slices
 from ddpm.data.images import to_float, to_uint8
 from ddpm.likelihood import bits_per_dim, stratified_times
@@ -23,7 +22,10 @@ from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import Segmenter, Verdict, train_segmenter
 from ddpm.metrics.spectrum import histogram_distance, intensity_histogram, radial_power_spectrum, spectrum_difference_db
 from ddpm.metrics.two_sample import two_sample_test
-from ddpm.reverse import denoiser, noise_source, trajectory
+from ddpm.model import Model, Sampling, draw
+from ddpm.reverse import denoiser
+from ddpm.runtime.progress import progress
+from ddpm.seeds import generator, torch_seed
 
 SMALL = 12  # pixels; of a smaller lesion the outline is most of it, and one pixel is 10 % of the Dice
 LIKELIHOOD_IMAGES, LIKELIHOOD_TIMES = 64, 100  # network calls: as many as the product, instead of T for each image
@@ -59,25 +61,16 @@ class Sets:
     choices: dict[str, str] = field(default_factory=dict)  # every choice behind the numbers, for the reader
 
 
-@torch.inference_mode()
-def draw(unet, schedule, config, held_out: Slices, chosen, how, seed: int, device, batch_size: int) -> np.ndarray:
-    """A sample for the mask and the contrast of each chosen held-out image, (n, C, H, W) uint8.
-
-    how: anything with sampler, sample_steps, guidance, precision (the command line's names). Sample i under a seed is
-    the same whatever else is drawn.
-    """
+def draw_for(
+    model: Model, data: Slices, chosen: np.ndarray, sampling: Sampling, seed: int = 0, batch_size: int = 50
+) -> np.ndarray:
+    """A sample for the mask and the labels of each chosen image of data, (n, C, H, W) uint8. Sample i under a seed is
+    the same whatever else is drawn."""
     drawn = []
-    bar = tqdm(total=len(chosen), desc="sampling", unit="image", leave=False, disable=None)
-    for start in range(0, len(chosen), batch_size):
-        part = chosen[start : start + batch_size]
-        _, mask, contrast = held_out.tensors(part)
-        mask, contrast = (None if x is None else x.to(device) for x in (mask, contrast))
-        noise = noise_source(seed, [(str(i), 0) for i in part], held_out.images.shape[1:], device)
-        predict_x_0 = denoiser(unet, schedule, config.objective, mask, contrast, how.guidance)
-        with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bf16"):
-            *_, x_0 = trajectory(how.sampler, predict_x_0, schedule, noise(), noise, how.sample_steps)
+    for part in progress(np.array_split(chosen, range(batch_size, len(chosen), batch_size)), "sampling", unit="batch"):
+        seeds = [(seed, zlib.crc32(str(i).encode()), 0) for i in part]
+        *_, (_, x_0) = draw(model, data.condition(part), seeds, sampling)
         drawn.append(to_uint8(x_0))
-        bar.update(len(part))
     return np.concatenate(drawn)
 
 
@@ -91,7 +84,7 @@ def with_margin(statistic, samples: np.ndarray, rounds: int = 20, seed: int = 0)
     delete-half jackknife; Shao & Wu 1989). Unlike the bootstrap it repeats no row, which a distance to the nearest
     neighbour, or a Frechet distance, would take for a narrower distribution.
     """
-    rng = np.random.default_rng(mix_seed(seed))
+    rng = generator(seed)
     halves = [statistic(samples[rng.permutation(len(samples))[: len(samples) // 2]]) for _ in range(rounds)]
     return float(statistic(samples)), float(1.96 * np.std(halves, ddof=1))
 
@@ -167,7 +160,7 @@ def nearest_training(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray,
         return pictures.reshape(len(pictures), -1) / 255
 
     best, index = np.full(len(images), np.inf), np.zeros(len(images), dtype=np.int64)
-    for start in tqdm(range(0, len(train), 2048), desc="nearest training images", leave=False, disable=None):
+    for start in progress(range(0, len(train), 2048), "nearest training images"):
         distance, found = nearest(flat(images), flat(train[start : start + 2048]))
         better = distance < best
         best[better], index[better] = distance[better], start + found[better]
@@ -218,9 +211,9 @@ def obedience_rows(verdict: Verdict, real: Verdict, segmenter: Segmenter, asked:
     that sample; on the real images of those masks (the ceiling); and against another sample's mask (the floor)."""
     rows = []
     shuffled = np.roll(np.arange(len(asked)), 1)
-    for label, name in enumerate(asked.classes[1:], 1) if asked.labels is not None else []:
+    for label, name in enumerate(asked.classes[1:], 1) if asked.masks is not None else []:
         index = segmenter.classes.index(name)
-        wanted, found = asked.labels == label, verdict.labels == index
+        wanted, found = asked.masks == label, verdict.labels == index
         area = wanted.sum((1, 2))
         for text, chosen in (
             (f"{SMALL} pixels or more", area >= SMALL),
@@ -241,12 +234,9 @@ def obedience_rows(verdict: Verdict, real: Verdict, segmenter: Segmenter, asked:
                     note=f"mean over {chosen.sum()} masks",
                 )
             )
-    if (
-        asked.contrasts is not None
-        and 1 < len(segmenter.contrasts)
-        and {*asked.contrast_names} <= {*segmenter.contrasts}
-    ):
-        index = np.array([segmenter.contrasts.index(name) for name in asked.contrast_names])[asked.contrasts]
+    names = asked.vocabulary.labels.get("contrast", ())
+    if names and 1 < len(segmenter.contrasts) and {*names} <= {*segmenter.contrasts}:
+        index = np.array([segmenter.contrasts.index(name) for name in names])[asked.labels["contrast"] - 1]
         right = verdict.contrasts == index
         rows.append(
             Row(
@@ -261,16 +251,22 @@ def obedience_rows(verdict: Verdict, real: Verdict, segmenter: Segmenter, asked:
     return rows
 
 
+def contrasts_of(data: Slices) -> tuple[np.ndarray | None, tuple[str, ...], tuple[str, ...]]:
+    """The contrasts (N,) counted from 0, as a judge takes them, the classes, and the contrasts' names."""
+    contrast = data.labels.get("contrast")
+    names = data.vocabulary.labels.get("contrast", ())
+    return None if contrast is None else contrast - 1, data.classes, names
+
+
 def usefulness_rows(sets: Sets, seed: int) -> list[Row]:
     """Train a segmenter on samples alone, and one on as many real images; test both on other real images."""
     asked, others = sets.asked, sets.others
     last = len(asked.classes) - 1
-    wanted = others.labels == last
+    wanted = others.masks == last
     counted = wanted.sum((1, 2)) >= SMALL
 
     def dice_after(images):
-        names = asked.classes, asked.contrast_names
-        judge = train_segmenter(images, asked.labels, asked.contrasts, *names, USEFUL_STEPS, seed, sets.mirror)
+        judge = train_segmenter(images, asked.masks, *contrasts_of(asked), USEFUL_STEPS, seed, sets.mirror)
         found = judge.judge(others.images).labels == last
         return dice(found[counted][:, None], wanted[counted][:, None]).numpy()
 
@@ -287,25 +283,25 @@ def usefulness_rows(sets: Sets, seed: int) -> list[Row]:
     ]
 
 
-@torch.inference_mode()
-def likelihood_rows(unet, schedule, config, device, others: Slices, seed: int) -> list[Row]:
+def likelihood_rows(model: Model, others: Slices, seed: int) -> list[Row]:
     """The bound on bits per dimension of held-out images (with mask and contrast)."""
-    x_0, mask, contrast = others.tensors(np.arange(min(LIKELIHOOD_IMAGES, len(others))))
-    x_0, mask, contrast = (None if x is None else x.to(device) for x in (x_0, mask, contrast))
-    predict_x_0 = denoiser(unet, schedule, config.objective, mask, contrast)
-    generator = torch.Generator().manual_seed(int(mix_seed(seed).generate_state(1)[0]))
-    times = stratified_times(schedule.T, min(LIKELIHOOD_TIMES, schedule.T - 1), generator)
+    device = next(model.unet.parameters()).device
+    x_0, condition = (x.to(device) for x in others.batch(np.arange(min(LIKELIHOOD_IMAGES, len(others)))))
+    predict_x_0 = denoiser(model.unet, model.schedule, model.config.objective, condition)
+    random = torch.Generator().manual_seed(torch_seed(seed))
+    T = model.schedule.T
+    times = stratified_times(T, min(LIKELIHOOD_TIMES, T - 1), random)
 
     def noise():
-        return torch.randn(x_0.shape, generator=generator).to(device)
+        return torch.randn(x_0.shape, generator=random).to(device)
 
-    total = bits_per_dim(predict_x_0, schedule, x_0, noise, times=times).total
+    total = bits_per_dim(predict_x_0, model.schedule, x_0, noise, times=times).total
     return [
         Row(
             "bits per dimension, at most",
             total.mean().item(),
             1.96 * total.std().item() / np.sqrt(len(total)),
             goal="low",
-            note=f"{len(total)} held-out images, {len(times)} of {schedule.T} terms drawn at random",
+            note=f"{len(total)} held-out images, {len(times)} of {T} terms drawn at random",
         )
     ]

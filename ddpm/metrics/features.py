@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm import UserError
 from ddpm.data.images import to_float, write_whole
 from ddpm.metrics.inception import load_inception, to_rgb
 from ddpm.metrics.segmenter import Segmenter
+from ddpm.runtime.progress import progress
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, cach
         except (ValueError, OSError, EOFError):
             pass  # damaged: made again
     parts = []
-    for start in tqdm(range(0, len(images), batch_size), desc=desc, unit="batch", leave=False, disable=None):
+    for start in progress(range(0, len(images), batch_size), desc=desc, unit="batch"):
         answer = extractor.function(images[start : start + batch_size])
         if not isinstance(answer, Tensor) or answer.ndim != 2:
             raise UserError(f"{extractor}: answers no (batch, features) tensor; wrap the network so that it does")

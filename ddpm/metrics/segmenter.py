@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from ddpm import UserError, mix_seed
+from ddpm import UserError
 from ddpm.data.images import to_float, write_whole
+from ddpm.runtime.progress import progress
+from ddpm.seeds import generator, torch_seed
 from ddpm.unet import ResBlock, conv
 
 EMBEDDED = Path(__file__).with_name("segmenter.pt")  # made by `make segmenter`, for the embedded data
@@ -91,7 +92,7 @@ class Segmenter(nn.Module):
     def judge(self, images: np.ndarray, desc: str = "judging") -> Verdict:
         """uint8 images (N, C, H, W) -> the Verdict on each. In float32, so that scores compare between machines."""
         parts = []
-        for start in tqdm(range(0, len(images), 64), desc=desc, unit="batch", leave=False, disable=None):
+        for start in progress(range(0, len(images), 64), desc=desc, unit="batch"):
             logits, contrast, features = self(to_float(images[start : start + 64]))
             parts.append((logits.argmax(1).byte().numpy(), contrast.argmax(1).numpy(), features.numpy()))
         return Verdict(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -132,13 +133,13 @@ def train_segmenter(
     The same arguments give the same weights on the same machine with the same number of threads.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(mix_seed(seed).generate_state(1)[0]))
+        torch.manual_seed(torch_seed(seed))
         size = tuple(-(-side // 8) * 8 for side in images.shape[2:])
         segmenter = Segmenter(classes, contrast_names, size, images.shape[1])
-    rng = np.random.default_rng(mix_seed(seed, 1))
+    rng = generator(seed, 1)
     optimizer = torch.optim.AdamW(segmenter.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     warmup = min(100, max(steps // 10, 1))
-    bar = tqdm(range(steps), desc="training the judge", unit="step", leave=False, disable=None)
+    bar = progress(range(steps), desc="training the judge", unit="step")
     for step in bar:
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min((step + 1) / warmup, 1) * (1 - step / steps)
         chosen = np.sort(rng.choice(len(images), min(BATCH, len(images)), replace=False))

@@ -17,9 +17,10 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from ddpm import UserError, mix_seed
+from ddpm import UserError
+from ddpm.runtime.progress import progress
+from ddpm.seeds import generator
 
 FEWEST = 40  # images a set: 20 of each are then examined, and the interval is 32 % wide
 BATCH = 32  # images of each set in a training step
@@ -42,7 +43,7 @@ def two_sample_test(real: np.ndarray, fake: np.ndarray, steps: int = 400, seed: 
     if the two sets have images of different sizes.
     """
     check(real, fake)
-    rng = np.random.default_rng(mix_seed(seed))
+    rng = generator(seed)
     train, validation, unseen = (
         (torch.from_numpy(real[a]), torch.from_numpy(fake[b])) for a, b in split(len(real), len(fake), rng)
     )
@@ -113,7 +114,7 @@ def fit(net: nn.Module, train, validation, steps: int, rng: np.random.Generator)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     is_fake = torch.cat([torch.zeros(BATCH), torch.ones(BATCH)])
     best, kept = float("inf"), None
-    for step in tqdm(range(1, steps + 1), desc="two-sample test", unit="step", leave=False, disable=None):
+    for step in progress(range(1, steps + 1), desc="two-sample test", unit="step"):
         batch = torch.cat([images[rng.integers(len(images), size=BATCH)] for images in train])
         net.train()
         loss = F.binary_cross_entropy_with_logits(net(moved(batch, rng))[:, 0], is_fake)

@@ -1,7 +1,9 @@
 """Save and load: one file from which a run goes on, and from which `sample.py` draws.
 
-A checkpoint holds version, config, classes, contrasts, step, model, ema, opt. It is loaded with
-weights_only=True, which reads tensors and plain containers and never runs code.
+A checkpoint holds version, config, conditions, step, model, ema, opt. It is loaded with weights_only=True, which
+reads tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and
+what their values are called: {"mask": [...], "labels": {"contrast": [...]}}. A kind that is not there is not known, so a
+new kind refuses no old file.
 
 What torch.save writes is a ZIP file with a checksum of each part. torch.load does not look at the checksums (of 400
 files with one flipped bit each it took 356), so `load` and `newest` do. They are not read back after a save: that
@@ -18,11 +20,11 @@ from pathlib import Path
 import torch
 
 from ddpm import UserError
+from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import Config
-from ddpm.unet import UNet
 
-VERSION = 1
-KEYS = {"version", "config", "classes", "contrasts", "step", "model", "ema", "opt"}
+VERSION = 2
+KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
 
 
 def save(path: str | Path, **parts) -> None:
@@ -63,7 +65,8 @@ def is_whole(path: str | Path) -> bool:
 
 
 def load(path: str | Path) -> dict:
-    """The checkpoint at `path`, on the CPU, with its config as a Config. Raises UserError if it is missing, damaged or not one of ours."""
+    """The checkpoint at `path`, on the CPU, its config a Config and its conditions a Vocabulary. Raises UserError if it
+    is missing, damaged or not one of ours."""
     if not Path(path).exists():
         raise UserError(f"{path}: no such checkpoint; `make train` makes one")
     try:
@@ -74,16 +77,62 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path}: damaged, or not a checkpoint of this program; name another") from None
     if not isinstance(checkpoint, dict) or not {"version", "config", "model"} <= checkpoint.keys():
         raise UserError(f"{path}: a checkpoint of some other program; train one with train.py")
+    if checkpoint["version"] == 1:
+        checkpoint = from_version_1(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
-        raise UserError(f"{path}: checkpoint version {checkpoint['version']}; this program reads version {VERSION}")
+        raise UserError(
+            f"{path}: checkpoint version {checkpoint['version']}; this program reads versions 1 and {VERSION}"
+        )
+    if unknown := checkpoint["conditions"].keys() - {"mask", "labels"}:
+        raise UserError(f"{path}: it follows {', '.join(sorted(unknown))}, which this program does not know")
     try:
         checkpoint["config"] = Config(**checkpoint["config"])
     except TypeError:
         raise UserError(f"{path}: its configuration is not one of this version; train again with train.py") from None
+    conditions = checkpoint["conditions"]
+    labels = {name: tuple(values) for name, values in conditions.get("labels", {}).items()}
+    checkpoint["conditions"] = Vocabulary(tuple(conditions.get("mask", ())), labels)
     return checkpoint
 
 
-def newest(place: str | Path = "results") -> Path:
+def description(vocabulary: Vocabulary) -> dict:
+    """What a checkpoint's `conditions` holds."""
+    return {
+        "mask": list(vocabulary.classes),
+        "labels": {name: list(known) for name, known in vocabulary.labels.items()},
+    }
+
+
+def from_version_1(checkpoint: dict) -> dict:
+    """Version 1 knew masks and one label, the contrast, and called some things by other names."""
+    checkpoint = {**checkpoint, "version": VERSION, "config": dict(checkpoint["config"])}
+    contrasts = checkpoint.pop("contrasts")
+    checkpoint["conditions"] = {
+        "mask": checkpoint.pop("classes"),
+        "labels": {"contrast": contrasts} if contrasts else {},
+    }
+    config = checkpoint["config"]
+    config["label_drop"] = config.pop("contrast_drop")
+    gamma = config.pop("min_snr")
+    config |= {"loss_weight": "min-snr" if gamma else "plain", "gamma": gamma or 5.0}
+    for weights in ("model", "ema"):
+        checkpoint[weights] = {
+            "labels.contrast.weight" if name == "contrast.weight" else name: value
+            for name, value in checkpoint[weights].items()
+        }
+    return checkpoint
+
+
+def find(path: str | Path | None = None) -> Path:
+    """The checkpoint that is meant: a file, the newest of a folder, or (None) the newest of results/. Raises UserError."""
+    if path == "":
+        raise UserError(
+            "an empty name where a checkpoint is asked for (an unset variable?); leave it out for the newest"
+        )
+    return newest(path or "results") if path is None or Path(path).is_dir() else Path(path)
+
+
+def newest(place: str | Path) -> Path:
     """The newest whole checkpoint of a run's folder, or, in a folder of runs, of the run that saved last.
 
     Damaged ones are passed over, with a line each. Raises UserError if there is none.
@@ -101,28 +150,3 @@ def newest(place: str | Path = "results") -> Path:
             return path
         print(f"{path}: damaged; trying the one before it")
     raise UserError(f"{found[0].parent}: no whole checkpoint ({len(of_one_run)} damaged); name one of another run")
-
-
-def make_unet(config: Config, classes: tuple[str, ...], contrasts: tuple[str, ...]) -> UNet:
-    """The network that a configuration describes, its weights drawn from torch's global random state."""
-    return UNet(
-        image_channels=config.image_channels,
-        num_classes=len(classes),
-        num_contrasts=len(contrasts),
-        channels=config.channels,
-        mults=tuple(config.mults),
-        blocks=config.blocks,
-        attention=tuple(config.attention),
-        patch=config.patch,
-        dropout=config.dropout,
-    )
-
-
-def load_unet(checkpoint: dict, weights: str, path: str | Path) -> UNet:
-    """The checkpoint's network, ready to sample: weights "ema" (averaged) or "raw". Raises UserError."""
-    unet = make_unet(checkpoint["config"], checkpoint["classes"], checkpoint["contrasts"])
-    try:
-        unet.load_state_dict(checkpoint["ema" if weights == "ema" else "model"])
-    except RuntimeError:
-        raise UserError(f"{path}: its weights do not fit its own configuration; the file was altered") from None
-    return unet.eval().requires_grad_(False)

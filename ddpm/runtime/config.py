@@ -1,24 +1,20 @@
-"""What a run is made of: one dataclass, its presets, and the command line made from it."""
+"""What a run is made of: one dataclass, whose fields are the flags of train.py, and the presets."""
 
-import argparse
-import functools
-import os
-import sys
-import types
-import typing
+import operator
 from dataclasses import dataclass, field, fields
 
-import torch
-
 from ddpm import UserError
-from ddpm.schedule import OBJECTIVES, SCHEDULES
+from ddpm.forward import LOSS_WEIGHTS
+from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
+from ddpm.unet import size_multiple
 
 
-def option(default, help: str, choices: tuple | None = None):
-    """A field that is also a command-line flag."""
-    if isinstance(default, (list, tuple)):
-        return field(default_factory=lambda: list(default), metadata={"help": help, "choices": choices})
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help: str, choices: tuple | None = None, at_least=None, above=None, at_most=None):
+    """A field that is also a command-line flag, with the limits of its value (of each, where it is a list)."""
+    metadata = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -31,7 +27,9 @@ class Config:
     labels: str = option(
         "lesion", "the phantom's label set; 'none' trains without masks, also on a folder", ("lesion", "tissue", "none")
     )
-    num_classes: int = option(2, "classes in masks that are pictures, background counted (2: also masks of 0/255)")
+    num_classes: int = option(
+        2, "classes in masks that are pictures, background counted (2: also masks of 0/255)", at_least=1
+    )
     subject_pattern: str = option(
         "", "regular expression that finds the subject in an image's name, for the split by subject of a folder"
     )
@@ -41,54 +39,74 @@ class Config:
     )
     contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
     flip: bool = option(False, "mirror half of the images, masks and all; never where left and right matter")
-    image_size: list[int] = option([64, 64], "height and width; one number means both")
+    image_size: list[int] = option([64, 64], "height and width; one number means both", at_least=1, at_most=4096)
 
     # The network (see ddpm/unet.py)
-    channels: int = option(64, "channels of the first level")
-    mults: list[int] = option([1, 2, 2], "channels of each level, as multiples of the first")
-    blocks: int = option(1, "residual blocks a level")
+    channels: int = option(64, "channels of the first level", at_least=4, at_most=4096)
+    mults: list[int] = option([1, 2, 2], "channels of each level, as multiples of the first", at_least=1, at_most=64)
+    blocks: int = option(1, "residual blocks a level", at_least=1, at_most=64)
     attention: list[int] = option([2], "levels with attention, counted from 0")
-    patch: int = option(2, "pixels folded into channels at the input, each way")
-    dropout: float = option(0.0, "dropout in the residual blocks")
+    patch: int = option(2, "pixels folded into channels at the input, each way", at_least=1, at_most=64)
+    dropout: float = option(0.0, "dropout in the residual blocks", at_least=0, at_most=1)
 
     # The diffusion
-    timesteps: int = option(1000, "T")
+    timesteps: int = option(1000, "T", at_least=2, at_most=1_000_000)
     schedule: str = option("cosine", "noise schedule", SCHEDULES)
     zero_terminal_snr: bool = option(False, "rescale the schedule so that x_T is pure noise")
     objective: str = option("v", "what the network predicts", OBJECTIVES)
-    min_snr: float = option(0.0, "gamma of the min-SNR loss weight; 0 is the paper's plain loss")
-    mask_drop: float = option(0.1, "probability that a sample's mask is withheld (for guidance)")
-    contrast_drop: float = option(0.1, "probability that a sample's contrast is withheld")
+    loss_weight: str = option("plain", "the weight of each sample's loss; plain is the paper's", LOSS_WEIGHTS)
+    gamma: float = option(5.0, "of the min-SNR weight", above=0)
+    mask_drop: float = option(0.1, "probability that a sample's mask is withheld (for guidance)", at_least=0, at_most=1)
+    label_drop: float = option(
+        0.1, "probability that a sample's label (the contrast) is withheld", at_least=0, at_most=1
+    )
 
     # The optimisation
-    steps: int = option(0, "optimiser steps; 0 lets --minutes decide")
-    minutes: float = option(17.0, "plan the number of steps so that the whole run takes this long; --steps overrides")
-    batch_size: int = option(16, "images an optimiser step")
+    steps: int = option(0, "optimiser steps; 0 lets --minutes decide", at_least=0)
+    minutes: float = option(
+        17.0,
+        "plan the number of steps so that the whole run takes this long; --steps overrides",
+        above=0,
+        at_most=1e6,
+    )
+    batch_size: int = option(16, "images an optimiser step", at_least=1)
     grad_accum: int = option(
-        1, "parts that each batch is computed in, one after the other (less memory, same gradient)"
+        1, "parts that each batch is computed in, one after the other (less memory, same gradient)", at_least=1
     )
     lr: float = option(
-        8e-4, "learning rate, times a linear warm-up, times a straight line from 1 to 0 at the last step"
+        8e-4, "learning rate, times a linear warm-up, times a straight line from 1 to 0 at the last step", above=0
     )
-    warmup: int = option(200, "steps of warm-up")
-    weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)")
-    clip: float = option(1.0, "largest gradient norm")
+    warmup: int = option(200, "steps of warm-up", at_least=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)", at_least=0)
+    clip: float = option(1.0, "largest gradient norm", above=0)
     ema_decay: float = option(
-        0.995, "decay of the averaged weights; reached by a warm-up, min(decay, (1 + n) / (10 + n))"
+        0.995,
+        "decay of the averaged weights; reached by a warm-up, min(decay, (1 + n) / (10 + n))",
+        at_least=0,
+        at_most=1,
     )
     precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
-    seed: int = option(0, "of the weights, the data order and the noise")
+    threads: int = option(
+        0, "CPU threads of PyTorch; 0 takes its own choice, or one, if that is faster when timed at start", at_least=0
+    )
+    seed: int = option(0, "of the weights, the data order and the noise", at_least=0, at_most=2**63 - 1)
 
     # The run
     device: str = option("auto", "where to compute (cuda, mps: not yet run)", ("auto", "cpu", "cuda", "mps"))
     out: str = option("", "folder of the run; default results/DATA-TIME")
-    log_every: int = option(20, "steps between lines in log.jsonl")
-    save_every: int = option(500, "steps between checkpoints")
-    keep: int = option(3, "checkpoints to keep: the newest so many, and the one with the lowest validation loss")
-    sample_every: int = option(500, "steps between validation losses and sample grids")
-    evaluate_every: int = option(
-        0, "steps between small evaluations of 100 samples (KID, Dice) in log.jsonl; 0 is never"
+    log_every: int = option(20, "steps between lines in log.jsonl", at_least=1)
+    save_every: int = option(500, "steps between checkpoints", at_least=1)
+    keep: int = option(
+        3, "checkpoints to keep: the newest so many, and the one with the lowest validation loss", at_least=1
     )
+    sample_every: int = option(500, "steps between validation losses and sample grids", at_least=1)
+    evaluate_every: int = option(
+        0, "steps between small evaluations of 100 samples (KID, Dice) in log.jsonl; 0 is never", at_least=0
+    )
+
+    def drop_of(self, name: str) -> float:
+        """The probability with which training withheld a condition: "mask", or a label."""
+        return self.mask_drop if name == "mask" else self.label_drop
 
 
 # What says nothing about the phantom.
@@ -96,7 +114,7 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
-    *("steps", "grad_accum", "device", "out", "data", "masks"),
+    *("steps", "grad_accum", "device", "threads", "out", "data", "masks"),
     *("log_every", "save_every", "keep", "sample_every", "evaluate_every"),
 )
 
@@ -173,107 +191,31 @@ PRESETS: dict[str, dict] = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in one line like all the others."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see python {self.prog} --help)")
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def one_line_errors(main):
-    """main(argv) -> exit status, with a UserError told in one line on stderr and exit status 2."""
-
-    @functools.wraps(main)
-    def wrapped(argv=None) -> int:
-        try:
-            main(sys.argv[1:] if argv is None else argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except OSError as error:  # a full disk, a folder that went away
-            print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        return 0
-
-    return wrapped
+LIMITS = (
+    ("at_least", operator.ge, "at least"),
+    ("above", operator.gt, "greater than"),
+    ("at_most", operator.le, "at most"),
+)
 
 
-def train_parser() -> Parser:
-    """The command line of train.py: --preset, --resume, and a flag for each field of Config."""
-    parser = Parser(
-        prog="train.py",
-        description="Train a mask-conditioned DDPM (Algorithm 1).",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults (default laptop)")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="latest",
-        metavar="PATH",
-        help="go on with a checkpoint, a run's folder, or the newest run",
-    )
-    hints = typing.get_type_hints(Config)
+def check_limits(given: dict) -> None:
+    """Raises UserError for a value beyond the limits of its field."""
     for f in fields(Config):
-        kind = hints[f.name]
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        default_text = f" (default {shown})" if shown != "" else ""
-        arguments = dict(help=(f.metadata["help"] + default_text).replace("%", "%%"), default=None)
-        if kind is bool:
-            arguments |= dict(action=argparse.BooleanOptionalAction)
-        elif isinstance(kind, types.GenericAlias):
-            arguments |= dict(type=int, nargs="+")
-        else:
-            arguments |= dict(type=kind, choices=f.metadata["choices"])
-        parser.add_argument("--" + f.name.replace("_", "-"), **arguments)
-    return parser
-
-
-def given_flags(args: argparse.Namespace) -> dict:
-    """The fields of Config that the command line names, checked one by one."""
-    given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
-    if "image_size" in given:
-        if len(given["image_size"]) > 2:
-            raise UserError(f"--image-size takes height and width, not {len(given['image_size'])} numbers")
-        given["image_size"] = (given["image_size"] * 2)[:2]
-    for name in (
-        "batch_size",
-        "grad_accum",
-        "timesteps",
-        "channels",
-        "blocks",
-        "patch",
-        "log_every",
-        "save_every",
-        "keep",
-        "sample_every",
-        "num_classes",
-    ):
-        if given.get(name, 1) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must be at least 1")
-    if given.get("channels", 4) < 4:
-        raise UserError(f"--channels is {given['channels']}; it must be at least 4")
-    for name in ("mults", "image_size"):
-        if any(number < 1 for number in given.get(name, [])):
-            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; each number must be at least 1")
-    for name in ("lr", "minutes", "clip"):
-        if not given.get(name, 1) > 0:
-            raise UserError(f"--{name} is {given[name]}; it must be greater than 0")
-    for name in ("mask_drop", "contrast_drop", "dropout", "ema_decay"):
-        if not 0 <= given.get(name, 0) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must lie between 0 and 1")
-    for name in ("steps", "warmup", "min_snr", "weight_decay", "seed", "evaluate_every"):
-        if not given.get(name, 0) >= 0:
-            raise UserError(f"--{name.replace('_', '-')} is {given[name]}; it must not be negative")
-    return given
+        value = given.get(f.name)
+        for number in value if isinstance(value, list) else [value]:
+            for key, holds, words in LIMITS:
+                limit = f.metadata[key]
+                if number is not None and limit is not None and not holds(number, limit):
+                    raise UserError(f"{flag(f.name)} is {value}; it must be {words} {limit:g}")
 
 
 def make_config(preset: str, given: dict) -> Config:
-    """The preset with the given flags on top, checked as a whole. Raises UserError."""
+    """The preset with the given flags on top, checked one by one and as a whole. Raises UserError."""
+    check_limits(given)
     config = Config(**{**PRESETS[preset], **given})
     if "minutes" in given and "steps" not in given:
         config.steps = 0
@@ -283,16 +225,15 @@ def make_config(preset: str, given: dict) -> Config:
     else:
         misplaced = [name for name in ("contrast", "labels") if name in given and given[name] != "none"]
     if misplaced:
-        raise UserError(f"--{misplaced[0].replace('_', '-')} has no meaning with --data {config.data}; leave it out")
+        raise UserError(f"{flag(misplaced[0])} has no meaning with --data {config.data}; leave it out")
     if config.objective == "eps" and config.zero_terminal_snr:
         raise UserError("--objective eps is undefined with --zero-terminal-snr (x_T holds no signal); use v or x_0")
-    if config.schedule == "linear" and config.timesteps <= 20:
+    try:
+        make_schedule(config.schedule, config.timesteps)
+    except ValueError as error:
         raise UserError(
-            f"--timesteps {config.timesteps} is too few for a linear schedule (over 20); "
-            "to sample in fewer steps use sample.py --sample-steps"
-        )
-    if config.timesteps < 2:
-        raise UserError(f"--timesteps is {config.timesteps}; it must be at least 2")
+            f"--timesteps {config.timesteps}: {error}; to sample in fewer steps use sample.py --sample-steps"
+        ) from None
     if config.grad_accum > config.batch_size:
         raise UserError(
             f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} has images"
@@ -304,7 +245,7 @@ def make_config(preset: str, given: dict) -> Config:
 
 def check_image_size(config: Config) -> None:
     """Raises UserError, with the nearest sizes that work, if the levels do not divide the image size."""
-    multiple = config.patch * 2 ** (len(config.mults) - 1)
+    multiple = size_multiple(config.patch, config.mults)
     for size in config.image_size:
         if size < multiple or size % multiple:
             below, above = size // multiple * multiple, (size // multiple + 1) * multiple
@@ -312,24 +253,3 @@ def check_image_size(config: Config) -> None:
             raise UserError(
                 f"--image-size {size} is not a multiple of {multiple}, as this network needs; nearest: {nearest}"
             )
-
-
-def check_writable(folder: str) -> None:
-    """Make the folder, or raise UserError; what cannot be written must fail before the work, not after."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        probe = os.path.join(folder, ".probe")
-        open(probe, "w").close()
-        os.remove(probe)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU if there is one. Raises UserError if it is not there."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
-    if not present[name]:
-        raise UserError(f"--device {name}: this machine or this PyTorch has none; use --device cpu")
-    return torch.device(name)

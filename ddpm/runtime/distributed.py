@@ -19,7 +19,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ddpm import UserError, mix_seed
+from ddpm import UserError
+from ddpm.seeds import torch_seed
 
 # How long to wait for a process that neither answers nor has died (one that has is noticed at once). Process 0 may
 # take its time over an evaluation while the others wait.
@@ -74,7 +75,7 @@ def exchange(message, *arguments) -> None:
         ) from None
 
 
-def from_rank_0(function, *arguments):
+def broadcast(function, *arguments):
     """function(*arguments) as process 0 finds it, in every process."""
     found = [function(*arguments) if rank() == 0 else None]
     if size() > 1:
@@ -86,13 +87,13 @@ def from_rank_0(function, *arguments):
 def rank_0_first():
     """What is inside is done by process 0, then by the others, who find what it has cached."""
     if rank() > 0:
-        from_rank_0(bool)
+        broadcast(bool)
     yield
     if rank() == 0:
-        from_rank_0(bool)
+        broadcast(bool)
 
 
-def share(things):
+def shard(things):
     """This process's part of a sequence (or of a tensor's first dimension): runs of neighbours, as even as can be."""
     bounds = [len(things) * number // size() for number in (rank(), rank() + 1)]
     return things[bounds[0] : bounds[1]]
@@ -101,11 +102,11 @@ def share(things):
 def seed_dropout(*numbers: int) -> None:
     """Dropout draws from torch's global random state as it goes: all processes but the first get one of their own."""
     if rank() > 0:
-        torch.manual_seed(int(mix_seed(*numbers, rank()).generate_state(1)[0]))
+        torch.manual_seed(torch_seed(*numbers, rank()))
 
 
 @torch.no_grad()
-def add_up(tensors) -> None:
+def all_reduce(tensors) -> None:
     """Replace each tensor by its sum over the processes. They travel as one: float32, on one device."""
     if size() == 1:
         return
@@ -119,7 +120,7 @@ def add_up(tensors) -> None:
 def any_of(here) -> bool:
     """Is it so in any process?"""
     count = torch.tensor(float(bool(here)))
-    add_up([count])
+    all_reduce([count])
     return bool(count)
 
 

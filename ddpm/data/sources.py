@@ -1,0 +1,33 @@
+"""A split of the data that a configuration names: the embedded phantom, or a folder."""
+
+import numpy as np
+
+from ddpm import UserError
+from ddpm.conditions import Vocabulary
+from ddpm.data import Slices, folders, phantom
+
+
+def load_data(config, split: str) -> Slices:
+    """The "train", "val" or "test" split of config.data (a runtime.config.Config). Raises UserError."""
+    return load_phantom(config, split) if config.data == "phantom" else folders.load(config, split)
+
+
+def load_phantom(config, split: str) -> Slices:
+    """The phantom's slices (rendered once, then cached), each of a subject of its own."""
+    try:
+        pixels, tissue, contrasts = phantom.load(split, config.image_size)
+    except ValueError as error:
+        raise UserError(f"--image-size: {error}") from None
+    subjects, names = np.arange(len(pixels)), phantom.CONTRASTS
+    if config.contrast != "all":
+        chosen = contrasts == names.index(config.contrast)
+        names, subjects, pixels, tissue = (config.contrast,), subjects[chosen], pixels[chosen], tissue[chosen]
+        contrasts = np.zeros(len(pixels), dtype=np.int64)
+    masked = config.labels != "none"
+    return Slices(
+        pixels,
+        phantom.to_label_set(tissue, config.labels) if masked else None,
+        {"contrast": contrasts + 1},
+        Vocabulary(phantom.CLASSES[config.labels] if masked else (), {"contrast": names}),
+        subjects,
+    )

@@ -1,0 +1,142 @@
+"""A trained model: the configuration, the schedule and the network of a checkpoint together, and images drawn from it.
+
+from ddpm.data.images import read_labels, to_uint8
+from ddpm.model import draw, load_model
+
+model = load_model()  # the newest run in results/, or a checkpoint's path
+mask = read_labels("examples/masks/lesion/large_left.png", model.vocabulary.classes, model.config.image_size)[0]
+condition = model.vocabulary.condition([mask] * 4, contrast=["FLAIR"] * 4)
+*_, (t, x_0) = draw(model, condition, seeds=range(4))  # every x_t comes by; the last one is the image
+images = to_uint8(x_0)  # (4, 1, H, W)
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm import UserError
+from ddpm.conditions import Condition, Vocabulary
+from ddpm.reverse import STEPS, denoiser, times_for, trajectory
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import Config
+from ddpm.schedule import Schedule, make_schedule
+from ddpm.unet import UNet
+
+GUIDANCE = 1.5  # how strongly to follow the mask unless asked otherwise: the README's table of samplers says why
+
+
+@dataclass(frozen=True)
+class Model:
+    config: Config
+    vocabulary: Vocabulary  # what it can be asked for
+    schedule: Schedule
+    unet: UNet
+    name: str = "the model"  # its path, to be named in messages
+    step: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        return (self.config.image_channels, *self.config.image_size)
+
+
+def make_unet(config: Config, vocabulary: Vocabulary) -> UNet:
+    """The network that a configuration describes, its weights drawn from torch's global random state."""
+    return UNet(
+        image_channels=config.image_channels,
+        vocabulary=vocabulary,
+        channels=config.channels,
+        mults=tuple(config.mults),
+        blocks=config.blocks,
+        attention=tuple(config.attention),
+        patch=config.patch,
+        dropout=config.dropout,
+    )
+
+
+def load_model(path: str | Path | None = None, weights: str = "ema", device: str | torch.device = "cpu") -> Model:
+    """The model of a checkpoint, of the newest one in a folder, or (None) of the newest in results/, ready to draw.
+
+    weights: "ema", averaged over training, or "raw", the last ones. Raises UserError if there is none, or it is damaged.
+    """
+    path = checkpoint.find(path)
+    loaded = checkpoint.load(path)
+    config, vocabulary = loaded["config"], loaded["conditions"]
+    unet = make_unet(config, vocabulary)
+    try:
+        unet.load_state_dict(loaded["ema" if weights == "ema" else "model"])
+    except RuntimeError:
+        raise UserError(f"{path}: its weights do not fit its own configuration; the file was altered") from None
+    unet = unet.eval().requires_grad_(False).to(device)
+    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    return Model(config, vocabulary, schedule, unet, str(path), loaded["step"])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. What is None is filled in by `complete`, for the model and the condition at hand."""
+
+    sampler: str = "dpm-solver"
+    steps: int | None = None  # None: STEPS[sampler], or T if that is fewer
+    guidance: float | None = None  # None: GUIDANCE, or 1 where what is guided was not given, or never withheld
+    guided: tuple[str, ...] = ("mask",)  # what guidance strengthens: its second call goes without
+    eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
+    precision: str = "fp32"  # or "bf16", inside the network
+
+    def complete(self, model: Model, given: Sequence[str]) -> "Sampling":
+        """With every None filled in; given: the names of what the condition holds. Raises UserError for what the
+        model cannot do."""
+        config, steps, guidance = model.config, self.steps, self.guidance
+        if steps is None:
+            steps = min(STEPS[self.sampler], config.timesteps)
+        if steps > config.timesteps:
+            raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {model.name}")
+        missing = [name for name in self.guided if name not in given]
+        undroppable = [name for name in self.guided if not config.drop_of(name)]
+        if guidance is None:
+            guidance = 1.0 if missing or undroppable else GUIDANCE
+        if guidance != 1 and missing:
+            raise UserError(f"--guidance {guidance:g} needs --{missing[0]}, and a checkpoint that was trained with it")
+        if guidance != 1 and undroppable:
+            raise UserError(f"{model.name} never learnt to do without --{undroppable[0]}: it knows no --guidance by it")
+        return replace(self, steps=steps, guidance=guidance)
+
+
+def draw(
+    model: Model,
+    condition: Condition,
+    seeds: Sequence[int | tuple[int, ...]],
+    sampling: Sampling = Sampling(),  # noqa: B008 (it is frozen)
+) -> Iterator[tuple[int, Tensor]]:
+    """Algorithm 2, for as many images at a time as there are seeds.
+
+    Yields (t, x_t) for each time it comes by, from T to 0: x_t is (B, C, H, W) float32 on the model's device, and at
+    t = 0 it is the image. condition holds B of each kind. An image depends on its own seed and condition, not on what
+    is drawn beside it (to one grey level). Raises UserError for what the model cannot do.
+    """
+    sampling = sampling.complete(model, condition.given)
+    device = next(model.unet.parameters()).device
+    noise = noise_source(seeds, model.shape, device)
+    predict_x_0 = denoiser(
+        model.unet,
+        model.schedule,
+        model.config.objective,
+        condition.to(device),
+        sampling.guidance,
+        sampling.guided,
+        bf16=sampling.precision == "bf16",
+    )
+    # Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
+    times = times_for(sampling.sampler, model.schedule, sampling.steps)
+    steps = trajectory(sampling.sampler, predict_x_0, model.schedule, noise(), times, noise, sampling.eta)
+    yield from zip(times, steps, strict=True)
+
+
+def noise_source(seeds: Sequence[int | tuple[int, ...]], shape: tuple[int, ...], device):
+    """noise() -> z ~ N(0, I), (B, *shape). Each sample has a stream of its own, made from its seed."""
+    streams = [np.random.default_rng(np.random.SeedSequence(seed)) for seed in seeds]
+    return lambda: torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)

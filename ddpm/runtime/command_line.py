@@ -1,0 +1,157 @@
+"""What the scripts' command lines have in common: parsers, errors in one line, and what the flags mean."""
+
+import argparse
+import functools
+import sys
+import types
+import typing
+from dataclasses import fields
+
+import torch
+
+from ddpm import UserError
+from ddpm.conditions import LABELS
+from ddpm.model import GUIDANCE, Sampling
+from ddpm.reverse import SAMPLERS, STEPS
+from ddpm.runtime.config import PRESETS, Config, flag
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors in one line like all the others."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see python {self.prog} --help)")
+
+
+def one_line_errors(main):
+    """main(argv) -> exit status, with a UserError told in one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None) -> int:
+        try:
+            main(sys.argv[1:] if argv is None else argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:  # a full disk, a folder that went away
+            print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        return 0
+
+    return wrapped
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one. Raises UserError if it is not there."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
+    if not present[name]:
+        raise UserError(f"--device {name}: this machine or this PyTorch has none; use --device cpu")
+    return torch.device(name)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# train.py
+
+
+def train_parser() -> Parser:
+    """The command line of train.py: --preset, --resume, and a flag for each field of Config."""
+    parser = Parser(prog="train.py", description="Train a mask-conditioned DDPM (Algorithm 1).")
+    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults (default laptop)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="PATH",
+        help="go on with a checkpoint, a run's folder, or the newest run",
+    )
+    hints = typing.get_type_hints(Config)
+    for f in fields(Config):
+        kind = hints[f.name]
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        default_text = f" (default {shown})" if shown != "" else ""
+        arguments = dict(help=(f.metadata["help"] + default_text).replace("%", "%%"), default=None)
+        if kind is bool:
+            arguments |= dict(action=argparse.BooleanOptionalAction)
+        elif isinstance(kind, types.GenericAlias):
+            arguments |= dict(type=int, nargs="+")
+        else:
+            arguments |= dict(type=kind, choices=f.metadata["choices"])
+        parser.add_argument(flag(f.name), **arguments)
+    return parser
+
+
+def given_fields(args: argparse.Namespace) -> dict:
+    """The fields of Config that the command line names. Raises UserError for more than two sizes."""
+    given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
+    if "image_size" in given:
+        if len(given["image_size"]) > 2:
+            raise UserError(f"--image-size takes height and width, not {len(given['image_size'])} numbers")
+        given["image_size"] = (given["image_size"] * 2)[:2]
+    return given
+
+
+# ---------------------------------------------------------------------------------------------------------
+# sample.py and evaluate.py
+
+
+def add_sampling_flags(parser: Parser, batch_size: int) -> None:
+    """The flags that sample.py and evaluate.py have in common; `batch_size` is the default of one of them."""
+    add = parser.add_argument
+    add("--ckpt", help="a checkpoint, or a run's folder (default: the newest in results/)")
+    add("--seed", type=int, default=0, help="image k of a mask under a seed is always the same (default 0)")
+    add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
+    add("--sample-steps", type=int, help=f"steps an image (default {STEPS})")
+    add(
+        "--guidance",
+        type=float,
+        help=f"how strongly to follow what is guided: 1 as trained, 0 not at all (default {GUIDANCE}); "
+        "other than 1 it takes two network calls a step",
+    )
+    add(
+        "--guided",
+        nargs="+",
+        choices=("mask", *LABELS),
+        default=["mask"],
+        help="what guidance strengthens: the second call goes without it, and keeps the rest (default mask)",
+    )
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16 is faster where the processor has it, and then the batch size may show (default fp32)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        help=f"images at a time; changes no image by more than one grey level (default {batch_size})",
+    )
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda and mps: not yet run")
+
+
+def check_range(args, **limits: tuple[float, float]) -> None:
+    """Raises UserError if one of the named flags was given a number outside its limits (lowest, highest)."""
+    limits = {
+        "batch_size": (1, 2**31),
+        "seed": (0, 2**63 - 1),
+        "sample_steps": (1, 10**6),
+        "guidance": (0, 1000),
+        **limits,
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            bound = f"at least {low:g}" if not value >= low else f"at most {high:g}"
+            raise UserError(f"{flag(name)} is {value}; it must be {bound}")
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """How to draw, as the flags have it."""
+    eta = getattr(args, "eta", 0.0)
+    return Sampling(args.sampler, args.sample_steps, args.guidance, tuple(args.guided), eta, args.precision)

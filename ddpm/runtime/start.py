@@ -1,0 +1,174 @@
+"""How a training begins: anew, or with a checkpoint to go on from; and the plan, measured before the first step."""
+
+import copy
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ddpm import UserError
+from ddpm.conditions import Vocabulary
+from ddpm.data import Slices
+from ddpm.runtime import checkpoint, distributed
+from ddpm.runtime.command_line import given_fields, train_parser
+from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, check_limits, flag, make_config
+from ddpm.runtime.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES
+from ddpm.training import Training, make_optimizer, training_step
+
+
+def read_command_line(argv) -> tuple[Config, dict | None]:
+    """The configuration, and the checkpoint to go on from (or None). Raises UserError."""
+    args = train_parser().parse_args(argv)
+    given = given_fields(args)
+    if args.resume is not None:
+        return resume(args, given)
+    config = make_config(args.preset or "laptop", given)
+    check_processes(config)
+    if not config.out:
+        config.out = f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_free(config.out)
+    return config, None
+
+
+def resume(args, given: dict) -> tuple[Config, dict]:
+    """Read a run back. The flags may extend it (CHANGEABLE), but not contradict what it was trained with."""
+    check_limits(given)
+    if not args.resume:
+        raise UserError("--resume '': an empty name (an unset variable?); leave it out to resume the newest run")
+    if given.get("steps") == 0:
+        raise UserError("--steps 0: with --resume, give the number of steps to reach, or leave it out")
+    place = Path(given.get("out") or "results") if args.resume == "latest" else Path(args.resume)
+    path = checkpoint.newest(place) if place.suffix != ".pt" else place
+    resumed = checkpoint.load(path)
+    for started in place.glob("*/config.json"):
+        if not any(started.parent.glob("checkpoints/*.pt")) and started.stat().st_mtime > path.stat().st_mtime:
+            print(f"{started.parent} stopped before it saved a checkpoint, so this goes on with {path}")
+    if path.parent.name != "checkpoints" and "out" not in given:
+        raise UserError(f"--resume {path} does not lie in a run's checkpoints/; name a folder to go on in with --out")
+    config = resumed["config"]
+    for name, value in {**PRESETS[args.preset or "laptop"], **given}.items():
+        if name not in CHANGEABLE and value not in (getattr(config, name), "auto"):
+            raise UserError(
+                f"{flag(name)} {value} contradicts {path}, which was trained with "
+                f"{getattr(config, name)}; leave it out, or start a new run without --resume"
+            )
+    config = replace(config, **{name: value for name, value in given.items() if name in CHANGEABLE})
+    check_processes(config)
+    config.out = str(path.parent.parent)
+    if Path(given.get("out") or config.out).resolve() != Path(config.out).resolve():
+        config.out = given["out"]  # a branch off the run, in a folder of its own
+        check_free(config.out)
+    return config, resumed
+
+
+def check_processes(config: Config) -> None:
+    if config.batch_size < distributed.size():
+        raise UserError(
+            f"--batch-size {config.batch_size} is for all {distributed.size()} processes together; give each an image at least"
+        )
+
+
+def check_free(out: str) -> None:
+    if any(Path(out).glob("checkpoints/*.pt")):
+        raise UserError(f"--out {out} already holds a run; go on with --resume, or name another folder")
+
+
+def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
+    """Put a training into the state of a checkpoint; returns the steps taken. Raises UserError if the data has other
+    conditions than the run was trained with."""
+    if resumed["conditions"] != vocabulary:
+        raise UserError(
+            f"--resume: the run was trained with {describe(resumed['conditions'])}, but this data has {describe(vocabulary)}"
+        )
+    training.unet.load_state_dict(resumed["model"])
+    training.ema.load_state_dict(resumed["ema"])
+    training.optimizer.load_state_dict(resumed["opt"])
+    print(f"resumed at step {resumed['step']} of {training.config.steps}")
+    return resumed["step"]
+
+
+def describe(vocabulary: Vocabulary) -> str:
+    parts = {"classes": vocabulary.classes, **{f"{name}s": values for name, values in vocabulary.labels.items()}}
+    return ", ".join(f"{name} {list(values)}" for name, values in parts.items())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The plan. What is measured is decided once: it is written to the run's config and checkpoints, and read back.
+
+
+def plan(training: Training, data: Slices, started: float) -> Config:
+    """The configuration with the precision, the CPU threads and the number of steps that fit --minutes decided, by a
+    few discarded steps. started: time.perf_counter() at the start of the program."""
+    config = training.config
+    # Images at a time in each process: more might not fit into memory.
+    part = -(-config.batch_size // (config.grad_accum * distributed.size()))
+    precision, note = choose_precision(training, data, part)
+    config = replace(config, precision=precision, threads=choose_threads(training, data, part, precision))
+    print(f"precision {precision}{note}")
+    if config.steps == 0:
+        step = seconds(training, data, part, precision) * config.grad_accum
+        # A forward pass takes about a third of a step; validation and the sample grid (two, with guidance) are forward passes.
+        extra = (VALIDATION_IMAGES + 2 * GRID_IMAGES * GRID_STEPS) / (config.batch_size / distributed.size()) * step / 3
+        left = 60 * config.minutes - distributed.broadcast(lambda: time.perf_counter() - started)
+        config.steps = max(1, int((left - extra) / (step + extra / config.sample_every)))
+        print(f"plan: {config.steps} steps of {step:.2f} s fill {config.minutes:g} minutes")
+    return config
+
+
+def seconds(training: Training, data: Slices, images: int, precision: str) -> float:
+    """The time of a step of so many images in each process, on a copy of the training: the median of a few after the
+    first, or the first alone if it takes over 3 s."""
+    config = replace(
+        training.config,
+        batch_size=images * distributed.size(),
+        grad_accum=1,
+        precision=precision,
+        steps=1,
+        lr=0.0,
+    )
+    unet, ema = copy.deepcopy(training.unet), copy.deepcopy(training.ema)
+    trial = replace(training, config=config, unet=unet, ema=ema, optimizer=make_optimizer(unet, config))
+    times: list[float] = []
+    while distributed.broadcast(lambda: len(times) < 6 and sum(times) < 3):
+        begun = time.perf_counter()
+        training_step(trial, data, 0).grad_norm.item()  # waits for a GPU
+        times.append(time.perf_counter() - begun)
+    return distributed.broadcast(lambda: statistics.median(times[1:] or times))
+
+
+def choose_precision(training: Training, data: Slices, part: int) -> tuple[str, str]:
+    """fp32, or bf16 where it is clearly faster, and a note of what was measured."""
+    if training.config.precision != "auto":
+        return training.config.precision, ""
+    if training.device.type == "mps":
+        return "fp32", ""
+    # Two images first: where the processor has no bf16 it can be a hundred times slower.
+    images = 2
+    fp32, bf16 = (seconds(training, data, images, precision) for precision in ("fp32", "bf16"))
+    if bf16 < 2 * fp32:
+        images = part
+        fp32, bf16 = (seconds(training, data, images, precision) for precision in ("fp32", "bf16"))
+    note = f" (a step of {images} images: {fp32:.2f} s in fp32, {bf16:.2f} s in bf16)"
+    return ("bf16" if bf16 < 0.9 * fp32 else "fp32"), note
+
+
+def choose_threads(training: Training, data: Slices, part: int, precision: str) -> int:
+    """The CPU threads to compute with, from now on: PyTorch's choice, or one where that is faster.
+
+    PyTorch's threads wait for each other, so beside another busy process several can be ten times slower than one.
+    """
+    several = torch.get_num_threads()
+    if training.config.threads or training.device.type != "cpu" or several == 1:
+        return several
+    many = seconds(training, data, part, precision)
+    torch.set_num_threads(1)
+    one = seconds(training, data, part, precision)
+    if distributed.broadcast(lambda: one < 0.9 * many):
+        print(
+            f"one thread (a step of {one:.2f} s) is faster than {several} ({many:.2f} s): is another program busy here?"
+        )
+        return 1
+    torch.set_num_threads(several)
+    return several

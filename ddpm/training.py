@@ -1,0 +1,131 @@
+"""Training: the paper's Algorithm 1, one step at a time.
+
+Everything random in a step comes from (seed, step), and is drawn for the whole batch on the CPU, also where several
+processes share the work (runtime/distributed.py): so a run that was stopped and resumed is, bit for bit, the run that
+never stopped.
+"""
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.conditions import Condition, Vocabulary
+from ddpm.data import Slices
+from ddpm.forward import denoising_loss, draw_times, loss_weight
+from ddpm.model import make_unet
+from ddpm.runtime import distributed
+from ddpm.runtime.config import Config
+from ddpm.schedule import Schedule, make_schedule
+from ddpm.seeds import generator, torch_seed
+from ddpm.unet import UNet
+
+
+@dataclass
+class Training:
+    """What a training is made of. A step changes the network, its average and the optimiser."""
+
+    config: Config
+    schedule: Schedule
+    unet: UNet
+    ema: UNet  # its weights are a running average of the network's
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+
+
+def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) -> Training:
+    """A training before its first step, the weights drawn from config.seed."""
+    torch.manual_seed(config.seed)
+    unet = make_unet(config, vocabulary).to(device)
+    ema = copy.deepcopy(unet).eval().requires_grad_(False)
+    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    return Training(config, schedule, unet, ema, make_optimizer(unet, config), device)
+
+
+def make_optimizer(unet: UNet, config: Config) -> torch.optim.Optimizer:
+    fused = next(unet.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(unet.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+
+
+class Step(NamedTuple):
+    """What a step tells of itself."""
+
+    t: Tensor  # (B,) the times
+    losses: Tensor  # (B,) each sample's loss, without its weight
+    grad_norm: Tensor  # () before clipping
+
+
+def training_step(training: Training, data: Slices, step: int) -> Step:
+    """Algorithm 1, lines 2 to 5, for a batch: step number `step`, counted from 0."""
+    config, schedule, unet, device = training.config, training.schedule, training.unet, training.device
+    torch.manual_seed(torch_seed(config.seed, step))
+
+    # Lines 2 to 4: x_0 ~ q(x_0), t ~ Uniform{1 .. T}, eps ~ N(0, I).
+    x_0, condition = draw_batch(data, config, step)
+    t, eps = draw_times(len(x_0), schedule.T), torch.randn_like(x_0)
+
+    # Line 5: a gradient step on || eps - eps_hat(x_t, t) ||^2, in grad_accum parts.
+    weight = loss_weight(schedule, config.loss_weight, config.objective, t, config.gamma)
+    losses = torch.zeros(len(x_0), device=device)
+    distributed.seed_dropout(config.seed, step)
+    for part in distributed.shard(torch.arange(len(x_0))).chunk(config.grad_accum):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = denoising_loss(
+                schedule,
+                unet,
+                config.objective,
+                x_0[part].to(device),
+                t[part],
+                eps[part].to(device),
+                condition[part].to(device),
+            )
+        # A sum over the part, divided by the whole batch: so uneven parts count rightly.
+        (weight[part].to(loss) * loss).sum().div(len(x_0)).backward()
+        losses[part] = loss.detach()
+    distributed.all_reduce([losses, *(parameter.grad for parameter in unet.parameters())])
+
+    grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    update_ema(training.ema, unet, min(config.ema_decay, (1 + step) / (10 + step)))
+    return Step(t, losses, grad_norm)
+
+
+def draw_batch(data: Slices, config: Config, step: int) -> tuple[Tensor, Condition]:
+    """The images (B, C, H, W) of a step and their condition, on the CPU.
+
+    The data set is walked in an order drawn anew from (seed, epoch), across the ends of epochs, so the step
+    alone says which images come. With --flip, half of the pairs are mirrored.
+    """
+    positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+    chosen = [order(len(data), config.seed, p // len(data))[p % len(data)] for p in positions.tolist()]
+    x_0, condition = data.batch(chosen)
+    condition = condition.withhold(mask=config.mask_drop, labels=config.label_drop)
+    if config.flip:
+        mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
+        x_0, condition = torch.where(mirrored, x_0.flip(-1), x_0), condition.mirror(mirrored)
+    return x_0, condition
+
+
+@functools.lru_cache(maxsize=2)
+def order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return generator(seed, epoch).permutation(n)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up, then a straight line to 0 at config.steps. It depends on nothing but the step, so a run
+    resumed with more steps jumps to the line that leads to the new end."""
+    warmup = min((step + 1) / max(config.warmup, 1), 1)
+    return config.lr * warmup * (1 - step / config.steps)
+
+
+@torch.no_grad()
+def update_ema(ema: UNet, unet: UNet, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * unet, over parameters only (the network has no buffers)."""
+    torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - decay)
