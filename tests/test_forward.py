@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ddpm.forward import draw_times, loss_simple, min_snr_weight, q_sample, training_target
+from ddpm.conditions import Condition
+from ddpm.forward import LOSS_WEIGHTS, denoising_loss, draw_times, loss_weight, q_sample, training_target
 from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
 
 
@@ -46,24 +47,24 @@ def test_a_network_that_answers_the_target_has_no_loss_and_gives_back_x_0(object
     schedule = make_schedule("cosine")
     x_0, eps, t = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 1, 8, 8), torch.tensor([1, 300, 700, 990])
     target = training_target(schedule, objective, x_0, t, eps)
-    loss = loss_simple(schedule, lambda *inputs: target, objective, x_0, t, eps)
+    loss = denoising_loss(schedule, lambda *inputs: target, objective, x_0, t, eps, Condition())
     assert torch.equal(loss, torch.zeros(4))
     x_t = q_sample(schedule, x_0, t, eps)
     assert torch.allclose(schedule.x_0_from(objective, target, x_t, t), x_0, atol=2e-4)
 
 
 def test_loss_is_the_mean_over_pixels_of_each_sample():
-    """The network sees x_t of Eq. 4, the time, the mask and the contrast; an error of 0.5 everywhere costs 0.25."""
+    """The network sees x_t of Eq. 4, the time and the condition; an error of 0.5 everywhere costs 0.25."""
     schedule = make_schedule("linear")
     x_0, eps, t = torch.rand(2, 1, 8, 4), torch.randn(2, 1, 8, 4), torch.tensor([10, 900])
-    mask, contrast = torch.ones(2, 3, 8, 4), torch.tensor([1, 2])
+    condition = Condition(torch.ones(2, 3, 8, 4), {"contrast": torch.tensor([1, 2])})
 
     def network(*inputs):
         assert torch.equal(inputs[0], q_sample(schedule, x_0, t, eps))
-        assert torch.equal(inputs[1], t) and inputs[2] is mask and inputs[3] is contrast
+        assert torch.equal(inputs[1], t) and inputs[2] is condition
         return eps + 0.5
 
-    loss = loss_simple(schedule, network, "eps", x_0, t, eps, mask, contrast)
+    loss = denoising_loss(schedule, network, "eps", x_0, t, eps, condition)
     assert torch.allclose(loss, torch.full((2,), 0.25))
 
 
@@ -71,7 +72,27 @@ def test_min_snr_weights_have_the_published_values():
     schedule, t = make_schedule("linear"), torch.tensor([101])
     assert schedule.snr(101).item() == pytest.approx(8.5366696, rel=1e-6)
     for objective, expected in (("eps", 0.5857086), ("x_0", 5), ("v", 0.5242920)):
-        assert min_snr_weight(schedule, objective, t).item() == pytest.approx(expected, rel=1e-6)
+        assert loss_weight(schedule, "min-snr", objective, t).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gamma_is_where_min_snr_is_cut():
+    """min(SNR, gamma) is the weight of the error in x_0: half of gamma is half of the weight where SNR is above both."""
+    schedule, t = make_schedule("linear"), torch.tensor([50, 101, 500])
+    snr = schedule.snr(t).flatten()
+    for gamma in (1.0, 2.0, 5.0):
+        weights = {objective: loss_weight(schedule, "min-snr", objective, t, gamma) for objective in OBJECTIVES}
+        assert torch.allclose(weights["x_0"], torch.minimum(snr, torch.tensor(gamma)))
+        assert torch.allclose(weights["eps"] * snr, weights["x_0"])
+        assert torch.allclose(weights["v"] * (snr + 1), weights["x_0"])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_plain_loss_weighs_all_alike(objective):
+    weights = {
+        kind: loss_weight(make_schedule("cosine"), kind, objective, torch.arange(1, 1001)) for kind in LOSS_WEIGHTS
+    }
+    assert (weights.pop("plain") == 1).all()
+    assert all(weight.shape == (1000,) and not (weight == 1).all() for weight in weights.values())
 
 
 def test_min_snr_makes_the_three_objectives_one_loss():
@@ -85,14 +106,14 @@ def test_min_snr_makes_the_three_objectives_one_loss():
     for objective in OBJECTIVES:
         target = training_target(schedule, objective, x_0, t, eps)
         error = (answers[objective] - target).square().mean(dim=(1, 2, 3))
-        weighted.append(min_snr_weight(schedule, objective, t) * error)
+        weighted.append(loss_weight(schedule, "min-snr", objective, t) * error)
     assert torch.allclose(weighted[0], weighted[1], rtol=1e-6) and torch.allclose(weighted[0], weighted[2], rtol=1e-6)
 
 
 def test_min_snr_survives_a_zero_terminal_snr():
     schedule = make_schedule("linear", zero_terminal_snr=True)
     for objective, expected in (("eps", 1), ("x_0", 0), ("v", 0)):
-        assert min_snr_weight(schedule, objective, torch.tensor([1000])).item() == expected
+        assert loss_weight(schedule, "min-snr", objective, torch.tensor([1000])).item() == expected
 
 
 def test_times_are_uniform_on_1_to_T_and_spread_over_the_range():

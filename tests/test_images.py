@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddpm import UserError
-from ddpm.data.images import colour_labels, grid, one_hot, read_labels, to_float, to_uint8, write_png
+from ddpm.data import images
+from ddpm.data.images import colour_labels, grid, grid_size, read_labels, to_float, to_uint8, write_png
 
 
 def test_every_grey_level_survives_the_round_trip():
@@ -19,15 +20,6 @@ def test_every_grey_level_survives_the_round_trip():
 
 def test_values_outside_are_clipped_not_wrapped():
     assert to_uint8(torch.tensor([-7.0, -1.001, 1.001, 7.0])).tolist() == [0, 0, 255, 255]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(2, 7), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_one_hot_has_one_channel_set_and_it_is_the_label(classes, height, width, seed):
-    labels = np.random.default_rng(seed).integers(0, classes, (2, height, width), dtype=np.uint8)
-    mask = one_hot(labels, classes)
-    assert mask.shape == (2, classes, height, width) and mask.dtype == torch.float32
-    assert (mask.sum(dim=1) == 1).all() and np.array_equal(mask.argmax(dim=1).numpy(), labels)
 
 
 @settings(max_examples=30, deadline=None)
@@ -60,11 +52,12 @@ def test_masks_of_0_and_255_are_two_classes_only(tmp_path):
         read_labels(tmp_path / "m.png", ("background", "CSF", "GM"), (8, 8))
 
 
-def test_grid_puts_rows_under_each_other():
+def test_grid_puts_rows_under_each_other(monkeypatch):
+    monkeypatch.setattr(images, "CELL_SIZE", 8)
     cells = np.zeros((2, 3, 3, 4, 4), np.uint8)
     cells[1, 2] = 200
-    picture = grid(cells, cell_size=8)
-    assert picture.shape == (2 * 10, 3 * 10, 3)
+    picture = grid(cells)
+    assert picture.shape == (*grid_size(2, 3, 4, 4), 3) == (2 * 10, 3 * 10, 3)
     assert (picture[11:19, 21:29] == 200).all() and (picture[1:9, 1:9] == 0).all()
 
 

@@ -16,6 +16,7 @@ from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
 from ddpm import UserError
+from ddpm.conditions import Condition
 from ddpm.likelihood import bits_per_dim, decoder_log_probability, kl_normal, stratified_times
 from ddpm.reverse import denoiser
 from ddpm.schedule import make_schedule
@@ -233,12 +234,12 @@ def test_a_network_is_asked_through_its_denoiser(objective):
     x_0 = every_level().float()
     a_noise, weight = torch.randn(x_0.shape), torch.ones(1, requires_grad=True)
 
-    def network(x_t, t, mask, contrast):
+    def network(x_t, t, condition):
         t = t.cpu()
         eps = weight * SHORT.eps_from(x_0, x_t, t)
         return {"eps": eps, "v": SHORT.v_from(x_0, eps, t), "x_0": weight * x_0}[objective]
 
-    bound = bits_per_dim(denoiser(network, SHORT, objective), SHORT, x_0, lambda: a_noise)
+    bound = bits_per_dim(denoiser(network, SHORT, objective, Condition()), SHORT, x_0, lambda: a_noise)
     assert not bound.total.requires_grad  # T graphs would fill the memory
     assert (bound.terms[:, 1:] < 1e-4).all()
     sigma = math.sqrt(SHORT.posterior(2, 1)[2])

@@ -13,7 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm.reverse import SAMPLERS, ancestral, ddim, denoiser, dpm_solver, log_snr_times, trajectory, uniform_times
+from ddpm.conditions import Condition
+from ddpm.reverse import (
+    SAMPLERS,
+    ancestral,
+    ddim,
+    denoiser,
+    dpm_solver,
+    log_snr_times,
+    times_for,
+    trajectory,
+    uniform_times,
+)
 from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
 
 LINEAR = make_schedule("linear")
@@ -78,7 +89,7 @@ def test_algorithm_2_as_the_paper_writes_it():
     """Line 4: x_{t-1} = (x_t - beta_t / sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_t) + sigma_t z."""
     x_t, eps_hat, z = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64).unbind()
     for t in (2, 500, 1000):
-        predict_x_0 = denoiser(lambda *inputs: eps_hat, LINEAR, "eps", clip=False)
+        predict_x_0 = denoiser(lambda *inputs: eps_hat, LINEAR, "eps", Condition(), clip=False)
         a, s = LINEAR.signal_and_noise(t, x_t)
         mine = last(ancestral(lambda x, t: (x - s * eps_hat) / a, LINEAR, x_t, [t, t - 1], lambda: z, "beta"))  # noqa: B023
         beta, alpha, alpha_bar = (table[t].item() for table in (LINEAR.beta, LINEAR.alpha, LINEAR.alpha_bar))
@@ -146,9 +157,9 @@ def test_a_point_is_returned_exactly(kind, sampler, steps, c, eta):
     """Data that is one point c: whatever the sampler, steps and eta, a last step to t = 0 gives c."""
     schedule = make_schedule(kind)
     x_T = torch.randn(2, 1, 2, 2, dtype=torch.float64)
-    path = trajectory(
-        sampler, lambda x, t: torch.full_like(x, c), schedule, x_T, lambda: torch.randn_like(x_T), steps, eta
-    )
+    times = times_for(sampler, schedule, steps)
+    point = lambda x, t: torch.full_like(x, c)  # noqa: E731
+    path = trajectory(sampler, point, schedule, x_T, times, lambda: torch.randn_like(x_T), eta)
     assert torch.allclose(last(path), torch.full_like(x_T, c), atol=1e-12)
 
 
@@ -164,9 +175,9 @@ def test_ddim_with_eta_1_is_the_ancestral_step(t, s):
 def test_eps_is_derived_from_the_clipped_x_0():
     """x = 0.3, eps_hat = -0.7 at t = 901 -> 801: x_0_hat = 60.82 is clipped to 1 (published: 0.3222122; with the
     stale eps it would be -0.66, without clipping 1.66)."""
-    network = lambda x, t, mask, contrast: torch.full_like(x, -0.7)  # noqa: E731
+    network = lambda x, t, condition: torch.full_like(x, -0.7)  # noqa: E731
     for clip, published in ((True, 0.3222122), (False, 1.6621595)):
-        predict_x_0 = denoiser(network, LINEAR, "eps", clip=clip)
+        predict_x_0 = denoiser(network, LINEAR, "eps", Condition(), clip=clip)
         x = last(ddim(predict_x_0, LINEAR, torch.full((1, 1, 1, 1), 0.3), [901, 801], None))
         assert x.item() == pytest.approx(published, rel=1e-5)
 
@@ -197,24 +208,48 @@ def test_times_fall_from_near_T_to_0(kind, T, data):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_yield_every_x_t_beginning_with_x_T(sampler):
     x_T = torch.randn(1, 1, 2, 2, dtype=torch.float64)
-    path = list(trajectory(sampler, gaussian_oracle(LINEAR, 0.25), LINEAR, x_T, lambda: torch.randn_like(x_T), 7))
+    times = times_for(sampler, LINEAR, 7)
+    oracle = gaussian_oracle(LINEAR, 0.25)
+    path = list(trajectory(sampler, oracle, LINEAR, x_T, times, lambda: torch.randn_like(x_T)))
     assert len(path) == 8 and torch.equal(path[0], x_T)
 
 
 # Guidance (Ho & Salimans 2022)
 
 
-def with_or_without(x, t, mask, contrast):
-    """A network whose answer says whether it saw a mask."""
-    answer = torch.tensor([1.0, 0.0]) if mask is None else torch.tensor([0.0, 1.0])
-    return answer.view(1, 1, 1, 2).expand_as(x)
+def tells_what_it_sees(x, t, condition):
+    """A network whose answer is 1 for a mask it sees, plus 10 for a contrast, plus 100 for a sex."""
+    seen = ("mask" in condition.given) + 10 * ("contrast" in condition.given) + 100 * ("sex" in condition.given)
+    return torch.full_like(x, float(seen))
 
 
-@pytest.mark.parametrize("guidance, expected", [(3.0, [-2.0, 3.0]), (1.0, [0.0, 1.0]), (0.0, [1.0, 0.0])])
-def test_guidance_mixes_as_stated(guidance, expected):
-    mask = torch.zeros(1, 2, 1, 2)
-    predict_x_0 = denoiser(with_or_without, LINEAR, "x_0", mask, guidance=guidance, clip=False)
-    assert predict_x_0(torch.zeros(1, 1, 1, 2), 500).flatten().tolist() == expected
+EVERYTHING = Condition(torch.zeros(1, 2, 1, 2), {"contrast": torch.tensor([1]), "sex": torch.tensor([2])})
+
+
+@pytest.mark.parametrize(
+    "guided, guidance, expected",
+    [
+        (("mask",), 3.0, 110 + 3 * 1),  # u + k (c - u): the labels are in both, so they count once
+        (("mask",), 0.0, 110),
+        (("mask",), 1.0, 111),
+        (("contrast",), 3.0, 101 + 3 * 10),
+        (("mask", "contrast"), 3.0, 100 + 3 * 11),
+        (("mask", "contrast", "sex"), 3.0, 3 * 111),
+    ],
+)
+def test_guidance_strengthens_what_it_names_and_nothing_else(guided, guidance, expected):
+    predict_x_0 = denoiser(tells_what_it_sees, LINEAR, "x_0", EVERYTHING, guidance, guided, clip=False)
+    assert predict_x_0(torch.zeros(1, 1, 1, 2), 500).flatten().tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "condition, guidance, calls",
+    [(EVERYTHING, 1.5, 2), (EVERYTHING, 1.0, 1), (EVERYTHING.without("mask"), 1.5, 1), (Condition(), 1.5, 1)],
+)
+def test_a_second_call_is_made_only_where_it_differs(condition, guidance, calls):
+    asked = []
+    denoiser(lambda x, t, c: asked.append(c) or x, LINEAR, "x_0", condition, guidance)(torch.zeros(1, 1, 1, 2), 500)
+    assert len(asked) == calls
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -223,10 +258,41 @@ def test_guidance_is_the_same_in_every_parameterisation(objective):
     schedule, t = make_schedule("cosine"), 600
     x_t, with_mask, without = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64).unbind()
 
-    def network(x, t, mask, contrast):
-        x_0 = without if mask is None else with_mask
+    def network(x, t, condition):
+        x_0 = without if condition.mask is None else with_mask
         eps = schedule.eps_from(x_0, x, 600)
         return {"x_0": x_0, "eps": eps, "v": schedule.v_from(x_0, eps, 600)}[objective]
 
-    predict_x_0 = denoiser(network, schedule, objective, torch.ones(2, 1, 4, 4), guidance=2.5, clip=False)
+    condition = Condition(torch.ones(2, 1, 4, 4))
+    predict_x_0 = denoiser(network, schedule, objective, condition, guidance=2.5, clip=False)
     assert torch.allclose(predict_x_0(x_t, t).double(), without + 2.5 * (with_mask - without), atol=1e-4)
+
+
+# From pure noise
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("T", [22, 50, 100, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_the_walk_begins_where_nothing_is_left_of_the_image(kind, T, steps):
+    """Sampling starts from N(0, I), so the first time visited must hold hardly any signal: at cosine T = 10 the first
+    node by log SNR alone still holds 15 %."""
+    schedule = make_schedule(kind, T)
+    first = log_snr_times(schedule, steps)[0]
+    assert first == T or schedule.alpha_bar[first].sqrt() < 0.01
+
+
+def test_few_times_leave_the_mean_where_it_is():
+    """Data N(-0.9, 0.01) and its exact denoiser, T = 10: the samples' mean is -0.9. (Starting at the first node by log
+    SNR it was -0.893: noise was taken for an image that holds 15 % signal.)"""
+    schedule, v = make_schedule("cosine", 10), 0.01
+
+    def predict_x_0(x, t):
+        a2 = schedule.alpha_bar[t].item()
+        return -0.9 + math.sqrt(a2) * v * (x + math.sqrt(a2) * 0.9) / (a2 * v + 1 - a2)
+
+    x_T = torch.zeros(1, 1, 1, 1, dtype=torch.float64)  # the walk is linear in x_T, so this is the mean's
+    times = times_for("dpm-solver", schedule, 10)
+    assert last(trajectory("dpm-solver", predict_x_0, schedule, x_T, times, None)).item() == pytest.approx(
+        -0.9, abs=2e-3
+    )
