@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from ddpm import UserError, mix_seed
-from ddpm.data import CACHE, Slices, folders, images
+from ddpm.data import Slices, folders, images
 from ddpm.evaluation import questions as evaluation
 from ddpm.evaluation.questions import Sets, draw
 from ddpm.evaluation.report import table, write_report
 from ddpm.metrics import features, segmenter
-from ddpm.runtime import checkpoint, distributed
-from ddpm.runtime.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm.runtime import cache, checkpoint, distributed
+from ddpm.runtime.config import Parser, one_line_errors, pick_device
+from ddpm.runtime.files import check_writable
 from ddpm.runtime.sampling_flags import add_sampling_flags, check_at_least, load_checkpoint, settle
 from ddpm.schedule import make_schedule
 from train import load_data
@@ -53,7 +54,7 @@ def main(argv):
         sets, judge, extractor, model, title = from_checkpoint(args)
 
     fakes = features.extract(extractor, sets.samples, args.batch_size, desc="features of samples")
-    reals = features.extract(extractor, sets.pool, args.batch_size, CACHE, desc="features of real images")
+    reals = features.extract(extractor, sets.pool, args.batch_size, keep=True, desc="features of real images")
     rows, line = [], None
     if "kid" in args.metrics:
         rows += evaluation.kernel_rows(fakes, reals, sets, args.seed)
@@ -202,16 +203,16 @@ def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
     if config.data == "phantom" or not train.classes:
         judge = segmenter.load_segmenter()
         return judge, "of the embedded data"
-    # The store's key stands for every pixel, so that a large set need not be read to name its judge.
-    digest = features.hash_of(train.index["key"], JUDGE_STEPS, train.classes, train.contrast_names)
-    path = CACHE / f"segmenter-{digest}.pt"
-    if not path.exists():
+
+    def trained():
         print(f"training a judge on {len(train)} pairs of {config.data}, once")
-        judge = segmenter.train_segmenter(
+        return segmenter.train_segmenter(
             train.images, train.labels, train.contrasts, train.classes, train.contrast_names, JUDGE_STEPS
         )
-        segmenter.save_segmenter(judge, path)
-    judge = segmenter.load_segmenter(path)
+
+    # The store's key stands for every pixel, so that a large set need not be read to name its judge.
+    key = cache.key(segmenter.CODE, train.index["key"], JUDGE_STEPS, train.classes, train.contrast_names)
+    judge = cache.kept(f"segmenter-{key}.pt", trained, segmenter.load_segmenter, segmenter.save_segmenter)
     return judge, f"trained for {JUDGE_STEPS} steps on the training pairs"
 
 

@@ -16,7 +16,8 @@ from ddpm import UserError
 from ddpm.data import folders, images, phantom
 from ddpm.reverse import denoiser, noise_source, trajectory
 from ddpm.runtime import checkpoint, distributed
-from ddpm.runtime.config import Parser, check_writable, one_line_errors, pick_device
+from ddpm.runtime.config import Parser, one_line_errors, pick_device
+from ddpm.runtime.files import check_writable
 from ddpm.runtime.sampling_flags import add_sampling_flags, check_at_least, load_checkpoint, settle
 from ddpm.schedule import make_schedule
 

@@ -25,13 +25,13 @@ from ddpm.runtime.config import (
     CHANGEABLE,
     PRESETS,
     Config,
-    check_writable,
     given_flags,
     make_config,
     one_line_errors,
     pick_device,
     train_parser,
 )
+from ddpm.runtime.files import check_writable
 from ddpm.runtime.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES, Onlooker, Run
 from ddpm.schedule import make_schedule
 

@@ -16,12 +16,9 @@ from ddpm import UserError
 from ddpm.data import decode, folders, store
 from ddpm.data.decode import Item
 from ddpm.data.folders import split_by_subject
+from ddpm.runtime import cache
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def load(root, split="train", size=SIZE, num_classes=2, masks="", **options):
@@ -314,7 +311,7 @@ def test_a_damaged_store_is_made_again(tmp_path, damage, capsys):
     assert "damaged" not in capsys.readouterr().out
 
 
-def test_a_store_is_written_whole_or_not_at_all(tmp_path, cache, monkeypatch):
+def test_a_store_is_written_whole_or_not_at_all(tmp_path, own_cache, monkeypatch):
     root, add, calls = split_set(tmp_path / "d"), store.Writer.add, []
 
     def full_disk(self, *arrays):
@@ -326,13 +323,13 @@ def test_a_store_is_written_whole_or_not_at_all(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(store.Writer, "add", full_disk)
     with pytest.raises(UserError, match="No space left on device.*make room"):
         load(root)
-    assert not list(cache.iterdir())
+    assert not list(own_cache.iterdir())
     assert len(load(root)) == 3  # the fourth call is fine again
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(store, "CACHE", tmp_path / "file" / "cache")
+    monkeypatch.setattr(cache, "CACHE", tmp_path / "file" / "cache")
     with pytest.raises(UserError, match="file/cache.*let it be written"):
         load(split_set(tmp_path / "d"))
 
@@ -342,13 +339,13 @@ def test_two_processes_that_decode_at_once_agree(tmp_path):
     key, shape = "k", (1, 2, 2)
     with store.Writer(key, shape, False) as slow:
         slow.temporary = slow.temporary.with_suffix(".slow")
-        (store.CACHE / f"slices-{key}.{os.getpid()}.tmp").rename(slow.temporary)
+        (cache.CACHE / f"slices-{key}.{os.getpid()}.tmp").rename(slow.temporary)
         with store.Writer(key, shape, False) as fast:
             fast.add(np.ones(shape, np.uint8), None)
         inode = (store.folder_of(key) / "images.npy").stat().st_ino
         slow.add(np.ones(shape, np.uint8), None)
     assert (store.folder_of(key) / "images.npy").stat().st_ino == inode
-    assert [path.name for path in store.CACHE.iterdir()] == ["slices-k"]
+    assert [path.name for path in cache.CACHE.iterdir()] == ["slices-k"]
     assert store.read(key)[0].sum() == 4
 
 
@@ -356,7 +353,7 @@ def test_two_processes_that_decode_at_once_agree(tmp_path):
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_the_store_is_a_plain_npy_file(tmp_path_factory, n, height, width, labelled):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(cache, "CACHE", tmp_path_factory.mktemp("cache"))
         images = noise(n, size=(n, 1, height, width))
         with store.Writer("k", (1, height, width), labelled) as writer:
             for image in images:

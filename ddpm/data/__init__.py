@@ -1,15 +1,12 @@
 """Where pairs (x_0, mask) come from."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm.data.images import one_hot, to_float
-
-CACHE = Path(__file__).resolve().parents[2] / ".cache"  # what can be made again: rendered, decoded, features
 
 
 @dataclass

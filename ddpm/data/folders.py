@@ -17,7 +17,9 @@ from ddpm.data import Slices, store
 from ddpm.data.decode import Findings, Item
 from ddpm.data.images import resize, resize_labels
 from ddpm.data.layouts import ENDINGS, SPLITS, Layout, Request, recognise, walk
+from ddpm.runtime import cache
 
+CODE = cache.code_of(__name__)
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -146,11 +148,11 @@ def decoded(layout: Layout, data: str, split: str, size, channels: int, skip_bad
     items = [item for item in layout.items if item.split == split]
     if not items:
         raise UserError(f"{data}: no images for {split}; see docs/data.md for the layouts")
+    # Of files their sizes and times of change, as make does: reading every byte would cost as much as decoding.
     files = [path for item in items for path in (*item.images, *([item.mask] if item.mask else []))]
-    key = store.key_of(
-        files,
-        (split, size, channels, skip_bad, layout.about, layout.classes, [(item.name, item.subject) for item in items]),
-    )
+    named = [(item.name, item.subject) for item in items]
+    states = [(path, *store.status_of(path)) for path in files]
+    key = cache.key(CODE, split, size, channels, skip_bad, layout.about, layout.classes, named, states)
     if whole := store.read(key):
         return whole
     if store.folder_of(key).exists():
@@ -159,7 +161,7 @@ def decoded(layout: Layout, data: str, split: str, size, channels: int, skip_bad
         decode_all(layout, items, key, split, size, channels, skip_bad)
     except OSError as error:
         raise UserError(
-            f"{error.filename or store.CACHE}: {error.strerror}; decoded images go to {store.CACHE}: "
+            f"{error.filename or cache.CACHE}: {error.strerror}; decoded images go to {cache.CACHE}: "
             "make room there, and let it be written"
         ) from None
     whole = store.read(key)

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import os
 import sys
 import types
 import typing
@@ -312,17 +311,6 @@ def check_image_size(config: Config) -> None:
             raise UserError(
                 f"--image-size {size} is not a multiple of {multiple}, as this network needs; nearest: {nearest}"
             )
-
-
-def check_writable(folder: str) -> None:
-    """Make the folder, or raise UserError; what cannot be written must fail before the work, not after."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        probe = os.path.join(folder, ".probe")
-        open(probe, "w").close()
-        os.remove(probe)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None
 
 
 def pick_device(name: str) -> torch.device:

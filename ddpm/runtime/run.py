@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ddpm import UserError
-from ddpm.data import Slices, phantom
-from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png, write_whole
+from ddpm.data import Slices
+from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png
 from ddpm.evaluation.questions import draw, obedience_rows
 from ddpm.forward import loss_simple
 from ddpm.metrics.features import extract, segmenter_features
@@ -23,6 +23,7 @@ from ddpm.metrics.segmenter import load_segmenter
 from ddpm.reverse import denoiser, trajectory, usual_guidance
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
+from ddpm.runtime.files import write_whole
 
 try:
     import resource
@@ -147,7 +148,7 @@ class Run:
         judge = load_segmenter()
         verdict = judge.judge(samples)
         extractor = segmenter_features(judge, "of the embedded data")
-        real = extract(extractor, held_out.images[others], cache=phantom.CACHE)  # the same every time
+        real = extract(extractor, held_out.images[others], keep=True)  # the same every time
         mean, std = kid(verdict.features, real, subset_size=len(chosen))
         line = {"step": step, "kid": mean, "kid_std": std, "evaluated": len(chosen)}
         if config.data == "phantom":
@@ -224,7 +225,7 @@ class Onlooker:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def step_of(line: str) -> float:
