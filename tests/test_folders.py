@@ -97,6 +97,33 @@ def test_sixteen_bits_are_windowed_by_percentiles_of_the_folder(tmp_path):
     assert len(np.unique(data.images)) > 200
 
 
+def test_every_split_is_shown_in_the_window_of_the_one_to_train_on(tmp_path):
+    root = split_set(tmp_path / "d", top=4000, dtype=np.uint16)
+    for i in range(3):  # of twice the intensities
+        write(root / "val" / "images" / f"s{i}.png", noise(1, i, top=8000, dtype=np.uint16))
+    train, val = load(root), load(root, "val")
+    assert val.index["windows"] == train.index["windows"]
+    low, high = train.index["windows"][""]
+    expected = np.rint(255 * ((noise(1, 2, top=8000, dtype=np.uint16) - low) / (high - low)).clip(0, 1))
+    assert abs(val.images[2, 0] - expected).max() <= 1
+    write(root / "train" / "images" / "s0.png", noise(0, 0, top=2000, dtype=np.uint16))
+    assert load(root, "val").index["windows"] == load(root).index["windows"] != train.index["windows"]  # not stale
+
+
+@pytest.mark.parametrize("name", ["{}.png", "{}/a.png"])
+def test_a_picture_of_16_bits_in_two_splits_is_noticed(tmp_path, name):
+    """Whatever the window of its subject makes of it."""
+    folders_of = {split: tmp_path / "d" / split / "images" for split in ("train", "val")}
+    for s, (split, folder) in enumerate(folders_of.items()):
+        for i in range(3):
+            write(folder / name.format(f"{split}{i}"), noise(s, i, top=4000, dtype=np.uint16))
+    write(folders_of["val"] / name.format("val9").replace("a.png", "b.png"), noise(1, 9, top=9000, dtype=np.uint16))
+    assert len(load(tmp_path / "d", "val")) == 4
+    write(folders_of["val"] / name.format("val9"), noise(0, 1, top=4000, dtype=np.uint16))
+    with pytest.raises(UserError, match="val9.* in val is the same image as train1.* in train"):
+        load(tmp_path / "d", "val")
+
+
 def test_the_window_of_a_subject_is_its_own(tmp_path):
     for s, top in enumerate((100, 1000, 10_000, 60_000)):
         for i in range(2):
