@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ddpm import UserError
-from ddpm.data import CACHE, Slices, folders, images
+from ddpm.data import Slices, folders, images
 from ddpm.data.sources import load_data
 from ddpm.evaluation import questions as evaluation
 from ddpm.evaluation.questions import Sets, contrasts_of, draw_for
@@ -20,7 +20,7 @@ from ddpm.evaluation.report import table, write_report
 from ddpm.metrics import features, segmenter
 from ddpm.model import Model, load_model
 from ddpm.reverse import denoiser
-from ddpm.runtime import checkpoint, distributed
+from ddpm.runtime import cache, checkpoint, distributed
 from ddpm.runtime.command_line import (
     Parser,
     add_sampling_flags,
@@ -62,7 +62,7 @@ def main(argv):
         sets, judge, extractor, model, title = from_checkpoint(args)
 
     fakes = features.extract(extractor, sets.samples, args.batch_size, desc="features of samples")
-    reals = features.extract(extractor, sets.pool, args.batch_size, CACHE, desc="features of real images")
+    reals = features.extract(extractor, sets.pool, args.batch_size, keep=True, desc="features of real images")
     rows, line = [], None
     if "kid" in args.metrics:
         rows += evaluation.kernel_rows(fakes, reals, sets, args.seed)
@@ -209,14 +209,14 @@ def make_judge(config, train: Slices) -> tuple[segmenter.Segmenter, str]:
     if config.data == "phantom" or not train.classes:
         judge = segmenter.load_segmenter()
         return judge, "of the embedded data"
-    # The store's key stands for every pixel, so that a large set need not be read to name its judge.
-    digest = features.hash_of(train.index["key"], JUDGE_STEPS, train.vocabulary)
-    path = CACHE / f"segmenter-{digest}.pt"
-    if not path.exists():
+
+    def trained():
         print(f"training a judge on {len(train)} pairs of {config.data}, once")
-        judge = segmenter.train_segmenter(train.images, train.masks, *contrasts_of(train), JUDGE_STEPS)
-        segmenter.save_segmenter(judge, path)
-    judge = segmenter.load_segmenter(path)
+        return segmenter.train_segmenter(train.images, train.masks, *contrasts_of(train), JUDGE_STEPS)
+
+    # The store's key stands for every pixel, so that a large set need not be read to name its judge.
+    key = cache.key(segmenter.CODE, train.index["key"], JUDGE_STEPS, train.vocabulary)
+    judge = cache.kept(f"segmenter-{key}.pt", trained, segmenter.load_segmenter, segmenter.save_segmenter)
     return judge, f"trained for {JUDGE_STEPS} steps on the training pairs"
 
 

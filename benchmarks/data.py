@@ -30,6 +30,7 @@ import torch
 
 from ddpm import UserError
 from ddpm.data import Slices, store
+from ddpm.runtime import cache
 from ddpm.runtime.config import Config, Parser, one_line_errors
 from train import draw_batch, order
 
@@ -47,14 +48,14 @@ def main(argv):
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)  # the process that is measured
     args = parser.parse_args(argv)
     if args.watch:
-        store.CACHE = Path(args.folder)
+        cache.CACHE = Path(args.folder)
         return watch_memory(mapped())
     needed = 2 * args.images * args.size**2
     folder = Path(tempfile.mkdtemp(prefix="data-bench-", dir=args.folder))
     try:
         if shutil.disk_usage(folder).free < 1.1 * needed:
             raise UserError(f"{folder}: the file needs {needed / 1e9:.1f} GB; make room, or name another --folder")
-        store.CACHE = folder
+        cache.CACHE = folder
         write(args.images, args.size)
         command = [sys.executable, __file__, "--watch", "--folder", str(folder)]
         subprocess.run(command, check=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import train
-from ddpm.data import phantom, store
+from ddpm.data import phantom
+from ddpm.runtime import cache
 
 torch.set_num_threads(1)  # for the same reason
 
@@ -19,17 +20,30 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Scripts write below the working directory, and decoded images into a cache apart from the user's."""
+    """Scripts write below the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(store, "CACHE", tmp_path / "store")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_cache_apart_from_the_users(tmp_path_factory):
+    """One for all tests, so that what they share is rendered once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """The cache of a test that looks into it."""
+    monkeypatch.setattr(cache, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")
-def small_phantom(tmp_path_factory):
-    """The embedded data with fewer images, cached apart from the user's."""
+def small_phantom():
+    """The embedded data with fewer images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phantom, "SPLITS", {"train": 96, "val": 24, "test": 96})
-        patch.setattr(phantom, "CACHE", tmp_path_factory.mktemp("cache"))
         yield
 
 

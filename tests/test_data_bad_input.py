@@ -33,7 +33,8 @@ from small_sets import (
 
 import train
 from ddpm import UserError
-from ddpm.data import folders, images, store, volumes
+from ddpm.data import folders, images, volumes
+from ddpm.runtime import cache
 
 ROOT = Path(train.__file__).parent
 REMEDY = r"[;:?] ?[^;:?]*\b(remove|save|add|rename|make|mend|fetch|keep|name|resample|replace|leave|see|cut|put|say|Say|labels none|takes 3|known are|must|beside it has 8|leave out|docs/data.md)\b"
@@ -47,11 +48,6 @@ def case(says, skip_bad="counts"):
         return make
 
     return keep
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -788,7 +784,7 @@ def test_bad_data_is_one_line_that_names_it(root, capsys, make, says, skip_bad):
     assert says in error and re.search(REMEDY, error.replace(str(root), "")), error
     assert len(error) < 1000
     assert not Path("results").exists()  # nothing half-written
-    assert not list(store.CACHE.glob("*.tmp"))
+    assert not list(cache.CACHE.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("make, says, skip_bad", CORPUS)

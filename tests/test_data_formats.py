@@ -27,15 +27,10 @@ from small_sets import (
 import sample
 import train
 from ddpm import UserError
-from ddpm.data import Slices, folders, phantom, store, volumes
+from ddpm.data import Slices, folders, phantom, volumes
 from ddpm.data.decode import BRATS_CLASSES, BRATS_CONTRASTS
 from ddpm.data.images import to_uint8
 from ddpm.runtime.config import Config
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
 
 
 def load(root, split="train", size=SIZE, **options):

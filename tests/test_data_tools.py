@@ -11,13 +11,8 @@ from scipy import ndimage
 from small_sets import noise, save_nifti, write, yes_no_set
 
 import train
-from ddpm.data import folders, store
+from ddpm.data import folders
 from tools import fetch, make_masks, slices
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
 
 
 def pixels(path):

@@ -20,7 +20,7 @@ from test_train import go_on_from, last_checkpoint
 import sample
 import train
 from ddpm.data import phantom
-from ddpm.runtime import checkpoint, distributed
+from ddpm.runtime import cache, checkpoint, distributed
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
 ROOT = Path(train.__file__).parent
@@ -30,8 +30,10 @@ PROGRAM = """
 import importlib, os, sys
 import torch
 torch.set_num_threads(1)
+from pathlib import Path
 from ddpm.data import phantom
-phantom.SPLITS, phantom.CACHE = {splits}, __import__("pathlib").Path({cache!r})
+from ddpm.runtime import cache
+phantom.SPLITS, cache.CACHE = {splits}, Path({folder!r})
 clip = torch.nn.utils.clip_grad_norm_
 def keep_gradients(weights, largest):
     weights = list(weights)
@@ -47,7 +49,7 @@ def launch(folder, script, *flags, processes=2, program=PROGRAM):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    code = program.format(splits=phantom.SPLITS, cache=str(phantom.CACHE), script=script)
+    code = program.format(splits=phantom.SPLITS, folder=str(cache.CACHE), script=script)
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     group |= {"TORCHELASTIC_RUN_ID": "test", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return [

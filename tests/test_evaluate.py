@@ -19,12 +19,14 @@ from ddpm.data import Slices, phantom
 from ddpm.evaluation import questions as evaluation
 from ddpm.evaluation.questions import Row, Sets, memorisation_rows, nearest_training, obedience_rows, with_margin
 from ddpm.evaluation.report import NO_PLOTS, figure, page_of, table
+from ddpm.metrics import segmenter
 from ddpm.metrics.fid import fid_infinity, frechet_distance_of_features
 from ddpm.metrics.kid import cmmd, kid
 from ddpm.metrics.manifold import precision_recall_density_coverage
 from ddpm.metrics.segmenter import Verdict, load_segmenter
 from ddpm.metrics.spectrum import histogram_distance, intensity_histogram
 from ddpm.runtime import checkpoint
+from ddpm.runtime.config import Config
 from ddpm.schedule import make_schedule
 
 
@@ -34,11 +36,10 @@ def ckpt(tiny_run):
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch, tmp_path):
-    """Trainings inside the evaluation take a few steps, and nothing is cached among the user's files."""
+def short(monkeypatch):
+    """Trainings inside the evaluation take a few steps."""
     monkeypatch.setattr(evaluation, "USEFUL_STEPS", 2)
     monkeypatch.setattr(evaluate, "JUDGE_STEPS", 2)
-    monkeypatch.setattr(evaluate, "CACHE", tmp_path / "cache")
 
 
 def pictures(folder, n=80, size=(32, 32), seed=0, level=128):
@@ -129,6 +130,21 @@ def test_a_folder_of_ones_own(tmp_path, capsys, masks):
     assert ("of the embedded data" in printed) != masks
     assert evaluate.main(command) == 0
     assert "training a judge" not in capsys.readouterr().out
+
+
+def test_the_judge_of_ones_own_data_is_trained_again_when_its_code_changes(tmp_path, capsys, monkeypatch, own_cache):
+    config = Config(data=str(split_set(tmp_path / "data")), image_size=[16, 16])
+    pairs = train.load_data(config, "train")
+    judges = []
+    for code in ("", "", "edited"):
+        if code:
+            monkeypatch.setattr(segmenter, "CODE", code)
+        judges.append(evaluate.make_judge(config, pairs)[0])
+        assert ("training a judge" in capsys.readouterr().out) == (len(judges) != 2)
+    assert len({judge.fingerprint() for judge in judges}) == 1 and not any(judge.training for judge in judges)
+    [*_, path] = own_cache.glob("segmenter-*.pt")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert evaluate.make_judge(config, pairs)[0].fingerprint() == judges[0].fingerprint()
 
 
 def test_a_sample_is_its_masks_own_whatever_is_drawn_beside_it(ckpt):

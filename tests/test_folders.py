@@ -16,12 +16,9 @@ from ddpm import UserError
 from ddpm.data import decode, folders, store
 from ddpm.data.decode import Item
 from ddpm.data.folders import split_by_subject
+from ddpm.runtime import cache
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "CACHE", tmp_path / "cache")
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def load(root, split="train", size=SIZE, num_classes=2, masks="", **options):
@@ -98,6 +95,33 @@ def test_sixteen_bits_are_windowed_by_percentiles_of_the_folder(tmp_path):
     expected = np.rint(255 * ((raw - low) / (high - low)).clip(0, 1))
     assert abs(data.images[:, 0] - expected).max() <= 1
     assert len(np.unique(data.images)) > 200
+
+
+def test_every_split_is_shown_in_the_window_of_the_one_to_train_on(tmp_path):
+    root = split_set(tmp_path / "d", top=4000, dtype=np.uint16)
+    for i in range(3):  # of twice the intensities
+        write(root / "val" / "images" / f"s{i}.png", noise(1, i, top=8000, dtype=np.uint16))
+    train, val = load(root), load(root, "val")
+    assert val.index["windows"] == train.index["windows"]
+    low, high = train.index["windows"][""]
+    expected = np.rint(255 * ((noise(1, 2, top=8000, dtype=np.uint16) - low) / (high - low)).clip(0, 1))
+    assert abs(val.images[2, 0] - expected).max() <= 1
+    write(root / "train" / "images" / "s0.png", noise(0, 0, top=2000, dtype=np.uint16))
+    assert load(root, "val").index["windows"] == load(root).index["windows"] != train.index["windows"]  # not stale
+
+
+@pytest.mark.parametrize("name", ["{}.png", "{}/a.png"])
+def test_a_picture_of_16_bits_in_two_splits_is_noticed(tmp_path, name):
+    """Whatever the window of its subject makes of it."""
+    folders_of = {split: tmp_path / "d" / split / "images" for split in ("train", "val")}
+    for s, (split, folder) in enumerate(folders_of.items()):
+        for i in range(3):
+            write(folder / name.format(f"{split}{i}"), noise(s, i, top=4000, dtype=np.uint16))
+    write(folders_of["val"] / name.format("val9").replace("a.png", "b.png"), noise(1, 9, top=9000, dtype=np.uint16))
+    assert len(load(tmp_path / "d", "val")) == 4
+    write(folders_of["val"] / name.format("val9"), noise(0, 1, top=4000, dtype=np.uint16))
+    with pytest.raises(UserError, match="val9.* in val is the same image as train1.* in train"):
+        load(tmp_path / "d", "val")
 
 
 def test_the_window_of_a_subject_is_its_own(tmp_path):
@@ -314,7 +338,7 @@ def test_a_damaged_store_is_made_again(tmp_path, damage, capsys):
     assert "damaged" not in capsys.readouterr().out
 
 
-def test_a_store_is_written_whole_or_not_at_all(tmp_path, cache, monkeypatch):
+def test_a_store_is_written_whole_or_not_at_all(tmp_path, own_cache, monkeypatch):
     root, add, calls = split_set(tmp_path / "d"), store.Writer.add, []
 
     def full_disk(self, *arrays):
@@ -326,13 +350,13 @@ def test_a_store_is_written_whole_or_not_at_all(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(store.Writer, "add", full_disk)
     with pytest.raises(UserError, match="No space left on device.*make room"):
         load(root)
-    assert not list(cache.iterdir())
+    assert not list(own_cache.iterdir())
     assert len(load(root)) == 3  # the fourth call is fine again
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(store, "CACHE", tmp_path / "file" / "cache")
+    monkeypatch.setattr(cache, "CACHE", tmp_path / "file" / "cache")
     with pytest.raises(UserError, match="file/cache.*let it be written"):
         load(split_set(tmp_path / "d"))
 
@@ -342,13 +366,13 @@ def test_two_processes_that_decode_at_once_agree(tmp_path):
     key, shape = "k", (1, 2, 2)
     with store.Writer(key, shape, False) as slow:
         slow.temporary = slow.temporary.with_suffix(".slow")
-        (store.CACHE / f"slices-{key}.{os.getpid()}.tmp").rename(slow.temporary)
+        (cache.CACHE / f"slices-{key}.{os.getpid()}.tmp").rename(slow.temporary)
         with store.Writer(key, shape, False) as fast:
             fast.add(np.ones(shape, np.uint8), None)
         inode = (store.folder_of(key) / "images.npy").stat().st_ino
         slow.add(np.ones(shape, np.uint8), None)
     assert (store.folder_of(key) / "images.npy").stat().st_ino == inode
-    assert [path.name for path in store.CACHE.iterdir()] == ["slices-k"]
+    assert [path.name for path in cache.CACHE.iterdir()] == ["slices-k"]
     assert store.read(key)[0].sum() == 4
 
 
@@ -356,7 +380,7 @@ def test_two_processes_that_decode_at_once_agree(tmp_path):
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_the_store_is_a_plain_npy_file(tmp_path_factory, n, height, width, labelled):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(cache, "CACHE", tmp_path_factory.mktemp("cache"))
         images = noise(n, size=(n, 1, height, width))
         with store.Writer("k", (1, height, width), labelled) as writer:
             for image in images:

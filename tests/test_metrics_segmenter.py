@@ -88,6 +88,14 @@ def test_a_file_that_is_no_judge_is_refused(tmp_path, content):
         load_segmenter(tmp_path / "nothing.pt")
 
 
+def test_a_judge_with_one_flipped_bit_is_refused(tmp_path):
+    content = bytearray(EMBEDDED.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "judge.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"judge\.pt: damaged"):
+        load_segmenter(tmp_path / "judge.pt")
+
+
 def test_soft_dice_of_a_certain_answer_is_dice():
     labels = torch.from_numpy(squares(4)[1]).long()
     shifted = labels.roll(2, dims=2)  # 6 of 8 columns overlap
@@ -138,21 +146,26 @@ def test_a_verdict_does_not_depend_on_what_is_judged_beside_it(judge, real):
 # ---------------------------------------------------------------- features and their cache
 
 
-def test_features_are_cached_under_what_they_were_made_from(judge, real, tmp_path):
+def test_features_are_cached_under_what_they_were_made_from(judge, real, own_cache, monkeypatch):
     images = real[0][:10].copy()
     extractor = features.segmenter_features(judge, "test")
-    first = features.extract(extractor, images, cache=tmp_path)
-    [stored] = tmp_path.iterdir()
-    np.save(stored, first + 1)  # were it not read, the next line would not see this
-    assert np.array_equal(features.extract(extractor, images, cache=tmp_path), first + 1)
+    first = features.extract(extractor, images)
+    assert not own_cache.exists()
+    assert np.array_equal(features.extract(extractor, images, keep=True), first)
+    [stored] = own_cache.iterdir()
+    np.savez(stored, first + 1)  # were it not read, the next line would not see this
+    assert np.array_equal(features.extract(extractor, images, keep=True), first + 1)
     images[0, 0, 0, 0] ^= 1
-    assert np.abs(features.extract(extractor, images, cache=tmp_path) - first).max() < 0.5  # one pixel: another name
-    assert len(list(tmp_path.iterdir())) == 2
+    assert np.abs(features.extract(extractor, images, keep=True) - first).max() < 0.5  # one pixel: another name
+    assert len(list(own_cache.iterdir())) == 2
+    images[0, 0, 0, 0] ^= 1
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "CODE", "edited")
+        assert np.array_equal(features.extract(extractor, images, keep=True), first)
     stored.write_bytes(b"damaged")
-    images[0, 0, 0, 0] ^= 1
-    assert np.allclose(features.extract(extractor, images, cache=tmp_path), first)
+    assert np.allclose(features.extract(extractor, images, keep=True), first)
     other = features.Extractor("another", "0", lambda images: torch.zeros(len(images), 2))
-    assert features.extract(other, images, cache=tmp_path).shape == (10, 2)  # the same images, another network
+    assert features.extract(other, images, keep=True).shape == (10, 2)  # the same images, another network
 
 
 def test_a_network_of_the_users_own(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from ddpm.data import phantom
 from ddpm.data.phantom import CONTRASTS, Lesion, draw_subject, load, render, signal
+from ddpm.runtime import cache
 
 
 def plain(lesion=None, **changes):
@@ -151,21 +152,20 @@ def test_label_sets():
     assert phantom.to_label_set(labels, "tissue").tolist() == [0, 1, 2, 3, 4]
 
 
-def test_load_caches_and_recovers(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantom, "CACHE", tmp_path / "cache")
+def test_load_caches_and_recovers(own_cache, monkeypatch):
     first = load("val", 16, n=5)
     assert [a.shape for a in first] == [(5, 1, 16, 16), (5, 16, 16), (5,)]
     assert [a.dtype for a in first] == [np.uint8, np.uint8, np.int64]
     image, labels = render(draw_subject(0, "val", 3), 16)
     assert np.array_equal(first[0][3, 0], image) and np.array_equal(first[1][3], labels)
-    [path] = phantom.CACHE.iterdir()
+    [path] = own_cache.iterdir()
 
     with monkeypatch.context() as patch:  # the second load must not render
         patch.setattr(phantom, "render", None)
         assert all(map(np.array_equal, load("val", 16, n=5), first))
 
     load("val", 16, n=4), load("val", (16, 17), n=5), load("val", 16, seed=1, n=5), load("test", 16, n=5)
-    assert len(list(phantom.CACHE.iterdir())) == 5
+    assert len(list(own_cache.iterdir())) == 5
 
     whole = path.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], whole[:400] + b"\xff" * 50 + whole[450:]):
@@ -176,7 +176,7 @@ def test_load_caches_and_recovers(tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(phantom, "CACHE", tmp_path / "file" / "cache")
+    monkeypatch.setattr(cache, "CACHE", tmp_path / "file" / "cache")
     assert len(load("val", 16, n=2)[0]) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

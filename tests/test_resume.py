@@ -14,7 +14,7 @@ from test_train import folder_of_pairs, go_on_from, last_checkpoint, same
 
 import sample
 import train
-from ddpm.runtime import checkpoint
+from ddpm.runtime import checkpoint, files
 from tools.soak import soak
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
@@ -146,8 +146,8 @@ def test_a_save_is_flushed_before_it_gets_its_name_and_the_name_after(tiny_run, 
         calls.append("folder" if Path(f"/proc/self/fd/{descriptor}").resolve() == tmp_path else "file")
         fsync(descriptor)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", note_fsync)
-    monkeypatch.setattr(checkpoint.os, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
+    monkeypatch.setattr(files.os, "fsync", note_fsync)
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
     loaded = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
     loaded.pop("version")
     checkpoint.save(tmp_path / "step_000040.pt", **loaded)

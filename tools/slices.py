@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
 from ddpm.data.decode import MIN_BRAIN
-from ddpm.data.images import resize, resize_labels, write_png, write_whole
+from ddpm.data.images import resize, resize_labels, write_png
 from ddpm.data.volumes import PERCENTILES, axial, foreground_share, read_nifti, to_grey, window
-from ddpm.runtime.config import Parser, check_writable, one_line_errors
+from ddpm.runtime.config import Parser, one_line_errors
+from ddpm.runtime.files import check_writable, write_whole
 
 
 @one_line_errors
@@ -76,7 +77,7 @@ def cut(name: str, path: str, mask: str | None, out: Path, percentiles: tuple[fl
         "slices": kept.tolist(),
         "left_out": len(slices) - len(kept),
     }
-    write_whole(out / f"{name}.json", lambda temporary: temporary.write_text(json.dumps(about, indent=2) + "\n"))
+    write_whole(out / f"{name}.json", lambda file: file.write((json.dumps(about, indent=2) + "\n").encode()))
     return about
 
 

@@ -1,7 +1,6 @@
 """Where pairs (x_0, condition) come from."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,8 +8,6 @@ from torch import Tensor
 
 from ddpm.conditions import Condition, Vocabulary, one_hot
 from ddpm.data.images import to_float
-
-CACHE = Path(__file__).resolve().parents[2] / ".cache"  # what can be made again: rendered, decoded, features
 
 
 @dataclass

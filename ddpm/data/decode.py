@@ -1,4 +1,4 @@
-"""From files to slices: each function takes items of one subject (or of one folder, where subjects are not told
+"""From files to slices: each function takes items of one subject (or of one split, where subjects are not told
 apart) and yields their slices, with one intensity window for all of them.
 
 A file that cannot be used is refused through `Findings`; it is never left out without being counted.
@@ -7,7 +7,7 @@ A file that cannot be used is refused through `Findings`; it is never left out w
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from ddpm.data.volumes import (
     magnitude,
     read_hdf5,
     read_nifti,
-    to_grey,
     window,
 )
 
@@ -47,10 +46,10 @@ class Item:
 
 class Decoded(NamedTuple):
     name: str
-    image: np.ndarray  # (C, H, W) uint8
+    image: np.ndarray  # (C, H, W) as in the file: uint8, or, with a window, of any real type
     labels: np.ndarray | None  # (H, W) uint8
     contrast: int = 0
-    window: tuple[float, float] | None = None  # the intensities that became black and white; None if it had 8 bits
+    window: tuple[float, float] | None = None  # the intensities that become black and white; None if it has 8 bits
 
 
 @dataclass
@@ -72,14 +71,20 @@ class Findings:
 
 
 def pictures(
-    items: list[Item], findings: Findings, classes: tuple[str, ...], channels: int, pick: slice = slice(None)
+    items: list[Item],
+    findings: Findings,
+    classes: tuple[str, ...],
+    channels: int,
+    pick: slice = slice(None),
+    train: Sequence[Item] = (),
 ) -> Iterator[Decoded]:
-    """Pictures read in so many channels, of which `pick` are kept."""
+    """Pictures read in so many channels, of which `pick` are kept. Where subjects are not known the window is that of
+    `train`, the pictures to train on: in every split a picture is shown alike."""
 
     def read(path):
         return read_pixels(path, channels)[pick]
 
-    known, low_high = depth(items, read)
+    known, low_high = depth(items if items[0].subject else train or items, read)
     for item in items:
         path = item.images[0]
         try:
@@ -99,10 +104,10 @@ def pictures(
         except UserError as error:
             findings.refuse(error)
             continue
-        yield Decoded(item.name, to_grey(image, *low_high) if low_high else image, labels, 0, low_high)
+        yield Decoded(item.name, image, labels, 0, low_high)
 
 
-def depth(items: list[Item], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
+def depth(items: Sequence[Item], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
     """A picture of the depth that most have and, if that is more than 8 bits, the window of all of that depth."""
 
     def readable(number: int) -> list[tuple[str, np.ndarray]]:
@@ -146,8 +151,9 @@ def brain_slices(name, contrasts, windows, labels, findings: Findings) -> Iterat
     findings.left_out[TOO_LITTLE_BRAIN] += int((~brain).sum())
     for z in np.flatnonzero(brain):
         for contrast, (slices, low_high) in enumerate(zip(contrasts, windows, strict=True)):
-            grey = to_grey(slices[z], *low_high)[None]
-            yield Decoded(f"{name} slice {z}", grey, None if labels is None else labels[z], contrast, low_high)
+            yield Decoded(
+                f"{name} slice {z}", slices[z][None], None if labels is None else labels[z], contrast, low_high
+            )
 
 
 def read_brats(item: Item) -> tuple[list[np.ndarray], list[tuple[float, float]], np.ndarray | None]:
@@ -215,7 +221,7 @@ def fastmri(items: list[Item], findings: Findings) -> Iterator[Decoded]:
             findings.refuse(error)
             continue
         for i, values in enumerate(centre_crop(slices, FASTMRI_CROP)):
-            yield Decoded(f"{item.name} slice {i}", to_grey(values, *low_high)[None], None, 0, low_high)
+            yield Decoded(f"{item.name} slice {i}", values[None], None, 0, low_high)
 
 
 def read_fastmri(path: str) -> np.ndarray:

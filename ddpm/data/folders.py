@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from ddpm.data import Slices, store
 from ddpm.data.decode import Findings, Item
 from ddpm.data.images import resize, resize_labels
 from ddpm.data.layouts import ENDINGS, SPLITS, Layout, Request, recognise, walk
+from ddpm.data.volumes import to_grey
+from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
 
+CODE = cache.code_of(__name__)
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -82,6 +86,8 @@ def find(config, findings: Findings) -> Layout:
         if item.subject and len(places[item.subject]) > 1:
             found = " and ".join(sorted(places[item.subject]))
             raise UserError(f"{item.images[0]}: subject {item.subject!r} is in {found}; keep each subject in one split")
+    if train := [item for item in items if item.split == "train" and not item.subject]:  # only pictures have none
+        layout = replace(layout, decode=partial(layout.decode, train=train))
     return replace(layout, items=items)
 
 
@@ -145,11 +151,13 @@ def decoded(layout: Layout, config, split: str):
     items = [item for item in layout.items if item.split == split]
     if not items:
         raise UserError(f"{config.data}: no images for {split}; see docs/data.md for the layouts")
+    # Of files their sizes and times of change, as make does: reading every byte would cost as much as decoding.
     files = [path for item in items for path in (*item.images, *([item.mask] if item.mask else []))]
-    key = store.key_of(
-        files,
-        (split, size, channels, skip_bad, layout.about, layout.classes, [(item.name, item.subject) for item in items]),
-    )
+    if not all(item.subject for item in items):  # their window is of these
+        files += [item.images[0] for item in layout.items if item.split == "train" and not item.subject]
+    named = [(item.name, item.subject) for item in items]
+    states = [(path, *store.status_of(path)) for path in files]
+    key = cache.key(CODE, split, size, channels, skip_bad, layout.about, layout.classes, named, states)
     if whole := store.read(key):
         return whole
     if store.folder_of(key).exists():
@@ -158,7 +166,7 @@ def decoded(layout: Layout, config, split: str):
         decode_all(layout, items, key, split, size, channels, skip_bad)
     except OSError as error:
         raise UserError(
-            f"{error.filename or store.CACHE}: {error.strerror}; decoded images go to {store.CACHE}: "
+            f"{error.filename or cache.CACHE}: {error.strerror}; decoded images go to {cache.CACHE}: "
             "make room there, and let it be written"
         ) from None
     whole = store.read(key)
@@ -177,10 +185,10 @@ def decode_all(layout: Layout, items: list[Item], key: str, split: str, size, ch
     with store.Writer(key, (channels, *size), labelled=bool(layout.classes)) as writer:
         for subject, group in progress(groups.items(), desc=f"decoding {split}"):
             for one in layout.decode(group, findings):
-                image = resize(one.image, size)
+                image = resize(one.image if one.window is None else to_grey(one.image, *one.window), size)
                 labels = None if one.labels is None else resize_labels(one.labels, size)
                 writer.add(image, labels)
-                rows.append((one.name, subject, one.contrast, fingerprint(image)))
+                rows.append((one.name, subject, one.contrast, fingerprint(one.image)))
                 if one.window:
                     windows[f"{subject} {layout.contrasts[one.contrast]}" if layout.contrasts else subject] = one.window
                 if labels is not None:
@@ -207,10 +215,11 @@ def decode_all(layout: Layout, items: list[Item], key: str, split: str, size, ch
 
 
 def fingerprint(image: np.ndarray) -> str:
-    """Equal for equal images; empty for one of a single grey level, which says nothing of where it is from."""
+    """Equal for equal values, whatever the window makes of them; empty for an image of a single one, which says nothing
+    of where it is from."""
     if image.min() == image.max():
         return ""
-    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(image, np.float32), digest_size=8).hexdigest()
 
 
 def without_doubles(images, labels, index: dict, train: dict, findings: Findings, split: str):

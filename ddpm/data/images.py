@@ -1,6 +1,5 @@
 """Pictures: uint8 outside, float32 in [-1, 1] inside. This is the only place that converts."""
 
-import os
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm import UserError
+from ddpm.runtime.files import write_whole
 
 # Background and tissues dark to light, the last class (the lesion) in red.
 COLOURS = [(0, 0, 0), (70, 110, 170), (130, 130, 130), (225, 225, 225), (220, 60, 50), (240, 190, 60), (110, 180, 90)]
@@ -138,7 +138,7 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
     if len(image) in (1, 3):
         image = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     picture = Image.fromarray(image)
-    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
+    write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
 def rgb(images: np.ndarray) -> np.ndarray:
@@ -174,14 +174,4 @@ def write_gif(path: str | Path, frames: list[np.ndarray], milliseconds: int = 80
     pictures = [Image.fromarray(frame) for frame in frames]
     times = [milliseconds] * (len(pictures) - 1) + [2000]
     options = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0}
-    write_whole(path, lambda temporary: pictures[0].save(temporary, format="GIF", **options))
-
-
-def write_whole(path: str | Path, write) -> None:
-    """write(a temporary name), then rename to `path`: nobody ever finds half a file there. Raises OSError."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda file: pictures[0].save(file, format="GIF", **options))

@@ -9,8 +9,6 @@ Images are shown in radiological convention: the patient's right is on the image
 The anatomy comes from the ICBM 152 average brain: see ATLAS_LICENSE.txt and tools/build_atlas.py.
 """
 
-import hashlib
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +18,14 @@ from numpy.random import SeedSequence, default_rng
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from ddpm.data import CACHE
+from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
 
 CONTRASTS = ("T1", "T2", "FLAIR")
 CLASSES = {"lesion": ("background", "lesion"), "tissue": ("background", "CSF", "GM", "WM", "lesion")}
 SPLITS = {"train": 8000, "val": 2000, "test": 5000}
 ASSET = Path(__file__).with_name("atlas.npz")
+CODE = cache.code_of(__name__)
 
 FOV = 208.0  # mm across min(H, W) pixels
 CENTRE = np.array([0.0, -16.0, 0.0])  # mm: the middle of the brain; the slice adds its z
@@ -302,40 +301,25 @@ def to_label_set(tissue_labels, name):
 
 def load(split, size, seed=0, n=None):
     """The first n subjects of a split (default: all) -> images (N, 1, H, W) uint8, tissue labels (N, H, W)
-    uint8, contrasts (N,) int64. Rendered once, then read from CACHE."""
+    uint8, contrasts (N,) int64. Rendered once, then read from the cache."""
     height, width = _size(size)
     _check("split", split, SPLITS)
     n = SPLITS[split] if n is None else n
     if not 1 <= n <= SPLITS[split]:
         raise ValueError(f"n = {n} is out of range: {split} has 1 to {SPLITS[split]} subjects")
-    # whatever could change a pixel is in the name, so a stale file is never found
-    key = hashlib.sha256(
-        ASSET.read_bytes() + Path(__file__).read_bytes() + repr((split, height, width, seed, n)).encode()
-    ).hexdigest()[:16]
-    path = CACHE / f"phantom-{key}.npz"
-    try:
-        with np.load(path) as file:
-            return file["images"], file["labels"], file["contrasts"]
-    except Exception:
-        pass  # not there yet, or damaged, in whichever of many ways: render
 
-    images = np.empty((n, 1, height, width), np.uint8)
-    labels = np.empty((n, height, width), np.uint8)
-    kinds = np.empty(n, np.int64)
-    for i in progress(range(n), desc=f"rendering {split}", unit="image"):
-        subject = draw_subject(seed, split, i)
-        images[i, 0], labels[i] = render(subject, (height, width))
-        kinds[i] = subject.contrast
+    def rendered():
+        images = np.empty((n, 1, height, width), np.uint8)
+        labels = np.empty((n, height, width), np.uint8)
+        kinds = np.empty(n, np.int64)
+        for i in progress(range(n), desc=f"rendering {split}", unit="image"):
+            subject = draw_subject(seed, split, i)
+            images[i, 0], labels[i] = render(subject, (height, width))
+            kinds[i] = subject.contrast
+        return images, labels, kinds
 
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, images=images, labels=labels, contrasts=kinds)
-        os.replace(temporary, path)  # a killed run leaves no half of a cache file
-    except OSError:
-        pass  # a read-only or full disk costs time, not the run
-    return images, labels, kinds
+    key = cache.key(CODE, ASSET.read_bytes(), split, height, width, seed, n)
+    return cache.kept(f"phantom-{key}.npz", rendered)
 
 
 def _check(what, name, known):

@@ -4,13 +4,11 @@ A set is decoded once. From then on its arrays are opened, not read: an image co
 cache of it) when it is asked for, so a set may be larger than memory, and the second start takes no time.
 
 A store is a folder of images.npy, labels.npy (if there are masks) and index.json. Its name holds a key of all that
-could change a pixel: the source files' names, sizes and times of change (as make does: reading every byte would cost
-as much as decoding), the options, and the code that decodes. It is written under another name and renamed, so half a
-store is never found; the index holds the arrays' sizes and times, so one that was cut or overwritten is not used.
+could change a pixel (made in folders.decoded). It is written under another name and renamed, so half a store is never
+found; the index holds the arrays' sizes and times, so one that was cut or overwritten is not used.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,24 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.data import CACHE
-
-CODE = [Path(__file__).with_name(name) for name in ("images.py", "decode.py", "store.py", "volumes.py")]
-
-
-def key_of(files: list[str], options: tuple) -> str:
-    """The key of a set that is decoded from `files` with `options` (anything whose repr says it all)."""
-    key = hashlib.sha256(repr(options).encode())
-    for file in CODE:
-        key.update(file.read_bytes())
-    for file in files:
-        status = os.stat(file)
-        key.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return key.hexdigest()[:20]
+from ddpm.runtime import cache
 
 
 def folder_of(key: str) -> Path:
-    return CACHE / f"slices-{key}"
+    return cache.CACHE / f"slices-{key}"
 
 
 def read(key: str) -> tuple[np.ndarray, np.ndarray | None, dict] | None:
@@ -54,8 +39,9 @@ def read(key: str) -> tuple[np.ndarray, np.ndarray | None, dict] | None:
         return None
 
 
-def status_of(path: Path) -> list[int]:
-    status = path.stat()
+def status_of(path: str | Path) -> list[int]:
+    """Size and time of change."""
+    status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]
 
 

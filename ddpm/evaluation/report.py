@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm.data.images import grid, to_float, write_whole
+from ddpm.data.images import grid, to_float
 from ddpm.evaluation.questions import Row, Sets
 from ddpm.metrics.fid import Extrapolation
 from ddpm.metrics.spectrum import intensity_histogram, radial_power_spectrum
+from ddpm.runtime.files import write_whole
 
 NO_PLOTS = "plots need matplotlib, which is not installed: `make evaluate`, or pip install -r requirements/plots.txt"
 STYLE = """
@@ -55,7 +56,7 @@ def write_report(
     content = {"title": title, "choices": sets.choices, "rows": [asdict(row) for row in rows]}
     if line is not None:
         content["fid_line"] = {"sizes": [int(n) for n in line.sizes], "values": [float(v) for v in line.values]}
-    write_whole(out / "report.json", lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+    write_whole(out / "report.json", lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
     columns = "mask | sample | nearest training image" if sets.train is not None else "samples"
     pictures, notice = [(columns, png(grid(cells)))], ""
@@ -64,7 +65,7 @@ def write_report(
     except ImportError:
         notice = NO_PLOTS
     page = page_of(title, rows, sets.choices, pictures, notice)
-    write_whole(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_whole(out / "report.html", lambda file: file.write(page.encode()))
     return notice
 
 

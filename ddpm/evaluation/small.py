@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm.data import CACHE, Slices
+from ddpm.data import Slices
 from ddpm.evaluation.questions import draw_for, obedience_rows
 from ddpm.metrics.features import extract, segmenter_features
 from ddpm.metrics.kid import kid
@@ -22,7 +22,7 @@ def small_evaluation(model: Model, held_out: Slices) -> dict[str, float]:
     judge = load_segmenter()
     verdict = judge.judge(samples)
     extractor = segmenter_features(judge, "of the embedded data")
-    real = extract(extractor, held_out.images[others], cache=CACHE)  # the same every time
+    real = extract(extractor, held_out.images[others], keep=True)  # the same every time
     mean, std = kid(verdict.features, real, subset_size=len(chosen))
     scores = {"kid": mean, "kid_std": std, "evaluated": len(chosen)}
     if model.config.data == "phantom":

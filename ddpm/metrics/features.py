@@ -5,7 +5,6 @@ Three kinds: the segmenter (default: made for MRI, and here), Inception-V3 (what
 any network of yours as a TorchScript file.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ddpm import UserError
-from ddpm.data.images import to_float, write_whole
+from ddpm.data.images import to_float
 from ddpm.metrics.inception import load_inception, to_rgb
 from ddpm.metrics.segmenter import Segmenter
+from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
+
+CODE = cache.code_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,51 +56,30 @@ def torchscript_features(path: str) -> Extractor:
     return Extractor(Path(path).name, file_hash(path), lambda images: network(to_rgb(images)))
 
 
-def hash_of(*parts) -> str:
-    """16 hexadecimal digits that stand for arrays and plain values: the name of a cache file that cannot be stale."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            digest.update(repr((part.shape, part.dtype.str)).encode() + np.ascontiguousarray(part).data)
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()[:16]
-
-
 def file_hash(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 @torch.inference_mode()
-def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, cache: Path | None = None, desc="features"):
+def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, keep: bool = False, desc="features"):
     """uint8 images (N, C, H, W) -> features (N, D) float32.
 
-    cache: a folder that keeps them, under a name made from the pixels and the extractor's weights, so that a stale
-    file cannot be found. Raises UserError if the network's answer is not a finite number a feature.
+    keep: in the cache, under a name made from the pixels, the extractor's weights and the code. Raises UserError if
+    the network's answer is not a finite number a feature.
     """
-    path = cache / f"features-{hash_of(images, extractor.fingerprint)}.npy" if cache else None
-    if path and path.exists():
-        try:
-            return np.load(path)
-        except (ValueError, OSError, EOFError):
-            pass  # damaged: made again
-    parts = []
-    for start in progress(range(0, len(images), batch_size), desc=desc, unit="batch"):
-        answer = extractor.function(images[start : start + batch_size])
-        if not isinstance(answer, Tensor) or answer.ndim != 2:
-            raise UserError(f"{extractor}: answers no (batch, features) tensor; wrap the network so that it does")
-        parts.append(answer.float().numpy())
-    features = np.concatenate(parts)
-    if not np.isfinite(features).all():
-        raise UserError(f"{extractor}: gives features that are not finite numbers; check its weights and input range")
-    if path:
-        with contextlib.suppress(OSError):  # a full or read-only disk costs time, not the scores
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda temporary: save_array(temporary, features))
-    return features
 
+    def extracted():
+        parts = []
+        for start in progress(range(0, len(images), batch_size), desc=desc, unit="batch"):
+            answer = extractor.function(images[start : start + batch_size])
+            if not isinstance(answer, Tensor) or answer.ndim != 2:
+                raise UserError(f"{extractor}: answers no (batch, features) tensor; wrap the network so that it does")
+            parts.append(answer.float().numpy())
+        features = np.concatenate(parts)
+        if not np.isfinite(features).all():
+            raise UserError(f"{extractor}: gives features that are not finite; check its weights and input range")
+        return (features,)
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """np.save, under exactly this name: given a name instead of a file it would add .npy."""
-    with open(path, "wb") as file:
-        np.save(file, array)
+    if not keep:
+        return extracted()[0]
+    return cache.kept(f"features-{cache.key(CODE, images, extractor.fingerprint)}.npz", extracted)[0]

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm import UserError
-from ddpm.data.images import to_float, write_whole
+from ddpm.data.images import to_float
+from ddpm.runtime import cache
+from ddpm.runtime.files import is_whole, write_whole
 from ddpm.runtime.progress import progress
 from ddpm.seeds import generator, torch_seed
 from ddpm.unet import ResBlock, conv
 
 EMBEDDED = Path(__file__).with_name("segmenter.pt")  # made by `make segmenter`, for the embedded data
+CODE = cache.code_of(__name__)
 VERSION = 1
 BATCH = 32
 LEARNING_RATE = 2e-3
@@ -186,14 +189,14 @@ def save_segmenter(segmenter: Segmenter, path: str | Path) -> None:
     header |= {"widths": list(segmenter.widths)}
     state = {name: value.half() for name, value in segmenter.state_dict().items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: torch.save({**header, "state": state}, temporary))
+    write_whole(path, lambda file: torch.save({**header, "state": state}, file))
 
 
 def load_segmenter(path: str | Path = EMBEDDED) -> Segmenter:
     """The segmenter stored at `path`. Raises UserError if it is missing, damaged or something else."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        assert stored.pop("version") == VERSION
+        assert stored.pop("version") == VERSION and is_whole(path)
         state = stored.pop("state")
         segmenter = Segmenter(**stored)
         segmenter.load_state_dict({name: value.float() for name, value in state.items()})

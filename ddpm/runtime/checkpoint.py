@@ -6,13 +6,11 @@ what their values are called: {"mask": [...], "labels": {"contrast": [...]}}. A 
 new kind refuses no old file.
 
 What torch.save writes is a ZIP file with a checksum of each part. torch.load does not look at the checksums (of 400
-files with one flipped bit each it took 356), so `load` and `newest` do. They are not read back after a save: that
-would ask the memory in front of the disk, not the disk. A damaged file is found when it is needed, and the run's
-older checkpoints are there for that moment.
+files with one flipped bit each it took 356), so `load` and `newest` do (files.is_whole). They are not read back after
+a save: that would ask the memory in front of the disk, not the disk. A damaged file is found when it is needed, and
+the run's older checkpoints are there for that moment.
 """
 
-import io
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -22,46 +20,17 @@ import torch
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import Config
+from ddpm.runtime.files import is_whole, write_whole
 
 VERSION = 2
 KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
 
 
 def save(path: str | Path, **parts) -> None:
-    """Write the parts named in KEYS (all but version) to `path`: whole, or not at all.
-
-    The bytes are made in memory (where a full disk cannot confuse torch.save), written beside their place,
-    flushed to the disk, then renamed, and the new name is flushed too: what is deleted afterwards is deleted in the
-    knowledge that this one is there, even if the power fails. Raises OSError.
-    """
+    """Write the parts named in KEYS (all but version) to `path`: whole, or not at all. Raises OSError."""
     checkpoint = {"version": VERSION, **parts}
     assert checkpoint.keys() == KEYS
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    temporary = Path(f"{path}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(temporary.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def is_whole(path: str | Path) -> bool:
-    """Are the bytes at `path` the ones that were written?"""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except Exception:  # damaged bytes make zipfile raise nearly anything
-        return False
+    write_whole(path, lambda file: torch.save(checkpoint, file), durable=True)
 
 
 def load(path: str | Path) -> dict:

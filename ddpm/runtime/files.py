@@ -1,16 +1,57 @@
-"""Files and folders."""
+"""Files that are there whole or not at all."""
 
+import io
 import os
+import secrets
+import zipfile
+from pathlib import Path
 
 from ddpm import UserError
+
+
+def write_whole(path: str | Path, write, durable: bool = False) -> None:
+    """Write a file so that nobody ever finds half of it. Raises OSError.
+
+    write(file) writes into memory, where a full disk cannot confuse a library. The bytes go to a name of their own
+    beside `path` and are renamed. durable: they are on the disk before they get their name, and the name is too
+    before this returns, so that what is deleted afterwards is deleted in the knowledge that this file is there, even
+    if the power fails.
+    """
+    content, path = io.BytesIO(), Path(path)
+    write(content)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable and os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Are the bytes of this ZIP file (torch.save and np.savez write such) the ones that were written?"""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # damaged bytes make zipfile raise nearly anything
+        return False
 
 
 def check_writable(folder: str) -> None:
     """Make the folder, or raise UserError; what cannot be written must fail before the work, not after."""
     try:
         os.makedirs(folder, exist_ok=True)
-        probe = os.path.join(folder, f".probe-{os.getpid()}")
-        open(probe, "w").close()
-        os.remove(probe)
+        probe = Path(folder, f".{secrets.token_hex(8)}.tmp")  # of this call alone: others may look at the same moment
+        probe.touch()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None

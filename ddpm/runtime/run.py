@@ -13,10 +13,11 @@ import torch
 
 from ddpm import UserError
 from ddpm.data import Slices
-from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png, write_whole
+from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png
 from ddpm.forward import denoising_loss
 from ddpm.model import Model, Sampling, draw
 from ddpm.runtime import checkpoint
+from ddpm.runtime.files import write_whole
 from ddpm.training import Step, Training
 
 try:
@@ -212,7 +213,7 @@ class Onlooker:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def step_of(line: str) -> float:
