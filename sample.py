@@ -92,7 +92,7 @@ def prepare(argv):
     args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
     print(
         f"{model.name}: step {model.step}, {args.weights} weights, {sampling.steps} {sampling.sampler} steps, "
-        f"guidance {sampling.guidance:g} -> {args.out}"
+        f"{sampling.guidance_text} -> {args.out}"
     )
     for notice in notices:
         print(notice)

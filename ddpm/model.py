@@ -87,6 +87,11 @@ class Sampling:
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
     precision: str = "fp32"  # or "bf16", inside the network
 
+    @property
+    def guidance_text(self) -> str:
+        """ "guidance 1.5 by mask", for the reader."""
+        return f"guidance {self.guidance:g}" + f" by {' and '.join(self.guided)}" * (self.guidance != 1)
+
     def complete(self, model: Model, given: Sequence[str]) -> "Sampling":
         """With every None filled in; given: the names of what the condition holds. Raises UserError for what the
         model cannot do."""

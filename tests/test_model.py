@@ -1,0 +1,130 @@
+"""A model as a notebook uses it, and what its checkpoint says that it knows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm import UserError
+from ddpm.conditions import Condition, Vocabulary
+from ddpm.data.images import read_labels, to_uint8
+from ddpm.model import GUIDANCE, Model, Sampling, draw, load_model, make_unet
+from ddpm.runtime import checkpoint
+from ddpm.runtime.config import PRESETS, Config
+from ddpm.schedule import make_schedule
+
+MASKS = Path(__file__).parents[1] / "examples" / "masks" / "lesion"
+KNOWN = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2")})
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Not trained, but every part of the network is heard."""
+    torch.manual_seed(1)
+    config = Config(**PRESETS["tiny"])
+    unet = make_unet(config, KNOWN)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return Model(config, KNOWN, make_schedule("cosine"), unet.eval().requires_grad_(False))
+
+
+def test_five_lines_in_a_notebook(tiny_run):
+    model = load_model(tiny_run)
+    mask = read_labels(MASKS / "large_left.png", model.vocabulary.classes, model.config.image_size)[0]
+    condition = model.vocabulary.condition([mask] * 4, contrast=["FLAIR"] * 4)
+    *_, (t, x_0) = draw(model, condition, seeds=range(4))
+    images = to_uint8(x_0)
+    assert t == 0 and images.shape == (4, 1, 32, 32) and not np.array_equal(images[0], images[1])
+    assert model.step == 40 and model.name.endswith("step_000040.pt")
+
+
+def test_every_x_t_comes_by_with_its_time(model):
+    seen = list(draw(model, Condition(), [0, 1], Sampling(steps=5)))
+    times = [t for t, _ in seen]
+    assert times[0] > 990 and times[-1] == 0 and times == sorted(times, reverse=True) and len(times) == 6
+    assert all(x_t.shape == (2, 1, 32, 32) and x_t.dtype == torch.float32 for _, x_t in seen)
+    assert seen[0][1].std() == pytest.approx(1, abs=0.05)
+
+
+def test_an_image_is_of_its_seed_and_its_condition(model):
+    def one(seed, **labels):
+        *_, (_, x_0) = draw(model, KNOWN.condition(**labels), [seed], Sampling(steps=4))
+        return x_0
+
+    assert (
+        torch.equal(one(3), one((3,))) and not torch.equal(one(3), one(4)) and not torch.equal(one(3), one((3, 0, 1)))
+    )
+    assert not torch.equal(one(3, contrast=["T1"]), one(3, contrast=["T2"]))
+    assert torch.equal(one(3, contrast=[None]), one(3))
+
+
+def test_bf16_stays_inside_the_network(model):
+    *_, (_, x_0) = draw(model, Condition(), [0], Sampling(steps=4, precision="bf16"))
+    *_, (_, exact) = draw(model, Condition(), [0], Sampling(steps=4))
+    assert x_0.dtype == torch.float32 and 0 < (x_0 - exact).abs().max() < 0.2
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_what_was_left_open_is_filled_in(model):
+    assert Sampling().complete(model, ("mask",)) == Sampling("dpm-solver", 10, GUIDANCE)
+    assert Sampling().complete(model, ()).guidance == 1.0  # there is nothing to follow
+    assert Sampling(guided=("contrast",)).complete(model, ("mask",)).guidance == 1.0
+    assert Sampling(guided=("mask", "contrast")).complete(model, ("mask", "contrast")).guidance == GUIDANCE
+    assert Sampling("ancestral").complete(model, ()).steps == 250
+
+
+@pytest.mark.parametrize(
+    "sampling, given, says",
+    [
+        (Sampling(steps=1001), (), "more than the 1000 steps"),
+        (Sampling(guidance=2.0), (), "needs --mask"),
+        (Sampling(guidance=2.0, guided=("mask", "contrast")), ("mask",), "needs --contrast"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(model, sampling, given, says):
+    with pytest.raises(UserError, match=says):
+        sampling.complete(model, given)
+
+
+def test_a_label_that_the_network_does_not_know_is_not_ignored(model):
+    with pytest.raises(ValueError, match="label 'sex'"):
+        list(draw(model, Condition(labels={"sex": torch.tensor([1])}), [0]))
+    with pytest.raises(ValueError, match="label 'contrast'"):  # one value for two images
+        list(draw(model, Condition(labels={"contrast": torch.tensor([1])}), [0, 1]))
+
+
+# What a checkpoint says
+
+
+def altered(tiny_run, tmp_path, change):
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    change(raw)
+    torch.save(raw, tmp_path / "altered.pt")
+    return tmp_path / "altered.pt"
+
+
+def test_conditions_are_described_by_name(tiny_run):
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    assert raw["version"] == 2
+    assert raw["conditions"] == {"mask": ["background", "lesion"], "labels": {"contrast": ["T1", "T2", "FLAIR"]}}
+    assert checkpoint.load(tiny_run / "checkpoints" / "step_000040.pt")["conditions"] == Vocabulary(
+        ("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")}
+    )
+
+
+def test_a_file_that_follows_what_this_program_does_not_know_is_refused(tiny_run, tmp_path):
+    path = altered(tiny_run, tmp_path, lambda raw: raw["conditions"].update(words=["a"]))
+    with pytest.raises(UserError, match="it follows words, which this program does not know"):
+        load_model(path)
+
+
+def test_a_field_that_came_later_does_not_refuse_an_older_file(tiny_run, tmp_path):
+    path = altered(tiny_run, tmp_path, lambda raw: (raw["config"].pop("threads"), raw["conditions"]))
+    assert load_model(path).config.threads == Config().threads
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "nowhere.pt"])
+def test_no_checkpoint_there(path):
+    with pytest.raises(UserError, match="an empty name|no such checkpoint"):
+        load_model(path)
