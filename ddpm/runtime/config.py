@@ -118,73 +118,35 @@ CHANGEABLE = (
     *("log_every", "save_every", "keep", "sample_every", "evaluate_every"),
 )
 
-# fmt: off (a line each for the network, the diffusion, the optimisation and the run)
+# A line each for the network, the diffusion, the optimisation and the run.
+# fmt: off
 PRESETS: dict[str, dict] = {
     # 2 CPU cores, 64 x 64, about 17 minutes. The defaults.
     "laptop": {},
     # Seconds a run: for tests, and to see every part move.
     "tiny": dict(
-        image_size=[32, 32],
-        channels=16,
-        mults=[1, 2],
-        attention=[1],
-        steps=40,
-        batch_size=8,
-        warmup=5,
-        log_every=10,
-        save_every=20,
-        sample_every=20,
+        image_size=[32, 32], channels=16, mults=[1, 2], attention=[1],
+        steps=40, batch_size=8, warmup=5,
+        log_every=10, save_every=20, sample_every=20,
     ),
     # Ho et al. 2020, appendix B: the CIFAR-10 network, schedule, objective, batch, rate and averaging. It differs in
     # that images have one channel (theirs: three) and that the learning rate decays. For one GPU; not yet run in full.
     "ho": dict(
-        image_size=[32, 32],
-        channels=128,
-        mults=[1, 2, 2, 2],
-        blocks=2,
-        attention=[1],
-        patch=1,
-        dropout=0.1,
-        schedule="linear",
-        objective="eps",
-        steps=800_000,
-        batch_size=128,
-        lr=2e-4,
-        warmup=5000,
-        ema_decay=0.9999,
-        log_every=100,
-        save_every=50_000,
-        sample_every=5000,
+        image_size=[32, 32], channels=128, mults=[1, 2, 2, 2], blocks=2, attention=[1], patch=1, dropout=0.1,
+        schedule="linear", objective="eps",
+        steps=800_000, batch_size=128, lr=2e-4, warmup=5000, ema_decay=0.9999,
+        log_every=100, save_every=50_000, sample_every=5000,
     ),
     # One GPU, real data. Not yet run in full.
     "gpu-128": dict(
-        image_size=[128, 128],
-        channels=128,
-        mults=[1, 2, 2, 2],
-        blocks=2,
-        attention=[2, 3],
-        steps=200_000,
-        batch_size=64,
-        lr=2e-4,
-        warmup=1000,
-        ema_decay=0.9999,
-        save_every=20_000,
-        sample_every=2000,
+        image_size=[128, 128], channels=128, mults=[1, 2, 2, 2], blocks=2, attention=[2, 3],
+        steps=200_000, batch_size=64, lr=2e-4, warmup=1000, ema_decay=0.9999,
+        save_every=20_000, sample_every=2000,
     ),
     "gpu-256": dict(
-        image_size=[256, 256],
-        channels=128,
-        mults=[1, 1, 2, 2, 4],
-        blocks=2,
-        attention=[3, 4],
-        dropout=0.1,
-        steps=400_000,
-        batch_size=32,
-        lr=1e-4,
-        warmup=2000,
-        ema_decay=0.9999,
-        save_every=20_000,
-        sample_every=5000,
+        image_size=[256, 256], channels=128, mults=[1, 1, 2, 2, 4], blocks=2, attention=[3, 4], dropout=0.1,
+        steps=400_000, batch_size=32, lr=1e-4, warmup=2000, ema_decay=0.9999,
+        save_every=20_000, sample_every=5000,
     ),
 }
 # fmt: on
