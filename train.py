@@ -28,8 +28,9 @@ def main(argv):
     config, resumed = distributed.broadcast(read_command_line, argv)
     if config.threads:
         torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
     data, held_out = open_data(config)
-    training = make_training(config, data.vocabulary, pick_device(config.device))
+    training = make_training(config, data.vocabulary, device)
     step, planned = 0, not config.steps
     if resumed:
         step = go_on(training, resumed, data.vocabulary)

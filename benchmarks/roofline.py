@@ -15,8 +15,10 @@ import copy
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,11 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ddpm.unet
-from ddpm.forward import draw_times, loss_simple
-from ddpm.runtime.checkpoint import make_unet
+from ddpm.conditions import Vocabulary
+from ddpm.data import Slices
 from ddpm.runtime.config import PRESETS, Config
-from ddpm.schedule import make_schedule
-from train import make_optimizer, update_ema
+from ddpm.training import make_training, training_step
 
 
 def main():
@@ -39,13 +40,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--variants", action="store_true")
     args = parser.parse_args()
-    config = Config(**{**PRESETS[args.preset], "precision": args.precision})
+    config = Config(**{**PRESETS[args.preset], "precision": args.precision, "steps": 1})
     print(
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, preset {args.preset}, {args.precision}, "
         f"batch {config.batch_size}, {config.image_size[0]}x{config.image_size[1]}"
     )
 
-    steps = {"the default": training_step(config)}
+    steps = {"the default": step_of(config)}
     if args.variants:
         steps |= variants(config)
     convolutions = {name: step for name, step in convolution_steps(config)}
@@ -100,31 +101,19 @@ def convolution_steps(config: Config):
             yield f"conv {channels} at {size[0]}x{size[1]} {name}", step
 
 
-def training_step(config: Config, format=torch.contiguous_format, fused=True, compile=False):
-    """A function that takes one whole training step."""
-    torch.manual_seed(0)
-    schedule = make_schedule(config.schedule, config.timesteps)
-    unet = make_unet(config, ("background", "lesion"), ("T1", "T2", "FLAIR")).to(memory_format=format)
-    ema = copy.deepcopy(unet)
-    optimizer = (
-        make_optimizer(unet, config) if fused else torch.optim.AdamW(unet.parameters(), foreach=False, fused=False)
-    )
-    network = torch.compile(unet) if compile else unet
-    B = config.batch_size
-    x_0, mask = torch.randn(B, 1, *config.image_size), torch.zeros(B, 2, *config.image_size)
-    contrast = torch.ones(B, dtype=torch.long)
-
-    def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            t, eps = draw_times(B, schedule.T), torch.randn_like(x_0)
-            loss = loss_simple(schedule, network, config.objective, x_0, t, eps, mask, contrast).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        update_ema(ema, unet, 0.99)
-
-    return step
+def step_of(config: Config, format=torch.contiguous_format, fused=True, compile=False):
+    """A function that takes a whole training step, of noise."""
+    rng, B = np.random.default_rng(0), config.batch_size
+    images = rng.integers(0, 256, (B, 1, *config.image_size), dtype=np.uint8)
+    vocabulary = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
+    data = Slices(images, images[:, 0] >> 7, {"contrast": rng.integers(1, 4, B)}, vocabulary)
+    training = make_training(config, vocabulary, torch.device("cpu"))
+    training.unet.to(memory_format=format)
+    if not fused:
+        training.optimizer = torch.optim.AdamW(training.unet.parameters(), foreach=False, fused=False)
+    if compile:
+        training.unet = torch.compile(training.unet)
+    return lambda: training_step(training, data, 0)
 
 
 class LayerNorm(nn.Module):
@@ -141,17 +130,17 @@ class LayerNorm(nn.Module):
 
 def variants(config: Config) -> dict:
     """Name -> step of each alternative to the default."""
-    other = "fp32" if config.precision == "bf16" else "bf16"
+    other = replace(config, precision="fp32" if config.precision == "bf16" else "bf16")
     made = {
-        "channels_last": training_step(config, torch.channels_last),
-        other: training_step(Config(**{**vars(config), "precision": other})),
-        f"{other}, channels_last": training_step(Config(**{**vars(config), "precision": other}), torch.channels_last),
-        "AdamW as a loop": training_step(config, fused=False),
-        "torch.compile": training_step(config, compile=True),
+        "channels_last": step_of(config, torch.channels_last),
+        other.precision: step_of(other),
+        f"{other.precision}, channels_last": step_of(other, torch.channels_last),
+        "AdamW as a loop": step_of(config, fused=False),
+        "torch.compile": step_of(config, compile=True),
     }
     group_norm, ddpm.unet.norm = ddpm.unet.norm, LayerNorm
-    made["LayerNorm, channels_last"] = training_step(config, torch.channels_last)
-    made["LayerNorm"] = training_step(config)
+    made["LayerNorm, channels_last"] = step_of(config, torch.channels_last)
+    made["LayerNorm"] = step_of(config)
     ddpm.unet.norm = group_norm
     return made
 

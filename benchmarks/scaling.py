@@ -8,22 +8,25 @@ pass has to keep by autograd's hooks, both on tensors that have a shape but no c
 """
 
 import argparse
-import resource
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm.forward import draw_times, loss_simple
-from ddpm.runtime.checkpoint import make_unet
+from ddpm.conditions import Condition, Vocabulary
+from ddpm.data import Slices
+from ddpm.model import make_unet
 from ddpm.runtime.config import PRESETS, Config
-from ddpm.schedule import make_schedule
-from train import make_optimizer, update_ema
+from ddpm.runtime.run import peak_memory_gb
+from ddpm.training import make_training, training_step
+
+VOCABULARY = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
 
 # Bytes a weight: itself, gradient, Adam's two moments, average, and the copy of the gradients that travels; all float32.
 STATE = 4 + 4 + 8 + 4 + 4
@@ -45,22 +48,17 @@ def main():
         tell(preset)
 
 
-def network(config: Config):
-    return make_unet(config, ("background", "lesion"), ("T1", "T2", "FLAIR"))
-
-
 def inputs(config: Config, images: int):
-    """x_0, t, mask, contrast."""
-    x_0, t = torch.zeros(images, 1, *config.image_size), torch.ones(images, dtype=torch.long)
-    return x_0, t, torch.zeros(images, 2, *config.image_size), t
+    """x_t, t and the condition."""
+    x_t, t = torch.zeros(images, 1, *config.image_size), torch.ones(images, dtype=torch.long)
+    return x_t, t, Condition(torch.zeros(images, 2, *config.image_size), {"contrast": t})
 
 
 def flops(config: Config) -> int:
     """Of one image, forward and backward."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        unet = network(config)
-        x_0, t, mask, contrast = inputs(config, 1)
-        unet(x_0, t, mask, contrast).sum().backward()
+        unet = make_unet(config, VOCABULARY)
+        unet(*inputs(config, 1)).sum().backward()
     return counter.get_total_flops()
 
 
@@ -69,7 +67,7 @@ def kept_for_backward(config: Config) -> int:
 
     def total(images: int) -> int:
         with FakeTensorMode():
-            unet = network(config)
+            unet = make_unet(config, VOCABULARY)
             own = {weight.untyped_storage()._cdata for weight in unet.parameters()}
             kept = {}
 
@@ -79,10 +77,10 @@ def kept_for_backward(config: Config) -> int:
                     kept[storage._cdata] = storage  # held, so that no other gets its number
                 return tensor
 
-            x_0, t, mask, contrast = inputs(config, images)
+            given = inputs(config, images)
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 with torch.autocast("cpu", torch.bfloat16):
-                    answer = unet(x_0, t, mask, contrast)
+                    answer = unet(*given)
                 answer.float().square().mean()
             return sum(storage.nbytes() for storage in kept.values())
 
@@ -102,7 +100,7 @@ def draw_seconds(config: Config) -> float:
 def tell(preset: str) -> None:
     config = Config(**PRESETS[preset])
     with FakeTensorMode():
-        weights = sum(weight.numel() for weight in network(config).parameters())
+        weights = sum(weight.numel() for weight in make_unet(config, VOCABULARY).parameters())
     work, kept, draw = flops(config), kept_for_backward(config), draw_seconds(config)
     print(
         f"{preset}: {weights / 1e6:.1f} M weights; {work / 1e9:.0f} GFLOP and {kept / 1e6:.0f} MB an image; state "
@@ -131,25 +129,18 @@ def tell(preset: str) -> None:
 
 
 def real_step(preset: str, images: int, precision: str) -> None:
-    config = Config(**PRESETS[preset])
-    torch.manual_seed(0)
-    schedule, unet = make_schedule(config.schedule, config.timesteps), network(config)
-    ema, optimizer = network(config), make_optimizer(unet, config)
-    x_0, _, mask, contrast = inputs(config, images)
+    config = Config(**{"steps": 1, **PRESETS[preset], "batch_size": images, "precision": precision})
+    pixels = np.zeros((images, 1, *config.image_size), np.uint8)
+    data = Slices(pixels, pixels[:, 0], {"contrast": np.ones(images, np.int64)}, VOCABULARY)
+    training = make_training(config, VOCABULARY, torch.device("cpu"))
     begun, used = time.perf_counter(), time.process_time()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        t, eps = draw_times(images, schedule.T), torch.randn_like(x_0)
-        loss = loss_simple(schedule, unet, config.objective, x_0, t, eps, mask, contrast).mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
-    optimizer.step()
-    update_ema(ema, unet, 0.99)
+    losses = training_step(training, data, 0).losses
     wall, seconds = time.perf_counter() - begun, time.process_time() - used
-    memory, work = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, images * flops(config)
+    memory, work = peak_memory_gb(training.device), images * flops(config)
     print(
         f"{preset}, {precision}, {torch.get_num_threads()} threads: a step of {images} images took "
         f"{wall:.1f} s ({seconds:.1f} s of processor time, {work / seconds / 1e9:.0f} GFLOP/s), loss "
-        f"{loss.item():.3f}, peak memory {memory:.1f} GB"
+        f"{losses.mean():.3f}, peak memory {memory:.1f} GB"
     )
 
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -35,6 +36,7 @@ import train
 from ddpm import UserError
 from ddpm.data import folders, images, volumes
 from ddpm.runtime import cache
+from ddpm.runtime.config import Config
 
 ROOT = Path(train.__file__).parent
 REMEDY = r"[;:?] ?[^;:?]*\b(remove|save|add|rename|make|mend|fetch|keep|name|resample|replace|leave|see|cut|put|say|Say|labels none|takes 3|known are|must|beside it has 8|leave out|docs/data.md)\b"
@@ -794,7 +796,8 @@ def test_under_skip_bad_it_is_counted_or_still_refused(root, make, says, skip_ba
     pattern, channels = flags.get("--subject-pattern", ""), int(flags.get("--image-channels", 1))
 
     def load(split):
-        return folders.load(data, masks, split, (16, 16), 2, False, pattern, True, channels)
+        config = Config(data=data, masks=masks, image_size=[16, 16], image_channels=channels)
+        return folders.load(replace(config, subject_pattern=pattern, skip_bad=True), split)
 
     if skip_bad == "refuses":
         with pytest.raises((UserError, OSError)):
@@ -804,7 +807,7 @@ def test_under_skip_bad_it_is_counted_or_still_refused(root, make, says, skip_ba
     found = [load(split) for split in ("train", "val")]
     bad = {line for data in found for line in data.index["bad"]}
     assert any(says in line for line in bad), bad
-    assert all(len(data) == len(data.index["names"]) and (data.labels is None or len(data.labels) == len(data))
+    assert all(len(data) == len(data.index["names"]) and (data.masks is None or len(data.masks) == len(data))
                for data in found)  # fmt: skip
     assert ("skipped" in folders.table(*found)) == bool(bad)
 
@@ -817,10 +820,10 @@ def test_every_case_of_a_drawn_split_is_counted_somewhere(tmp_path):
         ("slices", slice_of_nan, "holds NaN"),
     ):
         make(tmp_path / name)
-        bad = []
+        bad, config = [], Config(data=str(tmp_path / name), image_size=[16, 16], skip_bad=True)
         for split in ("train", "val", "test"):
             try:
-                bad += folders.load(str(tmp_path / name), "", split, (16, 16), 2, skip_bad=True).index["bad"]
+                bad += folders.load(config, split).index["bad"]
             except UserError as error:  # a split of this one case
                 bad.append(str(error))
         assert sum(says in line for line in bad) == 1, (name, bad)

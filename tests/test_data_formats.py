@@ -27,14 +27,17 @@ from small_sets import (
 import sample
 import train
 from ddpm import UserError
+from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, folders, phantom, volumes
 from ddpm.data.decode import BRATS_CLASSES, BRATS_CONTRASTS
 from ddpm.data.images import to_uint8
+from ddpm.model import load_model
 from ddpm.runtime.config import Config
+from ddpm.training import draw_batch, order
 
 
 def load(root, split="train", size=SIZE, **options):
-    return folders.load(str(root), "", split, size, 2, **options)
+    return folders.load(Config(data=str(root), image_size=list(size), **options), split)
 
 
 def everything(root, **options):
@@ -43,8 +46,8 @@ def everything(root, **options):
     for split in ("train", "val", "test"):
         data = load(root, split, **options)
         for i, name in enumerate(data.index["names"]):
-            contrast = None if data.contrasts is None else int(data.contrasts[i])
-            found[name, contrast] = data.images[i], None if data.labels is None else data.labels[i]
+            contrast = int(data.labels["contrast"][i]) - 1 if data.labels else None
+            found[name, contrast] = data.images[i], None if data.masks is None else data.masks[i]
     return found
 
 
@@ -55,11 +58,11 @@ def test_lgg(tmp_path):
     root, found = lgg_set(tmp_path / "d"), {}
     for split in ("train", "val", "test"):
         data = load(root, split)
-        assert data.classes == ("background", "tumour") and data.contrast_names == ()
+        assert data.classes == ("background", "tumour") and not data.vocabulary.labels
         assert "LGG" in data.index["about"] and "FLAIR" in data.index["about"]
         assert len(set(data.index["subjects"])) == {"train": 3, "val": 1, "test": 1}[split]
         assert data.index["empty_masks"] == len(data) / 2
-        found |= dict(zip(data.index["names"], zip(data.images, data.labels, strict=True), strict=True))
+        found |= dict(zip(data.index["names"], zip(data.images, data.masks, strict=True), strict=True))
     assert len(found) == 10
     for c in range(5):
         for i in (1, 2):
@@ -70,12 +73,12 @@ def test_lgg(tmp_path):
 
 
 def test_lgg_in_three_channels_and_without_masks(tmp_path):
-    data = load(lgg_set(tmp_path / "d"), channels=3)
+    data = load(lgg_set(tmp_path / "d"), image_channels=3)
     assert data.images.shape[1] == 3 and "post-contrast as channels" in data.index["about"]
     case, number = data.index["names"][0].split("/")[1], int(data.index["names"][0][-1])
     expected = noise(int(case.split("_")[2]) - 4941, number, size=(*SIZE, 3))
     assert np.array_equal(data.images[0], np.moveaxis(expected, -1, 0))
-    assert load(tmp_path / "d", unmasked=True).labels is None
+    assert load(tmp_path / "d", labels="none").masks is None
 
 
 # BraTS
@@ -84,8 +87,8 @@ def test_lgg_in_three_channels_and_without_masks(tmp_path):
 def test_brats_volumes(tmp_path):
     found, skipped = everything(brats_set(tmp_path / "d"), size=(14, 12)), 0
     data = load(tmp_path / "d", size=(14, 12))
-    assert data.classes == BRATS_CLASSES and data.contrast_names == BRATS_CONTRASTS
-    assert set(data.contrasts.tolist()) == {0, 1, 2, 3}
+    assert data.classes == BRATS_CLASSES and data.vocabulary.labels["contrast"] == BRATS_CONTRASTS
+    assert set(data.labels["contrast"].tolist()) == {1, 2, 3, 4}
     for split in ("train", "val", "test"):
         skipped += load(tmp_path / "d", split, size=(14, 12)).index["left_out"]["slices with less than 2% brain"]
     assert len(found) == 3 * 4 * 6 and skipped == 3 * 4  # six of ten slices have brain
@@ -112,8 +115,8 @@ def test_brats_without_masks_needs_no_seg(tmp_path):
     root = brats_set(tmp_path / "d")
     for path in root.rglob("*_seg*"):
         path.unlink()
-    data = load(root, size=(14, 12), unmasked=True)
-    assert data.labels is None and data.contrast_names == BRATS_CONTRASTS
+    data = load(root, size=(14, 12), labels="none")
+    assert data.masks is None and data.vocabulary.labels["contrast"] == BRATS_CONTRASTS
 
 
 def test_brats_slices(tmp_path):
@@ -121,7 +124,7 @@ def test_brats_slices(tmp_path):
     found = everything(root, size=SIZE[::-1])
     assert len(found) == 3 * 2 * 4  # slice 0 is air
     data = load(root, size=SIZE[::-1])
-    assert data.contrast_names == ("channel 0", "channel 1", "channel 2", "channel 3")
+    assert data.vocabulary.labels["contrast"] == ("channel 0", "channel 1", "channel 2", "channel 3")
     assert data.classes == BRATS_CLASSES and data.index["left_out"] == {"slices with less than 2% brain": 1}
     assert len(set(data.index["subjects"])) == 1  # three volumes, one a split
     for v in (1, 2, 3):
@@ -143,7 +146,7 @@ def test_fastmri_by_its_own_split(tmp_path):
     side = min(SIZE)
     for f, split in enumerate(("train", "val")):
         data = load(root, split, size=(side, side))
-        assert len(data) == 6 and data.labels is None and "fastMRI" in data.index["about"]
+        assert len(data) == 6 and data.masks is None and "fastMRI" in data.index["about"]
         for i in range(2):
             rss = np.random.default_rng([f, i]).random((3, *SIZE)).astype(np.float32) * 1e-4
             low = np.percentile(rss, 1)
@@ -298,8 +301,8 @@ def test_each_layout_trains(tmp_path, capsys, make, flags, classes, contrasts):
     assert train.main(["--data", str(tmp_path / "d"), "--out", str(tmp_path / "run"), *flags]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^train +\d+ ", out, re.M) and re.search(r"^val +\d+ ", out, re.M)
-    loaded = train.checkpoint.load(tmp_path / "run" / "checkpoints" / "step_000002.pt")
-    assert len(loaded["classes"]) == classes and len(loaded["contrasts"]) == contrasts
+    known = load_model(tmp_path / "run" / "checkpoints" / "step_000002.pt").vocabulary
+    assert len(known.classes) == classes and len(known.labels.get("contrast", ())) == contrasts
 
 
 def test_skip_bad_and_the_seed_reach_the_data(tmp_path, capsys):
@@ -310,21 +313,21 @@ def test_skip_bad_and_the_seed_reach_the_data(tmp_path, capsys):
     assert re.search(r"^skipped 1 bad: .*s1.png: not a picture", capsys.readouterr().out, re.M)
     subject_set(tmp_path / "s", subjects=12)
     configs = [Config(data=str(tmp_path / "s"), image_size=[16, 16], seed=seed) for seed in (0, 0, 1)]
-    found = [train.load_data(config, "train").index["names"] for config in configs]
+    found = [folders.load(config, "train").index["names"] for config in configs]
     assert found[0] == found[1] != found[2]
 
 
 def test_flips_mirror_image_and_mask_together_and_only_when_asked():
     images = noise(1, size=(64, 1, 8, 8))
-    data = Slices(images, images[:, 0] % 2, None, ("background", "odd"), ())
+    data = Slices(images, images[:, 0] % 2, {}, Vocabulary(("background", "odd")))
     sides = []
     for flip in (False, True):
         config = Config(batch_size=64, mask_drop=0.0, flip=flip)
         torch.manual_seed(0)
-        x_0, mask, _ = train.draw_batch(data, config, 0)
+        x_0, condition = draw_batch(data, config, 0)
         pixels = to_uint8(x_0)[:, 0]
-        assert np.array_equal(pixels % 2, mask[:, 1].numpy())  # still each other's
-        known = images[train.order(64, config.seed, 0), 0]
+        assert np.array_equal(pixels % 2, condition.mask[:, 1].numpy())  # still each other's
+        known = images[order(64, config.seed, 0), 0]
         plain, mirrored = (
             [np.array_equal(*pair) for pair in zip(pixels, k, strict=True)] for k in (known, known[..., ::-1])
         )

@@ -12,6 +12,7 @@ from small_sets import noise, save_nifti, write, yes_no_set
 
 import train
 from ddpm.data import folders
+from ddpm.runtime.config import Config
 from tools import fetch, make_masks, slices
 
 
@@ -155,8 +156,8 @@ def test_pictures_without_masks_train_with_made_ones(tmp_path, capsys, rule):
         path.relative_to(root).with_suffix("") for path in root.rglob("*.*")
     }
     assert set(np.unique(pixels(tmp_path / "m" / "brain_tumor_dataset" / "yes" / "Y0.png"))) == {0, 255}
-    data = folders.load(str(root), str(tmp_path / "m"), "train", (32, 32), 2)
-    assert data.labels.any() and data.classes == ("background", "class 1")
+    data = folders.load(Config(data=str(root), masks=str(tmp_path / "m"), image_size=[32, 32]), "train")
+    assert data.masks.any() and data.classes == ("background", "class 1")
 
 
 def test_make_masks_refuses(tmp_path, capsys):

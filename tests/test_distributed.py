@@ -86,7 +86,7 @@ def test_shares_are_all_things_once_and_even(n, size):
         patch.setattr(distributed, "size", lambda: size)
         for rank in range(size):
             patch.setattr(distributed, "rank", lambda rank=rank: rank)
-            parts.append(distributed.share(list(range(n))))
+            parts.append(distributed.shard(list(range(n))))
     assert sum(parts, []) == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -108,9 +108,9 @@ def test_alone_nothing_is_exchanged():
     distributed.seed_dropout(0, 1)
     assert torch.equal(state, torch.get_rng_state())
     x = torch.ones(3)
-    distributed.add_up([x])
+    distributed.all_reduce([x])
     assert torch.equal(x, torch.ones(3))
-    assert distributed.from_rank_0(max, 2, 3) == 3 and distributed.gather(7) == [7]
+    assert distributed.broadcast(max, 2, 3) == 3 and distributed.gather(7) == [7]
     assert not distributed.any_of("") and distributed.any_of("SIGINT")
     with distributed.rank_0_first():
         pass
@@ -144,7 +144,7 @@ def test_two_processes_have_the_gradient_of_one(tiny_run, tmp_path, monkeypatch)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep_gradients)
     for name in ("one", "two"):
         go_on_from(tiny_run, 20, tmp_path / name)
-        wake(tmp_path / name, batch_size=5, min_snr=5.0)
+        wake(tmp_path / name, batch_size=5, loss_weight="min-snr")
     flags = ["--steps", 21, "--log-every", 1]
     two = launch(tmp_path, "train", "--resume", "two", *flags, "--grad-accum", 2)
     assert train.main(["--resume", str(tmp_path / "one"), *map(str, flags)]) == 0

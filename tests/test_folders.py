@@ -17,12 +17,13 @@ from ddpm.data import decode, folders, store
 from ddpm.data.decode import Item
 from ddpm.data.folders import split_by_subject
 from ddpm.runtime import cache
+from ddpm.runtime.config import Config
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def load(root, split="train", size=SIZE, num_classes=2, masks="", **options):
-    return folders.load(str(root), str(masks), split, size, num_classes, **options)
+def load(root, split="train", size=SIZE, masks="", **options):
+    return folders.load(Config(data=str(root), masks=str(masks), image_size=list(size), **options), split)
 
 
 # What is decoded is what lies there
@@ -32,14 +33,14 @@ def test_pixels_and_labels_are_those_of_the_files(tmp_path):
     split_set(tmp_path / "d")
     for s, split in enumerate(("train", "val")):
         data = load(tmp_path / "d", split)
-        assert data.images.shape == (3, 1, *SIZE) and data.labels.shape == (3, *SIZE)
+        assert data.images.shape == (3, 1, *SIZE) and data.masks.shape == (3, *SIZE)
         assert data.index["names"] == ["s0", "s1", "s2"] and data.classes == ("background", "class 1")
         for i in range(3):
             assert np.array_equal(data.images[i, 0], noise(s, i))
-            assert np.array_equal(data.labels[i], noise(s, i, 1, top=2) * (i > 0))
+            assert np.array_equal(data.masks[i], noise(s, i, 1, top=2) * (i > 0))
         assert data.index["empty_masks"] == 1
-        assert sum(data.index["class_pixels"]) == data.labels.size
-        assert data.index["class_pixels"][1] == data.labels.sum()
+        assert sum(data.index["class_pixels"]) == data.masks.size
+        assert data.index["class_pixels"][1] == data.masks.sum()
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "tif", "tiff", "PNG"])
@@ -61,7 +62,7 @@ def test_masks_shrink_by_nearest_neighbour_and_images_by_their_average(tmp_path)
         write(tmp_path / "d" / split / "masks" / "x.png", np.tile(np.array([0, 1], np.uint8), (40, 20)))
     data = load(tmp_path / "d", size=(8, 8))
     assert abs(data.images[0, 0, 2:-2, 2:-2].astype(int) - 100).max() < 25
-    assert set(np.unique(data.labels)) <= {0, 1}
+    assert set(np.unique(data.masks)) <= {0, 1}
 
 
 def test_masks_elsewhere_and_no_masks(tmp_path):
@@ -69,10 +70,10 @@ def test_masks_elsewhere_and_no_masks(tmp_path):
     for split in ("train", "val"):
         (tmp_path / "m").mkdir(exist_ok=True)
         (tmp_path / "d" / split / "masks").rename(tmp_path / "m" / split)
-    assert load(tmp_path / "d", masks=tmp_path / "m").labels.any()
+    assert load(tmp_path / "d", masks=tmp_path / "m").masks.any()
     without = load(tmp_path / "d")
-    assert without.labels is None and without.classes == ()
-    assert load(tmp_path / "d", masks=tmp_path / "m", unmasked=True).labels is None
+    assert without.masks is None and without.classes == ()
+    assert load(tmp_path / "d", masks=tmp_path / "m", labels="none").masks is None
 
 
 def test_more_classes(tmp_path):
@@ -81,7 +82,7 @@ def test_more_classes(tmp_path):
         write(tmp_path / "d" / split / "masks" / "x.png", noise(s, 1, top=4))
     data = load(tmp_path / "d", num_classes=4)
     assert data.classes == ("background", "class 1", "class 2", "class 3")
-    assert np.array_equal(data.labels[0], noise(0, 1, top=4))
+    assert np.array_equal(data.masks[0], noise(0, 1, top=4))
 
 
 def test_sixteen_bits_are_windowed_by_percentiles_of_the_folder(tmp_path):
@@ -138,11 +139,11 @@ def test_the_window_of_a_subject_is_its_own(tmp_path):
 def test_three_channels_only_when_asked(tmp_path):
     for s, split in enumerate(("train", "val")):
         write(tmp_path / "d" / split / "images" / "x.png", noise(s, size=(*SIZE, 3)))
-    colours = load(tmp_path / "d", channels=3)
+    colours = load(tmp_path / "d", image_channels=3)
     assert np.array_equal(colours.images[0], np.moveaxis(noise(0, size=(*SIZE, 3)), -1, 0))
     grey = load(tmp_path / "d")
     assert np.array_equal(grey.images[0, 0], np.asarray(Image.fromarray(noise(0, size=(*SIZE, 3))).convert("L")))
-    assert load(tmp_path / "d", channels=3, size=(10, 12)).images.shape == (1, 3, 10, 12)
+    assert load(tmp_path / "d", image_channels=3, size=(10, 12)).images.shape == (1, 3, 10, 12)
 
 
 def test_links_are_followed_and_hidden_files_are_not_data(tmp_path):
@@ -190,7 +191,7 @@ def test_a_pattern_finds_subjects_in_names(tmp_path):
 
 def test_folders_yes_and_no_are_not_subjects(tmp_path):
     found = [load(yes_no_set(tmp_path / "d"), split, size=(32, 32)) for split in ("train", "val", "test")]
-    assert sum(map(len, found)) == 12 and all(data.labels is None for data in found)
+    assert sum(map(len, found)) == 12 and all(data.masks is None for data in found)
     assert len({name.split("/")[1] for name in found[0].index["names"]}) == 2  # pictures of both in train
 
 
@@ -238,10 +239,10 @@ def test_no_image_of_train_is_held_out(tmp_path):
     with pytest.raises(UserError, match="s1 in val is the same image as s2 in train"):
         load(root, "val")
     kept = load(root, "val", skip_bad=True)
-    assert kept.index["names"] == ["s0", "s2"] and len(kept) == len(kept.labels) == 2
-    assert np.array_equal(kept.images[1, 0], noise(1, 2)) and np.array_equal(kept.labels[1], noise(1, 2, 1, top=2))
+    assert kept.index["names"] == ["s0", "s2"] and len(kept) == len(kept.masks) == 2
+    assert np.array_equal(kept.images[1, 0], noise(1, 2)) and np.array_equal(kept.masks[1], noise(1, 2, 1, top=2))
     assert len(kept.index["bad"]) == 1 and kept.index["empty_masks"] == 1
-    assert kept.index["class_pixels"][1] == kept.labels.sum()
+    assert kept.index["class_pixels"][1] == kept.masks.sum()
 
 
 def test_black_images_are_no_leak(tmp_path):
@@ -266,16 +267,16 @@ def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):
     first = load(root)
     no_decoding(monkeypatch)
     second = load(root)
-    assert np.array_equal(first.images, second.images) and np.array_equal(first.labels, second.labels)
+    assert np.array_equal(first.images, second.images) and np.array_equal(first.masks, second.masks)
     assert first.index == second.index
 
 
 def test_arrays_are_mapped_not_read(tmp_path):
     data = load(split_set(tmp_path / "d"))
-    for array in (data.images, data.labels):
+    for array in (data.images, data.masks):
         assert type(array) is np.ndarray and isinstance(array.base, np.memmap) and not array.flags.writeable
-    x_0, mask, contrast = data.tensors([2, 0])
-    assert torch.equal(x_0[1, 0], torch.from_numpy(noise(0, 0)) / 127.5 - 1) and contrast is None
+    x_0, condition = data.batch([2, 0])
+    assert torch.equal(x_0[1, 0], torch.from_numpy(noise(0, 0)) / 127.5 - 1) and condition.given == ("mask",)
     x_0 += 1  # a batch is a copy
     assert np.array_equal(load(tmp_path / "d").images, data.images)
 
@@ -306,7 +307,7 @@ def test_whatever_could_change_a_pixel_decodes_again(tmp_path, change):
     if change == "picture":
         assert np.array_equal(after.images[1, 0], noise(77))
     if change == "mask":
-        assert np.array_equal(after.labels[1], noise(77, top=2))
+        assert np.array_equal(after.masks[1], noise(77, top=2))
     if change == "new":
         assert len(after) == 4
 
@@ -315,7 +316,7 @@ def test_whatever_could_change_a_pixel_decodes_again(tmp_path, change):
 def test_a_damaged_store_is_made_again(tmp_path, damage, capsys):
     root = split_set(tmp_path / "d")
     before = load(root)
-    images, labels = before.images.copy(), before.labels.copy()
+    images, labels = before.images.copy(), before.masks.copy()
     folder = store.folder_of(before.index["key"])
     path = folder / ("images.npy" if damage in ("cut", "byte") else "labels.npy" if damage == "gone" else "index.json")
     content = path.read_bytes()
@@ -332,7 +333,7 @@ def test_a_damaged_store_is_made_again(tmp_path, damage, capsys):
     if damage == "other index":
         path.write_text(json.dumps({"files": {"images.npy": [1, 2]}}))
     after = load(root)
-    assert np.array_equal(after.images, images) and np.array_equal(after.labels, labels)
+    assert np.array_equal(after.images, images) and np.array_equal(after.masks, labels)
     assert "damaged" in capsys.readouterr().out
     load(root)
     assert "damaged" not in capsys.readouterr().out
@@ -399,7 +400,7 @@ def test_the_table_says_what_was_found(tmp_path):
     assert re.search(r"^train +3 +\? +33.3%$", text, re.M) and re.search(r"^val +3 ", text, re.M)
     assert re.search(r"^test +- +\? +not read$", text, re.M)
     assert "pictures in train/, val/ and test/ with masks" in text
-    pixels = np.concatenate([load(root).labels, load(root, "val").labels])
+    pixels = np.concatenate([load(root).masks, load(root, "val").masks])
     assert f"class 1 {pixels.mean():.2%}" in text and f"background {1 - pixels.mean():.2%}" in text
 
 
@@ -410,7 +411,7 @@ def test_the_table_counts_files_of_no_use(tmp_path):
     write(root / "more" / "s9.png", noise(9))
     assert "not used: 1 without ending, 1 .png, 1 .txt" in folders.table(load(root), load(root, "val"))
     assert "not used" not in folders.table(*(load(split_set(tmp_path / "e"), split) for split in ("train", "val")))
-    assert "6 .png" in folders.table(*(load(tmp_path / "e", split, unmasked=True) for split in ("train", "val")))
+    assert "6 .png" in folders.table(*(load(tmp_path / "e", split, labels="none") for split in ("train", "val")))
 
 
 def test_the_table_counts_what_was_skipped(tmp_path):

@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_not_one_of_those_kept(tiny_run, tmp_path):
     flip(run / "checkpoints" / "step_000040.pt", 0.5)
     (run / "log.jsonl").write_text('{"step": 20, "val_loss": 1e-9}\n')  # the best is another one
     assert train.main(["--resume", str(run), "--steps", "24", "--save-every", "2", "--keep", "1"]) == 0
-    assert names(run) == ["step_000020.pt", "step_000024.pt", "step_000040.pt"]
+    assert names(run) == ["abandoned", "step_000020.pt", "step_000024.pt"]
     assert checkpoint.newest(run).name == "step_000024.pt"
 
 
@@ -96,9 +96,9 @@ def test_all_damaged_is_one_line(tiny_run, tmp_path, capsys):
 def test_another_version_is_refused_and_not_passed_over(tiny_run, tmp_path, capsys):
     run = copy_of(tiny_run, tmp_path / "run")
     path = run / "checkpoints" / "step_000040.pt"
-    torch.save({**torch.load(path, weights_only=True), "version": 2}, path)
+    torch.save({**torch.load(path, weights_only=True), "version": 3}, path)
     assert train.main(["--resume", str(run)]) == 2
-    assert "checkpoint version 2; this program reads version 1" in capsys.readouterr().err
+    assert "checkpoint version 3; this program reads versions 1 and 2" in capsys.readouterr().err
 
 
 def test_damage_in_one_run_does_not_lead_to_another(tiny_run, tmp_path):

@@ -11,9 +11,12 @@ from PIL import Image
 
 import ddpm.runtime.run
 import train
+from ddpm import training
+from ddpm.conditions import Condition, Vocabulary
 from ddpm.data import Slices, phantom
-from ddpm.forward import loss_simple
-from ddpm.reverse import denoiser, trajectory
+from ddpm.data.sources import load_data
+from ddpm.forward import denoising_loss
+from ddpm.model import Sampling, draw, load_model, make_unet
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
 from ddpm.runtime.run import Run
@@ -59,16 +62,15 @@ def test_a_run_leaves_its_files(tiny_run):
 def test_checkpoint_has_all_that_sampling_needs(tiny_run):
     loaded = checkpoint.load(tiny_run / "checkpoints" / "step_000040.pt")
     assert loaded.keys() == checkpoint.KEYS
-    assert loaded["classes"] == ["background", "lesion"] and loaded["contrasts"] == ["T1", "T2", "FLAIR"]
+    assert loaded["conditions"] == Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
     assert loaded["step"] == 40 and loaded["config"].channels == 16
-    unet = checkpoint.load_unet(loaded, "ema", "")
+    unet = load_model(tiny_run).unet
     assert same(dict(unet.state_dict()), dict(loaded["ema"])) and not same(dict(loaded["ema"]), dict(loaded["model"]))
 
 
 def test_averaged_weights_are_parameters_only(tiny_run):
     loaded = checkpoint.load(tiny_run / "checkpoints" / "step_000040.pt")
-    unet = checkpoint.load_unet(loaded, "raw", "")
-    assert set(loaded["ema"]) == {name for name, _ in unet.named_parameters()}
+    assert set(loaded["ema"]) == {name for name, _ in load_model(tiny_run, "raw").unet.named_parameters()}
 
 
 # It learns
@@ -77,12 +79,13 @@ def test_averaged_weights_are_parameters_only(tiny_run):
 def test_one_batch_can_be_learnt_by_heart():
     """Fixed images, times and noise: a network that cannot overfit eight images has a broken gradient path."""
     torch.manual_seed(0)
-    schedule, unet = make_schedule("cosine"), UNet(num_classes=2, channels=32, mults=(1, 2), blocks=1, attention=(1,))
+    schedule, vocabulary = make_schedule("cosine"), Vocabulary(("background", "lesion"))
+    unet = UNet(vocabulary=vocabulary, channels=32, mults=(1, 2), blocks=1, attention=(1,))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3)
     x_0, eps = torch.rand(8, 1, 16, 16) * 2 - 1, torch.randn(8, 1, 16, 16)
     t, mask = torch.linspace(50, 950, 8).long(), torch.zeros(8, 2, 16, 16)
     for step in range(200):
-        loss = loss_simple(schedule, unet, "v", x_0, t, eps, mask).mean()
+        loss = denoising_loss(schedule, unet, "v", x_0, t, eps, Condition(mask)).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -92,14 +95,13 @@ def test_one_batch_can_be_learnt_by_heart():
 
 
 def test_the_mask_changes_what_a_trained_network_says(tiny_run):
-    loaded = checkpoint.load(tiny_run / "checkpoints" / "step_000040.pt")
-    unet = checkpoint.load_unet(loaded, "ema", "")
+    unet = load_model(tiny_run).unet
     mask = torch.zeros(1, 2, 32, 32)
     mask[:, 0] = 1
     lesion = mask.clone()
     lesion[:, :, 12:18, 12:18] = 1 - lesion[:, :, 12:18, 12:18]
     x_t, t = torch.randn(1, 1, 32, 32), torch.tensor([600])
-    answers = [unet(x_t, t, m) for m in (None, mask, lesion)]
+    answers = [unet(x_t, t, Condition(m)) for m in (None, mask, lesion)]
     assert (answers[0] - answers[1]).abs().max() > 1e-3 and (answers[1] - answers[2]).abs().max() > 1e-3
 
 
@@ -164,7 +166,7 @@ def test_more_steps_go_on_training(tiny_run, tmp_path):
     assert last_checkpoint(folder)["step"] == 44
     # On the line that leads to the new end: 2.4e-4 rather than 0.
     config = Config(**{**PRESETS["tiny"], "steps": 44})
-    assert log_of(folder)[-1]["lr"] == pytest.approx(train.learning_rate(config, 43), rel=1e-3)
+    assert log_of(folder)[-1]["lr"] == pytest.approx(training.learning_rate(config, 43), rel=1e-3)
 
 
 def test_resume_with_nothing_left_says_so(tiny_run, capsys):
@@ -257,14 +259,14 @@ def test_ema_closes_in_on_a_constant_as_it_should():
     unet, ema = (UNet(channels=8, mults=(1,), attention=()) for _ in range(2))
     start = [(e - p).detach().clone() for e, p in zip(ema.parameters(), unet.parameters(), strict=True)]
     for _ in range(5):
-        train.update_ema(ema, unet, 0.9)
+        training.update_ema(ema, unet, 0.9)
     for s, e, p in zip(start, ema.parameters(), unet.parameters(), strict=True):
         assert torch.allclose(e - p, 0.9**5 * s, atol=1e-6)
 
 
 def test_learning_rate_rises_then_falls_to_nothing():
     config = Config(steps=100, warmup=10, lr=1.0)
-    rates = [train.learning_rate(config, step) for step in range(100)]
+    rates = [training.learning_rate(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[-1] == pytest.approx(0.01)
     assert max(rates) == rates[9] == pytest.approx(0.91)
     assert all(b < a for a, b in zip(rates[9:], rates[10:], strict=False))
@@ -293,7 +295,7 @@ def test_gradients_are_clipped_to_their_norm(tiny_run, tmp_path):
 
 def test_min_snr_changes_the_gradient(tiny_run, tmp_path):
     plain = moments_after_one_step(tiny_run, tmp_path / "plain", clip=1e9)
-    weighted = moments_after_one_step(tiny_run, tmp_path / "weighted", clip=1e9, min_snr=5.0)
+    weighted = moments_after_one_step(tiny_run, tmp_path / "weighted", clip=1e9, loss_weight="min-snr")
     assert weighted.norm() < 0.95 * plain.norm()  # every weight is below 1
 
 
@@ -301,7 +303,7 @@ def test_averaged_weights_follow_closely_at_first(tiny_run):
     """After 40 steps a decay of 0.998 alone would still hold 92 % of the weights at the start, whatever was learnt."""
     loaded = last_checkpoint(tiny_run)
     torch.manual_seed(0)
-    start = checkpoint.make_unet(loaded["config"], loaded["classes"], loaded["contrasts"]).conv_in.weight
+    start = make_unet(loaded["config"], loaded["conditions"]).conv_in.weight
     raw, ema = loaded["model"]["conv_in.weight"], loaded["ema"]["conv_in.weight"]
     assert (ema - raw).norm() < 0.5 * (start - raw).norm()
 
@@ -321,11 +323,21 @@ def test_one_contrast_alone(tmp_path, capsys):
     ]
     assert train.main(flags) == 0
     assert 10 < int(capsys.readouterr().out.split(": ")[1].split()[0]) < 60  # about a third of 96
-    assert last_checkpoint(tmp_path / "run")["contrasts"] == ["T2"]
+    assert last_checkpoint(tmp_path / "run")["conditions"].labels == {"contrast": ("T2",)}
 
 
 def test_options_of_the_diffusion_train(tmp_path):
-    flags = ["--preset", "tiny", "--steps", "2", "--precision", "fp32", "--zero-terminal-snr", "--min-snr", "5"]
+    flags = [
+        "--preset",
+        "tiny",
+        "--steps",
+        "2",
+        "--precision",
+        "fp32",
+        "--zero-terminal-snr",
+        "--loss-weight",
+        "min-snr",
+    ]
     for schedule, objective in (("linear", "v"), ("sigmoid", "x_0")):
         out = tmp_path / schedule
         assert train.main([*flags, "--schedule", schedule, "--objective", objective, "--out", str(out)]) == 0
@@ -338,12 +350,13 @@ def test_options_of_the_diffusion_train(tmp_path):
 def numbered(n):
     """A data set in which image i has grey level i everywhere."""
     images = np.repeat(np.arange(n, dtype=np.uint8), 16).reshape(n, 1, 4, 4)
-    return Slices(images, np.ones((n, 4, 4), np.uint8), np.arange(n) % 3, ("background", "lesion"), ("a", "b", "c"))
+    vocabulary = Vocabulary(("background", "lesion"), {"contrast": ("a", "b", "c")})
+    return Slices(images, np.ones((n, 4, 4), np.uint8), {"contrast": np.arange(n) % 3 + 1}, vocabulary)
 
 
 def test_every_epoch_has_every_image_once_in_another_order():
     data, config = numbered(10), Config(batch_size=4)
-    seen = torch.cat([train.draw_batch(data, config, step)[0][:, 0, 0, 0] for step in range(10)])
+    seen = torch.cat([training.draw_batch(data, config, step)[0][:, 0, 0, 0] for step in range(10)])
     seen = ((seen + 1) * 127.5).round().int().tolist()
     epochs = [seen[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -351,16 +364,16 @@ def test_every_epoch_has_every_image_once_in_another_order():
 
 
 def test_conditions_are_dropped_for_each_sample_by_itself():
-    data, config = numbered(250), Config(batch_size=250, mask_drop=0.2, contrast_drop=0.3)
-    batches = [train.draw_batch(data, config, step) for step in range(40)]
-    mask_given = torch.cat([mask.sum(dim=1).amax(dim=(1, 2)) for _, mask, _ in batches])
-    contrast_given = torch.cat([contrast > 0 for _, _, contrast in batches])
+    data, config = numbered(250), Config(batch_size=250, mask_drop=0.2, label_drop=0.3)
+    batches = [training.draw_batch(data, config, step)[1] for step in range(40)]
+    mask_given = torch.cat([condition.mask.sum(dim=1).amax(dim=(1, 2)) for condition in batches])
+    contrast_given = torch.cat([condition.labels["contrast"] > 0 for condition in batches])
     assert set(mask_given.tolist()) == {0.0, 1.0}
     assert abs(1 - mask_given.mean() - 0.2) < 0.016  # four standard deviations of 10,000 draws
     assert abs(1 - contrast_given.float().mean() - 0.3) < 0.018
     both = ((mask_given == 0) & ~contrast_given).float().mean()
     assert abs(both - 0.06) < 0.01  # independent of each other
-    per_batch = [(mask.sum(dim=1).amax(dim=(1, 2)) == 0).float().mean() for _, mask, _ in batches]
+    per_batch = [(condition.mask.sum(dim=1).amax(dim=(1, 2)) == 0).float().mean() for condition in batches]
     assert 0 < min(per_batch) < max(per_batch) < 1
 
 
@@ -374,9 +387,9 @@ def test_bf16_that_is_slow_is_given_up_after_two_images(tmp_path, monkeypatch, c
         if torch.is_autocast_enabled("cpu"):
             sizes.append(len(x_0))
         now[0] += 10.0 if torch.is_autocast_enabled("cpu") else 0.1
-        return loss_simple(schedule, unet, objective, x_0, *rest)
+        return denoising_loss(schedule, unet, objective, x_0, *rest)
 
-    monkeypatch.setattr(train, "loss_simple", slow_in_bf16)
+    monkeypatch.setattr(training, "denoising_loss", slow_in_bf16)
     monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])  # a clock that only the network moves
     assert train.main(["--preset", "tiny", "--steps", "1", "--out", str(tmp_path / "run")]) == 0
     assert "precision fp32" in capsys.readouterr().out
@@ -407,9 +420,9 @@ def test_minutes_fix_the_number_of_steps(tmp_path, capsys):
         (["--image-size", "big"], "invalid int value"),
         (["--batch-size", "0"], "at least 1"),
         (["--lr", "-1"], "greater than 0"),
-        (["--mask-drop", "1.5"], "between 0 and 1"),
+        (["--mask-drop", "1.5"], "at most 1"),
         (["--grad-accum", "9"], "more parts"),
-        (["--timesteps", "10", "--schedule", "linear"], "too few"),
+        (["--timesteps", "10", "--schedule", "linear"], "needs more steps"),
         (["--zero-terminal-snr", "--objective", "eps"], "undefined"),
         (["--objective", "score"], "invalid choice"),
         (["--no-such-flag"], "unrecognized arguments"),
@@ -477,8 +490,8 @@ def test_a_folder_trains(masks, tmp_path, capsys):
     ]
     assert train.main(flags) == 0
     assert f"classes {'background, class 1' if masks else 'none'}" in capsys.readouterr().out
-    loaded = last_checkpoint(tmp_path / "run")
-    assert len(loaded["classes"]) == 2 * masks and loaded["contrasts"] == []
+    known = last_checkpoint(tmp_path / "run")["conditions"]
+    assert len(known.classes) == 2 * masks and not known.labels
 
 
 def test_masks_may_lie_elsewhere_or_be_left_out(tmp_path):
@@ -488,9 +501,9 @@ def test_masks_may_lie_elsewhere_or_be_left_out(tmp_path):
         (data / split / "masks").rename(tmp_path / "masks" / split)
     flags = ["--preset", "tiny", "--precision", "fp32", "--data", str(data), "--steps", "1"]
     assert train.main([*flags, "--masks", str(tmp_path / "masks"), "--out", str(tmp_path / "a")]) == 0
-    assert last_checkpoint(tmp_path / "a")["classes"] == ["background", "class 1"]
+    assert last_checkpoint(tmp_path / "a")["conditions"].classes == ("background", "class 1")
     assert train.main([*flags, "--out", str(tmp_path / "b")]) == 0
-    assert last_checkpoint(tmp_path / "b")["classes"] == []
+    assert last_checkpoint(tmp_path / "b")["conditions"].classes == ()
 
 
 def test_sixteen_bits_are_refused_rather_than_cut_off(tmp_path, capsys):
@@ -545,18 +558,15 @@ def test_lesions_appear_where_the_mask_says(tmp_path, monkeypatch):
     ]
     flags += ["--batch-size", "16", "--steps", "1500", "--save-every", "5000", "--sample-every", "5000", "--lr", "1e-3"]
     assert train.main([*flags, "--out", str(tmp_path / "run")]) == 0
-    loaded = last_checkpoint(tmp_path / "run")
-    unet = checkpoint.load_unet(loaded, "ema", "")
-    held_out = train.load_data(loaded["config"], "val")
-    big = np.flatnonzero((held_out.labels == 1).sum(axis=(1, 2)) > 20)[:24]
-    x_0, mask, contrast = held_out.tensors(big)
-    schedule = make_schedule("cosine")
-    with torch.inference_mode():
-        predict_x_0 = denoiser(unet, schedule, "v", mask, contrast)
-        *_, drawn = trajectory("dpm-solver", predict_x_0, schedule, torch.randn(x_0.shape), None, 20)
+    model = load_model(tmp_path / "run")
+    held_out = load_data(model.config, "val")
+    big = np.flatnonzero((held_out.masks == 1).sum(axis=(1, 2)) > 20)[:24]
+    x_0, condition = held_out.batch(big)
+    *_, (_, drawn) = draw(model, condition, range(len(big)), Sampling(steps=20, guidance=1))
 
     def brighter(images):
-        lesion, mirrored = mask[:, 1:], mask[:, 1:].flip(-1) * (1 - mask[:, 1:])
+        lesion = condition.mask[:, 1:]
+        mirrored = lesion.flip(-1) * (1 - lesion)
         inside, beside = ((images * m).sum((1, 2, 3)) / m.sum((1, 2, 3)).clamp(min=1) for m in (lesion, mirrored))
         return (inside > beside).float().mean().item()
 
@@ -569,9 +579,9 @@ def test_each_step_draws_its_own_times_and_noise(small_phantom, monkeypatch):
 
     def watched(schedule, unet, objective, x_0, t, eps, *condition):
         drawn.append((tuple(t.tolist()), eps.flatten()[0].item()))
-        return loss_simple(schedule, unet, objective, x_0, t, eps, *condition)
+        return denoising_loss(schedule, unet, objective, x_0, t, eps, *condition)
 
-    monkeypatch.setattr(train, "loss_simple", watched)
+    monkeypatch.setattr(training, "denoising_loss", watched)
     assert train.main(["--preset", "tiny", "--steps", "5", "--precision", "fp32", "--out", "run"]) == 0
     times, noises = zip(*drawn, strict=True)
     assert len(drawn) == 5 == len(set(times)) == len(set(noises))

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
-from ddpm.runtime.config import Parser, one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
 
 
 @one_line_errors

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
 from ddpm.runtime import checkpoint
-from ddpm.runtime.config import one_line_errors
+from ddpm.runtime.command_line import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 

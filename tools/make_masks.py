@@ -20,12 +20,13 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm import UserError, mix_seed
+from ddpm import UserError
 from ddpm.data.decode import Findings
 from ddpm.data.images import read_pixels, write_png
 from ddpm.data.layouts import ENDINGS, ending, stem, walk
 from ddpm.data.volumes import to_grey, window
-from ddpm.runtime.config import Parser, one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.seeds import generator
 
 
 @one_line_errors
@@ -61,7 +62,7 @@ def main(argv):
 
 def ellipse(image: np.ndarray, seed: int, name: str) -> np.ndarray:
     """A random ellipse on a picture (H, W): bool (H, W)."""
-    rng = np.random.default_rng(mix_seed(seed, zlib.crc32(name.encode(errors="surrogateescape"))))
+    rng = generator(seed, zlib.crc32(name.encode(errors="surrogateescape")))
     height, width = image.shape
     y, x = rng.uniform(0.25, 0.75, 2) * (height, width)
     a, b = rng.uniform(0.05, 0.2, 2) * min(height, width)

@@ -21,7 +21,7 @@ from ddpm import UserError
 from ddpm.data.decode import MIN_BRAIN
 from ddpm.data.images import resize, resize_labels, write_png
 from ddpm.data.volumes import PERCENTILES, axial, foreground_share, read_nifti, to_grey, window
-from ddpm.runtime.config import Parser, one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_writable, write_whole
 
 

@@ -93,7 +93,7 @@ class Run:
         bar.set_postfix_str(
             f"loss {line['loss']:.4f} grad {line['grad_norm']:.2f} lr {line['lr']:.1e} "
             f"{line['images_per_second']:.0f} img/s mem {line['memory_gb']:.1f}G",
-            refresh=False,
+            refresh=False,  # with the next update, if one is due
         )
         self.window, self.window_began = [], time.perf_counter()
 
