@@ -49,7 +49,7 @@ test-slow: $(STAMP)-dev ## the slow proofs
 	.venv-parity/bin/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@
 
-parity: .venv-parity/.installed ## our metrics against the reference packages
+parity: .venv-parity/.installed ## our metrics and our network against the reference packages
 	.venv-parity/bin/python tools/parity.py $(ARGS)
 
 lint: $(STAMP)-dev ## ruff

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unet_vector import VECTOR, answer, fixed_input, ho_network
 
 from ddpm.runtime.checkpoint import make_unet
 from ddpm.runtime.config import PRESETS, Config
-from ddpm.unet import Attention, UNet, norm, time_embedding
+from ddpm.unet import Attention, ResBlock, UNet, norm, time_embedding
 
 
 def small(**changes):
@@ -24,26 +25,67 @@ def alive(unet):
 
 
 def test_ho_preset_is_the_cifar10_network():
-    ho = Config(**PRESETS["ho"])
-    network = {"channels": ho.channels, "mults": ho.mults, "blocks": ho.blocks, "attention": ho.attention}
-    unet = UNet(image_channels=3, **network, patch=ho.patch, dropout=ho.dropout)
+    """An independent implementation's size and, with the same weights, its answer."""
+    unet = ho_network()
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
-    one_channel = {base: UNet(channels=base) for base in (32, 64)}
-    assert sum(p.numel() for p in one_channel[32].parameters()) == 2_244_609
-    assert sum(p.numel() for p in one_channel[64].parameters()) == 8_949_761
+    with torch.no_grad():
+        pixels = answer(unet, *fixed_input())[0, :, ::8, ::8].flatten()
+    assert torch.allclose(pixels, torch.tensor(VECTOR), rtol=0, atol=3e-5)
+
+
+def test_parameter_counts_of_smaller_networks():
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in UNet(channels=base).parameters()) for base in (32, 64)]
+    assert counts == [2_244_609, 8_949_761]
+
+
+def test_weights_start_as_ho_wrote():
+    """Glorot's uniform law with the fans of each layer; last layers and all shifts are zero; norms do nothing."""
+    unet = small(channels=32)
+    for name, weight in unet.named_parameters():
+        if name.endswith("bias") or any(part in name for part in ("conv_2", "attention.out", "conv_out", "contrast")):
+            assert not weight.any(), name
+        elif "norm" in name:
+            assert (weight == 1).all(), name
+        else:
+            for w in weight.chunk(3) if "qkv" in name else [weight]:  # q, k and v are three layers
+                bound = (6 / (w[0].numel() + w[:, 0].numel())) ** 0.5
+                assert 0.97 * bound < w.abs().max() <= bound, name
+                assert w.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+def test_dropout_is_before_the_second_convolution_and_only_in_training():
+    block, x, time = ResBlock(32, 32, 8, dropout=0.25), torch.zeros(4, 32, 16, 16), torch.randn(4, 8)
+    torch.nn.init.dirac_(block.conv_2.weight)  # passes on what it gets, and adds 1
+    torch.nn.init.ones_(block.conv_2.bias)
+    torch.nn.init.normal_(block.norm_2.bias)
+    kept = block.eval()(x, time)
+    assert torch.equal(kept, block(x, time))
+    dropped = block.train()(x, time)
+    zero = dropped == 1
+    assert torch.allclose(dropped - 1, torch.where(zero, 0, (kept - 1) / 0.75), atol=1e-6)
+    assert zero.float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dropout_is_in_every_block(dropout):
+    blocks = [module for module in small(dropout=dropout).modules() if isinstance(module, ResBlock)]
+    assert len(blocks) == 8 and all(block.dropout.p == dropout for block in blocks)
 
 
 def test_time_embedding_has_the_published_values():
     published = [-0.54402, 0.44767, 0.02154, 0.001, -0.83907, 0.89420, 0.99977, 1.0]
     assert time_embedding(torch.tensor([10]), 8)[0].tolist() == pytest.approx(published, abs=1e-5)
+    assert time_embedding(torch.tensor([10]), 9)[0].tolist() == pytest.approx([*published, 0], abs=1e-5)
 
 
 def test_times_next_to_each_other_differ_even_under_autocast():
     unet = alive(small())
     x = torch.randn(1, 1, 8, 8)
+    without = unet.embed(torch.tensor([998]), None)
     with torch.autocast("cpu", torch.bfloat16):
         a, b = (unet.embed(torch.tensor([t]), None) for t in (998, 999))
-    assert a.dtype == torch.float32 and not torch.equal(a, b)
+    assert torch.equal(a, without) and not torch.equal(a, b)
     assert not torch.equal(unet(x, torch.tensor([998])), unet(x, torch.tensor([999])))
 
 
@@ -72,7 +114,7 @@ def test_shapes(channels, mults, blocks, patch, height, width, image_channels, n
 
 def test_what_does_not_fit_is_refused():
     unet, x, t = small(), torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
-    for wrong in (torch.randn(2, 1, 8, 9), torch.randn(2, 3, 8, 8)):
+    for wrong in (torch.randn(2, 1, 8, 9), torch.randn(2, 1, 9, 8), torch.randn(2, 3, 8, 8)):
         with pytest.raises(ValueError, match="multiples of 2"):
             unet(wrong, t)
     for wrong in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 2, 4, 8), torch.zeros(1, 2, 8, 8)):
@@ -105,6 +147,7 @@ def test_time_and_contrast_are_heard_through_the_norms(channels):
 
 def test_norm_has_32_groups_where_the_paper_has():
     assert [norm(c).num_groups for c in (128, 256, 384, 512, 64, 16, 9, 6)] == [32, 32, 32, 32, 16, 4, 1, 1]
+    assert norm(128).eps == 1e-6
 
 
 def test_samples_of_a_batch_do_not_see_each_other():

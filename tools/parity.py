@@ -1,10 +1,10 @@
-"""Our metrics against the packages that others use, number by number, on the same input.
+"""Our metrics and our network against the packages that others use, number by number, on the same input.
 
     make parity
 
 Each row is one comparison; the exit status is 1 if one is out of its bound. The packages are in
-requirements/parity.txt, in an environment of their own. Nothing is fetched: Inception's weights are drawn at random
-and given to both networks. The difference is |ours - theirs| relative to |theirs|, for several numbers the largest
+requirements/parity.txt, in an environment of their own. Nothing is fetched: the networks' weights are drawn at random
+and given to both. The difference is |ours - theirs| relative to |theirs|, for several numbers the largest
 of each (and not relative where theirs is 0).
 """
 
@@ -27,6 +27,7 @@ import torch_fidelity.metric_prc
 import torchmetrics.functional.image
 import torchmetrics.image.fid
 import torchmetrics.image.kid
+from diffusers import UNet2DModel
 from prdc import compute_prdc
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from inception_vector import FEATURES, FINGERPRINT, LOGITS, drawn_weights, fingerprint, fixed_image
+from unet_vector import VECTOR, answer, fixed_input, ho_network
 
 from ddpm.metrics import fid, kid, manifold, paired
 from ddpm.metrics.inception import Inception
@@ -192,6 +194,64 @@ def compare_paired(table: Table) -> None:
             table.row(what, "torchmetrics", ours[name], metrics[name])
 
 
+def diffusers_weights(state: dict) -> dict:
+    """The weights of our `--preset ho` under the names of diffusers, whose q, k and v are three linear layers."""
+    places = {
+        **{"middle_1.block": "mid_block.resnets.0", "middle_2.block": "mid_block.resnets.1"},
+        "middle_1.attention": "mid_block.attentions.0",
+    }
+    for side, change, n in (("down", "downsamplers.0", 3), ("up", "upsamplers.0", 4)):
+        for index in range(4 * n):  # 2 (down) or 3 (up) blocks a level, and then a change of size
+            level, j = divmod(index, n)
+            places[f"{side}.{index}"] = f"{side}_blocks.{level}.{change}"
+            places[f"{side}.{index}.block"] = f"{side}_blocks.{level}.resnets.{j}"
+            places[f"{side}.{index}.attention"] = f"{side}_blocks.{level}.attentions.{j}"
+    parts = {
+        **{"time_1": "time_embedding.linear_1", "time_2": "time_embedding.linear_2", "norm_out": "conv_norm_out"},
+        **{"norm_1": "norm1", "norm_2": "norm2", "conv_1": "conv1", "conv_2": "conv2", "time": "time_emb_proj"},
+        **{"shortcut": "conv_shortcut", "norm": "group_norm", "out": "to_out.0"},
+    }
+    theirs = {}
+    for name, values in state.items():
+        *place, part, kind = name.split(".")
+        place = [places[".".join(place)]] if place else []
+        if part in ("qkv", "out"):  # convolutions of size 1
+            values = values.squeeze()
+        split = zip(("to_q", "to_k", "to_v"), values.chunk(3), strict=True) if part == "qkv" else [(part, values)]
+        theirs |= {".".join([*place, parts.get(piece, piece), kind]): value for piece, value in split}
+    return theirs
+
+
+@torch.no_grad()
+def compare_unet(table: Table) -> None:
+    """The network of `--preset ho` against diffusers' ddpm-cifar10-32 with shared random weights."""
+    ours = ho_network()
+    theirs = UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(128, 256, 256, 256),
+        layers_per_block=2,
+        downsample_padding=0,
+        norm_eps=1e-6,
+        attention_head_dim=None,  # a single head
+    ).eval()
+    count = [sum(p.numel() for p in network.parameters()) for network in (ours, theirs)]
+    table.row("network of --preset ho, parameters", "diffusers", *count, 0)
+    theirs.load_state_dict(diffusers_weights(ours.state_dict()))  # strictly: any other name or shape would raise
+    x_t, t = fixed_input()
+    expected = theirs(x_t, t).sample
+    table.row("network of --preset ho, output", "diffusers", answer(ours, x_t, t), expected, 1e-5)
+    table.row("network of --preset ho, VECTOR of the tests", "diffusers", VECTOR, expected[0, :, ::8, ::8], 1e-5)
+    for steps in (1, 1000):
+        t = torch.tensor([steps])
+        table.row(f"network of --preset ho, t={steps}", "diffusers", answer(ours, x_t, t), theirs(x_t, t).sample, 1e-5)
+
+
 def main() -> int:
     warnings.simplefilter("ignore", DeprecationWarning)  # pytorch-fid's call of sqrtm
     table = Table()
@@ -199,6 +259,7 @@ def main() -> int:
     compare_feature_scores(table)
     compare_paired(table)
     compare_inception(table)
+    compare_unet(table)
     print("all within their bounds" if table.good else "some are OUT OF BOUND", flush=True)
     return 0 if table.good else 1
 
