@@ -81,6 +81,15 @@ def png(width, height, depth=8, colour=0, data=b""):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
+def deep_tiff(colours):
+    """A TIFF of three channels of 16 bits (H, W, 3), as Pillow reads but does not write."""
+    height, width, _ = colours.shape
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, colours.nbytes)]  # 8 + 2 + 9 * 12 + 4
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return header + bytes(4) + struct.pack("<HHH", 16, 16, 16) + colours.astype("<u2").tobytes()
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Pictures that cannot be read
 
@@ -207,6 +216,21 @@ def sixteen_bits_among_eight(root):
 def eight_bits_among_sixteen(root):
     split_set(root, top=4000, dtype=np.uint16)
     write(root / "train" / "images" / "s1.png", noise(1))
+
+
+@case("s1.png: 16 bits a channel in colour or with transparency")
+def sixteen_bits_in_colour(root):
+    spoil(root, png(24, 20, depth=16, colour=2, data=bytes(20 * (1 + 24 * 6))))
+
+
+@case("s1.png: 16 bits a channel in colour or with transparency")
+def sixteen_bits_with_transparency(root):
+    spoil(root, png(24, 20, depth=16, colour=4, data=bytes(20 * (1 + 24 * 4))))
+
+
+@case("s1.tif: 16 bits a channel in colour or with transparency")
+def tiff_of_sixteen_bits_in_colour(root):
+    spoil(root, deep_tiff(noise(1, size=(*SIZE, 3), top=4000, dtype=np.uint16)), "s1.tif")
 
 
 @case("every voxel has the value 7", "refuses")

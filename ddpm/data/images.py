@@ -126,6 +126,11 @@ def open_picture(path: str | Path) -> Image.Image:
                 raise UserError(f"{path}: {picture.width}x{picture.height} pixels are too many for a slice; cut it")
             if getattr(picture, "n_frames", 1) > 1:
                 raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
+            if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
+                raise UserError(
+                    f"{path}: 16 bits a channel in colour or with transparency, of which 8 would be lost; save it in "
+                    "grey with 16 bits, or with 8 bits a channel"
+                )
             picture.load()
         return picture
     except FileNotFoundError:
