@@ -163,5 +163,7 @@ def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]
 def noise_source(seed: int, jobs: list[tuple[str, int]], shape: tuple, device):
     """noise() -> z (B, C, H, W). Each sample has a stream of its own, made from (seed, mask's name, k), so it does
     not matter which others are drawn beside it."""
-    streams = [np.random.default_rng(mix_seed(seed, zlib.crc32(name.encode()), k)) for name, k in jobs]
+    streams = [
+        np.random.default_rng(mix_seed(seed, zlib.crc32(name.encode(errors="surrogateescape")), k)) for name, k in jobs
+    ]
     return lambda: torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)

@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.runtime.files import write_whole
 
 # Background and tissues dark to light, the last class (the lesion) in red.
@@ -70,7 +70,7 @@ def read_labels(path: str | Path, classes: tuple[str, ...], size: tuple[int, int
     if labels.shape == tuple(size):
         return labels, ""
     notice = f"{path}: mask of {labels.shape[0]}x{labels.shape[1]} resized by nearest neighbour to {size[0]}x{size[1]}"
-    return resize_labels(labels, size), notice
+    return resize_labels(labels, size), printable(notice)
 
 
 def read_mask(path: str | Path, classes: tuple[str, ...]) -> np.ndarray:
