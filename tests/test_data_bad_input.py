@@ -680,6 +680,12 @@ def brats_colours(root):
     save_nifti(path, colours)
 
 
+@case("_t1.nii: values of type complex64")
+def brats_complex(root):
+    values, affine = volume(path := brats_file(root, "t1"))
+    save_nifti(path, values.astype(np.complex64), affine)
+
+
 @case("BraTS cases are read in one channel", "refuses")
 def brats_in_three_channels(root):
     brats_set(root)
@@ -733,6 +739,13 @@ def slice_of_nan(root):
 @case("volume_3_slice_1.h5: values of type")
 def slice_of_words(root):
     write_hdf5(slice_file(root), **slice_arrays() | {"image": np.full((*SIZE, 4), b"word")})
+
+
+@case("volume_3_slice_1.h5: its header says 384 MB")
+def slice_that_is_hardly_there(root):
+    path = write_hdf5(slice_file(root), mask=slice_arrays()["mask"])
+    with h5py.File(path, "a") as file:
+        file.create_dataset("image", (4000, 3000, 4), np.float64, chunks=True, compression="gzip")
 
 
 @case("volume_3_slice_1.h5: 'image' is not an array")
@@ -857,6 +870,18 @@ def test_as_a_real_process(root, make):
     done = subprocess.run(command, capture_output=True, timeout=120, cwd=root.parent)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
+
+
+def test_what_is_hardly_there_is_not_read_but_what_is_packed_well_is(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file.create_dataset("nothing", (4000, 3000, 4), np.float64, chunks=True)
+        file.create_dataset("words", (9,), h5py.string_dtype())
+        file.create_dataset("packed", data=np.zeros((100, 200, 200)), chunks=True, compression="gzip")
+    assert volumes.read_hdf5(tmp_path / "f.h5", "packed").shape == (100, 200, 200)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+    for name, says in (("nothing", "384 MB"), ("words", "values of type object")):
+        with pytest.raises(UserError, match=f"f.h5: .*{says}"):
+            volumes.read_hdf5(tmp_path / "f.h5", name)
 
 
 # Damage of any kind

@@ -438,7 +438,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tmp_path, capsys)
 
 
 def test_an_error_of_the_system_is_one_line_too(capsys):
-    assert one_line_errors(lambda argv: open("no\nwhere"))([]) == 2
+    assert one_line_errors(lambda argv: os.stat("no\nwhere"))([]) == 2
     assert capsys.readouterr().err == "error: no\\nwhere: No such file or directory\n"
 
 
