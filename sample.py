@@ -5,6 +5,7 @@ ddpm/reverse.py).
 chose has to be repeated here: it is read from the checkpoint.
 """
 
+import os
 import sys
 import time
 import zlib
@@ -49,7 +50,7 @@ def main(argv):
             batch = jobs[start : start + args.batch_size]
             label_maps = None if args.mask is None else np.stack([masks[name] for name, _ in batch])
             asked = {label: [values[k] for _, k in batch] for label, values in labels.items()}
-            seeds = [(args.seed, zlib.crc32(name.encode()), k) for name, k in batch]
+            seeds = [(args.seed, zlib.crc32(os.fsencode(name)), k) for name, k in batch]
             for t, x_t in draw(model, model.vocabulary.condition(label_maps, **asked), seeds, sampling):
                 if t in frames:
                     frames[t] |= zip(batch, images.to_uint8(x_t), strict=True)

@@ -83,6 +83,15 @@ def png(width, height, depth=8, colour=0, data=b""):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
+def deep_tiff(colours):
+    """A TIFF of three channels of 16 bits (H, W, 3), as Pillow reads but does not write."""
+    height, width, _ = colours.shape
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, colours.nbytes)]  # 8 + 2 + 9 * 12 + 4
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return header + bytes(4) + struct.pack("<HHH", 16, 16, 16) + colours.astype("<u2").tobytes()
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Pictures that cannot be read
 
@@ -209,6 +218,21 @@ def sixteen_bits_among_eight(root):
 def eight_bits_among_sixteen(root):
     split_set(root, top=4000, dtype=np.uint16)
     write(root / "train" / "images" / "s1.png", noise(1))
+
+
+@case("s1.png: 16 bits a channel in colour or with transparency")
+def sixteen_bits_in_colour(root):
+    spoil(root, png(24, 20, depth=16, colour=2, data=bytes(20 * (1 + 24 * 6))))
+
+
+@case("s1.png: 16 bits a channel in colour or with transparency")
+def sixteen_bits_with_transparency(root):
+    spoil(root, png(24, 20, depth=16, colour=4, data=bytes(20 * (1 + 24 * 4))))
+
+
+@case("s1.tif: 16 bits a channel in colour or with transparency")
+def tiff_of_sixteen_bits_in_colour(root):
+    spoil(root, deep_tiff(noise(1, size=(*SIZE, 3), top=4000, dtype=np.uint16)), "s1.tif")
 
 
 @case("every voxel has the value 7", "refuses")
@@ -658,6 +682,12 @@ def brats_colours(root):
     save_nifti(path, colours)
 
 
+@case("_t1.nii: values of type complex64")
+def brats_complex(root):
+    values, affine = volume(path := brats_file(root, "t1"))
+    save_nifti(path, values.astype(np.complex64), affine)
+
+
 @case("BraTS cases are read in one channel", "refuses")
 def brats_in_three_channels(root):
     brats_set(root)
@@ -711,6 +741,13 @@ def slice_of_nan(root):
 @case("volume_3_slice_1.h5: values of type")
 def slice_of_words(root):
     write_hdf5(slice_file(root), **slice_arrays() | {"image": np.full((*SIZE, 4), b"word")})
+
+
+@case("volume_3_slice_1.h5: its header says 384 MB")
+def slice_that_is_hardly_there(root):
+    path = write_hdf5(slice_file(root), mask=slice_arrays()["mask"])
+    with h5py.File(path, "a") as file:
+        file.create_dataset("image", (4000, 3000, 4), np.float64, chunks=True, compression="gzip")
 
 
 @case("volume_3_slice_1.h5: 'image' is not an array")
@@ -836,6 +873,18 @@ def test_as_a_real_process(root, make):
     done = subprocess.run(command, capture_output=True, timeout=120, cwd=root.parent)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1 and b"Traceback" not in done.stderr
+
+
+def test_what_is_hardly_there_is_not_read_but_what_is_packed_well_is(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file.create_dataset("nothing", (4000, 3000, 4), np.float64, chunks=True)
+        file.create_dataset("words", (9,), h5py.string_dtype())
+        file.create_dataset("packed", data=np.zeros((100, 200, 200)), chunks=True, compression="gzip")
+    assert volumes.read_hdf5(tmp_path / "f.h5", "packed").shape == (100, 200, 200)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+    for name, says in (("nothing", "384 MB"), ("words", "values of type object")):
+        with pytest.raises(UserError, match=f"f.h5: .*{says}"):
+            volumes.read_hdf5(tmp_path / "f.h5", name)
 
 
 # Damage of any kind

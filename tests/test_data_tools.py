@@ -90,6 +90,7 @@ def test_slices_refuse_what_they_cannot_cut(tmp_path, capsys):
     good, out = save_nifti(tmp_path / "v.nii", head()), tmp_path / "d"
     other = save_nifti(tmp_path / "other.nii", head()[:-1].astype(np.uint8))
     half = save_nifti(tmp_path / "half.nii", head().astype(np.float32) / 7)
+    flat = save_nifti(tmp_path / "flat.nii", head(), np.diag([1, 1e-5, 1, 1]))
     twin = save_nifti(tmp_path / "b" / "v.nii.gz", head())
     for flags, says in (
         ([tmp_path / "none.nii", "--out", out], "none.nii"),
@@ -97,11 +98,13 @@ def test_slices_refuse_what_they_cannot_cut(tmp_path, capsys):
         ([good, "--out", out, "--masks", other, half], "2 for 1 volume"),
         ([good, "--out", out, "--masks", other], "other.nii: not on the grid"),
         ([good, "--out", out, "--masks", half], "half.nii: holds more than the labels"),
+        ([flat, "--out", out], "flat.nii: voxels of 1 x 1e-05 mm"),
         ([good, twin, "--out", out], "two volumes of the name v"),
         ([good, "--out", "/proc/x"], "cannot write there"),
         ([], "required"),
     ):
         refused(slices.main, flags, says, capsys)
+    assert not out.exists() or not list(out.iterdir())
 
 
 # make_masks.py

@@ -355,6 +355,20 @@ def test_a_store_is_written_whole_or_not_at_all(tmp_path, own_cache, monkeypatch
     assert len(load(root)) == 3  # the fourth call is fine again
 
 
+def test_no_file_of_a_store_is_open_when_it_gets_its_name(monkeypatch):
+    """Windows would refuse to rename the folder."""
+    replace, open_then = os.replace, []
+
+    def noting(old, new):
+        open_then.extend(not file.closed for file in writer.files.values())
+        replace(old, new)
+
+    monkeypatch.setattr(store.os, "replace", noting)
+    with store.Writer("k", (1, 2, 2), True) as writer:
+        writer.add(np.ones((1, 2, 2), np.uint8), np.ones((2, 2), np.uint8))
+    assert open_then == [False, False] and store.read("k")[0].sum() == 4
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(cache, "CACHE", tmp_path / "file" / "cache")

@@ -181,6 +181,14 @@ def test_a_network_of_the_users_own(tmp_path):
     assert "own.ts" in str(extractor) and len(extractor.fingerprint) == 12
 
 
+def test_a_network_that_does_not_take_three_channels_is_refused_in_one_line(tmp_path):
+    torch.jit.script(torch.nn.Conv2d(1, 4, 3)).save(str(tmp_path / "grey.ts"))
+    extractor = features.torchscript_features(str(tmp_path / "grey.ts"))
+    with pytest.raises(UserError, match=r"--features .*grey\.ts: .*to have 1 channels, but got 3") as refused:
+        features.extract(extractor, np.zeros((2, 1, 8, 8), np.uint8))
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 300 and r"\n" not in str(refused.value)
+
+
 def test_a_file_that_is_no_torchscript_is_refused(tmp_path):
     (tmp_path / "own.ts").write_bytes(b"no")
     with pytest.raises(UserError, match="not a TorchScript file"):

@@ -1,5 +1,7 @@
 """Algorithm 2 as a program, and what it promises of its files."""
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +131,21 @@ def test_a_mask_of_another_size_is_resized_with_a_notice(ckpt, tmp_path, capsys)
     assert "mask of 64x48 resized by nearest neighbour to 32x32" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_whatever_a_mask_is_called_it_is_drawn_for_and_told(ckpt, tmp_path, monkeypatch, encoding):
+    """No UTF-8, letters that the terminal lacks, a newline: the file is written, and a name is printed in one line."""
+    names = [os.fsdecode(b"\xff\xfe"), "größe 切片", "a\nb"]
+    for name in names:
+        write_mask(tmp_path / f"{name}.png", size=(48, 48))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    draw(ckpt, "--mask", str(tmp_path), "--n", "1", "--out", "o")
+    sys.stdout.flush()
+    told = sys.stdout.buffer.getvalue().decode(encoding)
+    assert r"\udcff\udcfe.png: mask of 48x48" in told and r"a\nb.png: mask of 48x48" in told
+    assert ("größe 切片.png: mask" if encoding == "utf-8" else r"\u5207\u7247.png: mask") in told
+    assert {path.name for path in Path("o").iterdir()} == {*(f"{name}_0.png" for name in names), "grid.png"}
+
+
 def test_palette_and_label_masks_are_read_as_labels(ckpt, tmp_path):
     write_mask(tmp_path / "m.png")
     palette = Image.fromarray(pixels(tmp_path / "m.png").astype(np.uint8) // 255).convert("P")
@@ -207,6 +224,9 @@ def test_checkpoints_that_cannot_be_used_are_refused(how, says, ckpt, tmp_path, 
         (["--sampler", "euler"], "invalid choice"),
         (["--seed", "-1"], "at least 0"),
         (["--ckpt", "nowhere.pt"], "no such checkpoint"),
+        (["--ckpt", "no\nwhere.pt"], r"no\nwhere.pt: no such checkpoint"),
+        (["--mask", "no\nwhere.png"], r"no\nwhere.png: no such file"),
+        (["--mask", os.fsdecode(b"\xff.png")], r"\udcff.png: no such file"),
         (["--out", "/proc/o"], "cannot write there"),
     ],
 )

@@ -18,7 +18,7 @@ from ddpm.data.sources import load_data
 from ddpm.forward import denoising_loss
 from ddpm.model import Sampling, draw, load_model, make_unet
 from ddpm.runtime import checkpoint
-from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
+from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config, one_line_errors
 from ddpm.runtime.run import Run
 from ddpm.schedule import make_schedule
 from ddpm.unet import UNet
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_older_checkpoints_whole(tiny_run, tmp_path, monkeypa
     def no_space(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", no_space)
+    monkeypatch.setattr("os.fsync", no_space)
     assert train.main(["--resume", str(folder)]) == 2
     error = capsys.readouterr().err
     assert "No space left" in error and "older checkpoints are whole" in error and error.count("\n") == 1
@@ -435,6 +435,9 @@ def test_minutes_fix_the_number_of_steps(tmp_path, capsys):
         (["--resume", "nowhere"], "no checkpoint"),
         (["--resume", "nowhere.pt"], "no such checkpoint"),
         (["--data", "nowhere"], "no such folder"),
+        (["--data", "no\nwhere"], r"--data no\nwhere: no such folder"),
+        (["--out", "/proc/a\nb"], r"--out /proc/a\nb: cannot write there"),
+        (["--precision", "a\nb"], "invalid choice"),
         (["--out", "/proc/run"], "cannot write there"),
     ],
 )
@@ -445,6 +448,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tmp_path, capsys)
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_system_is_one_line_too(capsys):
+    assert one_line_errors(lambda argv: os.stat("no\nwhere"))([]) == 2
+    assert capsys.readouterr().err == "error: no\\nwhere: No such file or directory\n"
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run, capsys):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
 from ddpm.data.decode import MIN_BRAIN
-from ddpm.data.images import resize, resize_labels, write_png
+from ddpm.data.images import MAX_PIXELS, resize, resize_labels, write_png
 from ddpm.data.volumes import PERCENTILES, axial, foreground_share, read_nifti, to_grey, window
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_writable, write_whole
@@ -60,7 +60,7 @@ def cut(name: str, path: str, mask: str | None, out: Path, percentiles: tuple[fl
     slices, mm = axial(volume), np.linalg.norm(affine[:3, :3], axis=0)
     labels = None if mask is None else axial(read_label_volume(mask, path, volume, affine))
     kept = np.flatnonzero(foreground_share(slices) >= MIN_BRAIN)
-    shape = square_pixels(slices.shape[1:], mm)
+    shape = square_pixels(path, slices.shape[1:], mm)
     for folder in ("images", "masks")[: 1 if labels is None else 2]:
         (out / folder / name).mkdir(parents=True, exist_ok=True)
     for z in kept:
@@ -91,9 +91,14 @@ def read_label_volume(mask: str, path: str, volume: np.ndarray, affine: np.ndarr
     return labels.astype(np.uint8)
 
 
-def square_pixels(shape: tuple[int, int], mm: np.ndarray) -> tuple[int, int]:
-    """The (H, W) at which a slice's pixels are as wide as high, and none is lost. mm: of a voxel, x, y, z."""
-    return round(shape[0] * mm[1] / min(mm[:2])), round(shape[1] * mm[0] / min(mm[:2]))
+def square_pixels(path: str, shape: tuple[int, int], mm: np.ndarray) -> tuple[int, int]:
+    """The (H, W) at which a slice's pixels are as wide as high, and none is lost. mm: of a voxel, x, y, z. Raises
+    UserError if the header's voxels are no such size that a picture could be made of them."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = shape * mm[1::-1] / min(mm[:2])
+    if not size.max() ** 2 <= MAX_PIXELS:
+        raise UserError(f"{path}: voxels of {mm[0]:g} x {mm[1]:g} mm make no picture; mend its header")
+    return round(size[0]), round(size[1])
 
 
 def square(image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.data.images import read_mask, read_pixels
 from ddpm.data.volumes import (
     axial,
@@ -63,7 +63,7 @@ class Findings:
     def refuse(self, message: object) -> None:
         if not self.skip_bad:
             raise UserError(f"{message} (--skip-bad leaves out all that is bad)")
-        self.bad.append(str(message))
+        self.bad.append(printable(str(message)))
 
 
 # ---------------------------------------------------------------------------------------------------------

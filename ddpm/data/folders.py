@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, store
 from ddpm.data.decode import Findings, Item
@@ -34,21 +34,18 @@ def load(config, split: str) -> Slices:
     neighbour. Raises UserError, in one line, for what is missing, unpaired, unreadable or in two splits; with
     config.skip_bad, single files are left out instead and listed in the index.
     """
-    try:
-        findings = Findings(config.skip_bad)
-        layout = find(config, findings)
-        images, masks, index = decoded(layout, config, split)
-        if split != "train" and any(item.split == "train" for item in layout.items):
-            train = decoded(layout, config, "train")[2]
-            images, masks, index = without_doubles(images, masks, index, train, findings, split)
-    except UserError as error:
-        raise UserError(printable(str(error))) from None
+    findings = Findings(config.skip_bad)
+    layout = find(config, findings)
+    images, masks, index = decoded(layout, config, split)
+    if split != "train" and any(item.split == "train" for item in layout.items):
+        train = decoded(layout, config, "train")[2]
+        images, masks, index = without_doubles(images, masks, index, train, findings, split)
     subjects = {name: {item.subject for item in layout.items if item.split == name} for name in SPLITS}
     index |= {
-        "about": f"{config.data}: {layout.about}",
+        "about": printable(f"{config.data}: {layout.about}"),
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
         "unused": layout.unused,
-        "bad": [printable(line) for line in findings.bad + index["bad"]],
+        "bad": findings.bad + index["bad"],
         "folder": str(store.folder_of(index["key"])),
     }
     contrasts = np.array(index["contrasts"], dtype=np.int64)
@@ -274,11 +271,6 @@ def table(*splits: Slices) -> str:
     if bad:
         lines.append(f"skipped {len(bad)} bad: " + "; ".join(bad[:3]) + "; ..." * (len(bad) > 3))
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Text in one line that any terminal can show, whatever a file's name holds."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.runtime.files import write_whole
 
 # Background and tissues dark to light, the last class (the lesion) in red.
@@ -65,7 +65,7 @@ def read_labels(path: str | Path, classes: tuple[str, ...], size: tuple[int, int
     if labels.shape == tuple(size):
         return labels, ""
     notice = f"{path}: mask of {labels.shape[0]}x{labels.shape[1]} resized by nearest neighbour to {size[0]}x{size[1]}"
-    return resize_labels(labels, size), notice
+    return resize_labels(labels, size), printable(notice)
 
 
 def read_mask(path: str | Path, classes: tuple[str, ...]) -> np.ndarray:
@@ -121,6 +121,11 @@ def open_picture(path: str | Path) -> Image.Image:
                 raise UserError(f"{path}: {picture.width}x{picture.height} pixels are too many for a slice; cut it")
             if getattr(picture, "n_frames", 1) > 1:
                 raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
+            if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
+                raise UserError(
+                    f"{path}: 16 bits a channel in colour or with transparency, of which 8 would be lost; save it in "
+                    "grey with 16 bits, or with 8 bits a channel"
+                )
             picture.load()
         return picture
     except FileNotFoundError:

@@ -89,10 +89,11 @@ class Writer:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def keep(self) -> None:
-        """Flush everything to the disk, then give the store its name."""
+        """Flush everything to the disk, close it (Windows renames no folder of open files), give the store its name."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
+            file.close()
         self.index["files"] = {name: status_of(self.temporary / name) for name in self.files}
         with open(self.temporary / "index.json", "w") as file:
             json.dump(self.index, file)

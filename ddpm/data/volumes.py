@@ -12,6 +12,7 @@ import numpy as np
 from ddpm import UserError
 
 MAX_VOXELS = 2**29  # 800^3; a header that asks for more is damaged, or made to exhaust memory
+FREE_BYTES, PACKED = 2**24, 1100  # so much is read of any file; above, so many times what it holds (gzip: 1032)
 PERCENTILES = (1.0, 99.5)
 
 
@@ -35,13 +36,14 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         if len(shape) != 3:
             raise UserError(f"{path}: {len(shape)} dimensions {shape}, not three; save one volume of it")
         check_voxels(path, shape)
+        check_type(path, image.get_data_dtype(), "buif")
         image = nibabel.as_closest_canonical(image)
         volume = np.asarray(image.dataobj).reshape(image.shape[:3])
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:  # damaged bytes make a reader fail in any way at all
         raise UserError(f"{path}: not a NIfTI volume that can be read ({reason(error)}); fetch it again") from None
-    check_values(path, volume)
+    check_finite(path, volume)
     return volume, image.affine
 
 
@@ -52,15 +54,21 @@ def read_hdf5(path: str | Path, name: str) -> np.ndarray | None:
         with h5py.File(path, "r") as file:
             if name not in file:
                 return None
-            if not isinstance(file[name], h5py.Dataset):
+            dataset = file[name]
+            if not isinstance(dataset, h5py.Dataset):
                 raise UserError(f"{path}: {name!r} is not an array; fetch the file again")
-            check_voxels(path, file[name].shape)
-            values = file[name][()]
+            check_type(path, dataset.dtype, "buifc")
+            check_voxels(path, dataset.shape)
+            stored = dataset.id.get_storage_size()
+            if dataset.nbytes > max(FREE_BYTES, PACKED * stored):
+                size = f"{dataset.nbytes / 1e6:.0f} MB in {name!r}"
+                raise UserError(f"{path}: its header says {size}, but it holds {stored} bytes of it; fetch it again")
+            values = dataset[()]
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: not an HDF5 file that can be read ({reason(error)}); fetch it again") from None
-    check_values(path, values)
+    check_finite(path, values)
     return values
 
 
@@ -69,9 +77,13 @@ def check_voxels(path, shape: tuple[int, ...]) -> None:
         raise UserError(f"{path}: its header says {shape} voxels; empty, damaged or too large for a scan; remove it")
 
 
-def check_values(path, values: np.ndarray) -> None:
-    if values.dtype.kind not in "buifc":
-        raise UserError(f"{path}: values of type {values.dtype}, not numbers; save it as integers or floats")
+def check_type(path, dtype: np.dtype, kinds: str) -> None:
+    """Before anything is read. kinds: numpy's letters of integers, floats, complex numbers."""
+    if dtype.kind not in kinds:
+        raise UserError(f"{path}: values of type {dtype} make no image; save it as integers or floats")
+
+
+def check_finite(path, values: np.ndarray) -> None:
     if values.dtype.kind in "fc" and not np.isfinite(values).all():
         raise UserError(f"{path}: holds NaN or infinite values; replace them (by 0, say) and save it again")
 

@@ -65,7 +65,7 @@ def write_report(
     except ImportError:
         notice = NO_PLOTS
     page = page_of(title, rows, sets.choices, pictures, notice)
-    write_whole(out / "report.html", lambda file: file.write(page.encode()))
+    write_whole(out / "report.html", lambda file: file.write(page.encode(errors="backslashreplace")))
     return notice
 
 

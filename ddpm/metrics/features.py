@@ -53,7 +53,17 @@ def torchscript_features(path: str) -> Extractor:
         network = torch.jit.load(path, map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError):
         raise UserError(f"--features {path}: not a TorchScript file (torch.jit.save) that can be read") from None
-    return Extractor(Path(path).name, file_hash(path), lambda images: network(to_rgb(images)))
+
+    def function(images):
+        try:
+            return network(to_rgb(images))
+        except RuntimeError as error:  # a traceback in TorchScript, whose last line says what happened
+            told = str(error).strip().splitlines()[-1][:200]
+            raise UserError(
+                f"--features {path}: cannot take (batch, 3, height, width) ({told}); wrap it so that it does"
+            ) from None
+
+    return Extractor(Path(path).name, file_hash(path), function)
 
 
 def file_hash(path: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import fields
 
 import torch
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.conditions import LABELS
 from ddpm.model import GUIDANCE, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
@@ -24,17 +24,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_line_errors(main):
-    """main(argv) -> exit status, with a UserError told in one line on stderr and exit status 2."""
+    """main(argv) -> exit status, with a UserError told in one line on stderr and exit status 2. What is printed in
+    letters that the terminal lacks is shown by their numbers."""
 
     @functools.wraps(main)
     def wrapped(argv=None) -> int:
+        if hasattr(sys.stdout, "reconfigure"):  # not in a notebook; stderr does so by itself
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(sys.argv[1:] if argv is None else argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except OSError as error:  # a full disk, a folder that went away
-            print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+            print("error:", printable(f"{error.filename or 'disk'}: {error.strerror or error}"), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
