@@ -12,6 +12,7 @@ from scipy import ndimage
 from ddpm import UserError
 from ddpm.metrics import two_sample
 from ddpm.metrics.two_sample import clopper_pearson, split, two_sample_test
+from ddpm.seeds import generator
 
 
 def pictures(n, seed, size=16):
@@ -92,7 +93,7 @@ def test_the_examined_half_has_no_part_in_the_training():
         fit(net, *rest)
         trained.append({name: value.clone() for name, value in net.state_dict().items()})
 
-    unseen = split(len(REAL), len(REAL), np.random.default_rng(two_sample.mix_seed(0)))[2]
+    unseen = split(len(REAL), len(REAL), generator(0))[2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(two_sample, "fit", remember)
         for value in (0, 255):

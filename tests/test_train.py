@@ -18,7 +18,8 @@ from ddpm.data.sources import load_data
 from ddpm.forward import denoising_loss
 from ddpm.model import Sampling, draw, load_model, make_unet
 from ddpm.runtime import checkpoint
-from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config, one_line_errors
+from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
 from ddpm.runtime.run import Run
 from ddpm.schedule import make_schedule
 from ddpm.unet import UNet

@@ -6,14 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unet_vector import VECTOR, answer, fixed_input, ho_network
 
-from ddpm.runtime.checkpoint import make_unet
+from ddpm.conditions import Condition, Vocabulary
+from ddpm.model import make_unet
 from ddpm.runtime.config import PRESETS, Config
 from ddpm.unet import Attention, ResBlock, UNet, norm, time_embedding
 
+KNOWN = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
+
 
 def small(**changes):
-    arguments = {"num_classes": 2, "num_contrasts": 3, "channels": 8, "mults": (1, 2), "blocks": 1, "attention": (1,)}
+    arguments = {"vocabulary": KNOWN, "channels": 8, "mults": (1, 2), "blocks": 1, "attention": (1,)}
     return UNet(**{**arguments, **changes})
+
+
+def of_contrast(*numbers, mask=None):
+    return Condition(mask, {"contrast": torch.tensor(numbers)})
 
 
 def alive(unet):
@@ -82,9 +89,9 @@ def test_time_embedding_has_the_published_values():
 def test_times_next_to_each_other_differ_even_under_autocast():
     unet = alive(small())
     x = torch.randn(1, 1, 8, 8)
-    without = unet.embed(torch.tensor([998]), None)
+    without = unet.embed(torch.tensor([998]), Condition())
     with torch.autocast("cpu", torch.bfloat16):
-        a, b = (unet.embed(torch.tensor([t]), None) for t in (998, 999))
+        a, b = (unet.embed(torch.tensor([t]), Condition()) for t in (998, 999))
     assert torch.equal(a, without) and not torch.equal(a, b)
     assert not torch.equal(unet(x, torch.tensor([998])), unet(x, torch.tensor([999])))
 
@@ -106,10 +113,11 @@ def test_output_is_zero_at_the_start():
 )
 def test_shapes(channels, mults, blocks, patch, height, width, image_channels, num_classes):
     """Any size that the levels divide, not square either; odd channel counts; any number of classes."""
-    unet = UNet(image_channels, num_classes, 0, channels, mults, blocks, (len(mults) - 1,), patch)
+    known = Vocabulary(tuple("abcde"[:num_classes]))
+    unet = UNet(image_channels, known, channels, mults, blocks, (len(mults) - 1,), patch)
     x = torch.randn(2, image_channels, height * unet.multiple, width * unet.multiple)
     mask = torch.zeros(2, num_classes, *x.shape[2:])
-    assert unet(x, torch.tensor([1, 7]), mask).shape == x.shape
+    assert unet(x, torch.tensor([1, 7]), Condition(mask)).shape == x.shape
 
 
 def test_what_does_not_fit_is_refused():
@@ -119,7 +127,10 @@ def test_what_does_not_fit_is_refused():
             unet(wrong, t)
     for wrong in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 2, 4, 8), torch.zeros(1, 2, 8, 8)):
         with pytest.raises(ValueError, match="mask is"):
-            unet(x, t, wrong)
+            unet(x, t, Condition(wrong))
+    for wrong in ({"sex": torch.tensor([1, 1])}, {"contrast": torch.tensor([1])}):  # one value for two images
+        with pytest.raises(ValueError, match="known are"):
+            unet(x, t, Condition(labels=wrong))
 
 
 def test_no_mask_is_not_the_empty_mask():
@@ -127,7 +138,7 @@ def test_no_mask_is_not_the_empty_mask():
     empty = torch.zeros(1, 2, 8, 8)
     empty[:, 0] = 1  # background everywhere
     lesion = empty.flip(1)
-    answers = [unet(x, t, mask) for mask in (None, torch.zeros(1, 2, 8, 8), empty, lesion)]
+    answers = [unet(x, t, Condition(mask)) for mask in (None, torch.zeros(1, 2, 8, 8), empty, lesion)]
     assert torch.equal(answers[0], answers[1])
     assert not torch.allclose(answers[0], answers[2]) and not torch.allclose(answers[2], answers[3])
 
@@ -136,13 +147,13 @@ def test_no_mask_is_not_the_empty_mask():
 def test_time_and_contrast_are_heard_through_the_norms(channels):
     """A norm over single channels would take away what they add; so ask for more than rounding."""
     unet, x = alive(small(channels=channels)), torch.randn(1, 1, 8, 8)
-    by_contrast = [unet(x, torch.tensor([500]), None, torch.tensor([c])) for c in range(4)]
+    by_contrast = [unet(x, torch.tensor([500]), of_contrast(c)) for c in range(4)]
     by_time = [unet(x, torch.tensor([t])) for t in (10, 500, 990)]
     for answers in (by_contrast, by_time):
         for i in range(1, len(answers)):
             for j in range(i):
                 assert (answers[i] - answers[j]).abs().max() > 1e-2 * answers[i].abs().max()
-    assert torch.equal(by_contrast[0], unet(x, torch.tensor([500]), None, None))  # 0 means none was asked for
+    assert torch.equal(by_contrast[0], unet(x, torch.tensor([500])))  # 0 means none was asked for
 
 
 def test_norm_has_32_groups_where_the_paper_has():
@@ -152,10 +163,10 @@ def test_norm_has_32_groups_where_the_paper_has():
 
 def test_samples_of_a_batch_do_not_see_each_other():
     unet = alive(small())
-    x, t, contrast = torch.randn(3, 1, 8, 8), torch.tensor([5, 500, 900]), torch.tensor([0, 1, 3])
-    mask = torch.rand(3, 2, 8, 8)
-    together = unet(x, t, mask, contrast)
-    alone = torch.cat([unet(x[i : i + 1], t[i : i + 1], mask[i : i + 1], contrast[i : i + 1]) for i in range(3)])
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([5, 500, 900])
+    condition = of_contrast(0, 1, 3, mask=torch.rand(3, 2, 8, 8))
+    together = unet(x, t, condition)
+    alone = torch.cat([unet(x[i : i + 1], t[i : i + 1], condition[i : i + 1]) for i in range(3)])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -173,7 +184,7 @@ def test_attention_is_the_formula():
 
 def test_mask_reaches_the_pixel_it_lies_on():
     """Without a way down (one level) a mask pixel changes the output around it, not on the other side."""
-    unet = alive(UNet(num_classes=2, channels=8, mults=(1,), blocks=1, attention=()))
+    unet = alive(UNet(vocabulary=Vocabulary(("background", "lesion")), channels=8, mults=(1,), blocks=1, attention=()))
     unet.middle_1.attention = torch.nn.Identity()  # attention sees everything
     # GroupNorm's statistics see everything too, so let it only scale.
     for module in unet.modules():
@@ -182,7 +193,7 @@ def test_mask_reaches_the_pixel_it_lies_on():
     x, t, mask = torch.randn(1, 1, 32, 32), torch.tensor([500]), torch.zeros(1, 2, 32, 32)
     changed = mask.clone()
     changed[0, 1, 2, 3] = 1
-    difference = (unet(x, t, mask) - unet(x, t, changed)).abs()[0, 0]
+    difference = (unet(x, t, Condition(mask)) - unet(x, t, Condition(changed))).abs()[0, 0]
     assert difference[2, 3] > 0 and difference[20:, 20:].max() == 0
 
 
@@ -190,6 +201,6 @@ def test_mask_reaches_the_pixel_it_lies_on():
 def test_presets_make_networks_that_take_their_own_image_size(preset):
     config = Config(**PRESETS[preset])
     with torch.device("meta"):
-        unet = make_unet(config, ("background", "lesion"), ("T1", "T2", "FLAIR"))
+        unet = make_unet(config, KNOWN)
     assert all(size % unet.multiple == 0 for size in config.image_size)
     assert 32 % unet.multiple == 0
