@@ -14,12 +14,18 @@ import pytest
 import torch
 from test_train import folder_of_pairs, go_on_from, last_checkpoint, log_of, same
 
+import ddpm.runtime.run
 import sample
 import train
 from ddpm.runtime import checkpoint
 from tools.soak import soak
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
+
+
+@pytest.fixture(autouse=True)
+def quick_grids(monkeypatch):
+    monkeypatch.setattr(ddpm.runtime.run, "GRID_STEPS", 1)
 
 
 def names(folder):
