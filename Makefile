@@ -14,11 +14,16 @@ STAMP := .venv/.installed
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(BIN)/python:
-	$(PYTHON) -m venv .venv
+# An environment, whole or not at all: what a failed one leaves behind must not be taken for one.
+define venv
+	$(PYTHON) -m venv $(1) || { rm -rf $(1); echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+endef
+
+$(BIN)/pip:
+	$(call venv,.venv)
 
 # A stamp a requirements file, so that a changed file is installed again and an unchanged one costs nothing.
-$(STAMP): requirements.txt | $(BIN)/python
+$(STAMP): requirements.txt | $(BIN)/pip
 	$(BIN)/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@
 
@@ -45,7 +50,7 @@ test-slow: $(STAMP)-dev ## the slow proofs
 
 # The reference packages must not meet ours: they have an environment of their own.
 .venv-parity/.installed: requirements/parity.txt requirements.txt
-	$(PYTHON) -m venv .venv-parity
+	$(call venv,.venv-parity)
 	.venv-parity/bin/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@
 

@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from ddpm import UserError
 from ddpm.data import Slices, folders
 from ddpm.data.sources import load_data
 from ddpm.runtime import distributed
@@ -63,7 +64,11 @@ def open_data(config: Config) -> tuple[Slices, Slices]:
     """The training and the validation split, and a word on them. Raises UserError."""
     with distributed.rank_0_first():
         data, held_out = load_data(config, "train"), load_data(config, "val")
-    check_writable(config.out)
+    if config.evaluate_every and len(held_out) < 4:  # two are drawn, and compared with two others
+        raise UserError(
+            f"--evaluate-every needs 4 validation images or more, and {config.data} has {len(held_out)}; leave it out"
+        )
+    distributed.broadcast(check_writable, config.out)  # process 0 alone writes
     if data.index:
         print(folders.table(data, held_out))
     print(

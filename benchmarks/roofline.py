@@ -112,7 +112,7 @@ def step_of(config: Config, format=torch.contiguous_format, fused=True, compile=
     if not fused:
         training.optimizer = torch.optim.AdamW(training.unet.parameters(), foreach=False, fused=False)
     if compile:
-        training.unet = torch.compile(training.unet)
+        training.unet.compile()
     return lambda: training_step(training, data, 0)
 
 

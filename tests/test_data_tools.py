@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from small_sets import noise, save_nifti, write, yes_no_set
 import train
 from ddpm.data import folders
 from ddpm.runtime.config import Config
-from tools import fetch, make_masks, slices
+from tools import fetch, figures, make_masks, slices
 
 
 def pixels(path):
@@ -233,3 +234,32 @@ def test_fetching_needs_a_name_and_kagglehub(monkeypatch, capsys):
         refused(fetch.main, name, "name a data set as owner/name", capsys)
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     refused(fetch.main, ["owner/name"], "pip install -r requirements/kaggle.txt", capsys)
+
+
+# figures.py
+
+
+def test_figures_of_a_run_without_grids_or_log_are_refused(tmp_path, capsys):
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    refused(figures.main, ["--run", tmp_path / "run"], "log.jsonl", capsys)
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    refused(figures.main, ["--run", tmp_path / "run"], "no sample grid", capsys)
+    write(tmp_path / "run" / "samples" / "step_000001.png", noise(1))
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "lo')
+    refused(figures.main, ["--run", tmp_path / "run"], "no log yet", capsys)
+    refused(figures.main, ["--run", ""], "an empty name", capsys)
+
+
+def test_figures_leave_out_a_line_that_was_cut_off(tmp_path, monkeypatch):
+    write(tmp_path / "run" / "samples" / "step_000001.png", noise(1))
+    (tmp_path / "run" / "log.jsonl").write_text(
+        '{"step": 1, "loss": 0.5}\n{"step": 1, "val_loss": 0.6}\n{"step": 2, "lo'
+    )
+    plt, left, right = mock.MagicMock(), mock.MagicMock(), mock.MagicMock()
+    plt.subplots.return_value = mock.MagicMock(), (left, right)
+    monkeypatch.setitem(sys.modules, "matplotlib", mock.MagicMock(pyplot=plt))
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", plt)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    assert figures.main(["--run", str(tmp_path / "run")]) == 0
+    assert [call.args[:2] for call in left.plot.call_args_list] == [([1], [0.5]), ([1], [0.6])]
+    assert np.array_equal(pixels(tmp_path / "docs" / "figures" / "samples.png"), noise(1))

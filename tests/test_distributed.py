@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,12 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_train import go_on_from, last_checkpoint
+from test_train import folder_of_pairs, go_on_from, last_checkpoint
+from torch.distributed.run import get_args_parser
 
+import evaluate
 import sample
 import train
+from ddpm import UserError
 from ddpm.data import phantom
 from ddpm.runtime import cache, checkpoint, distributed
+from ddpm.runtime.command_line import pick_device, train_parser
+from ddpm.runtime.config import Config
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
 ROOT = Path(train.__file__).parent
@@ -114,6 +120,68 @@ def test_alone_nothing_is_exchanged():
     assert not distributed.any_of("") and distributed.any_of("SIGINT")
     with distributed.rank_0_first():
         pass
+
+
+def test_process_0_alone_tries_the_folder_of_the_run(monkeypatch):
+    config = Config(image_size=[32, 32], out="run")
+    for rank in (1, 0):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        train.open_data(config)
+        assert Path("run").exists() == (rank == 0)
+
+
+# GPUs, without one
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with two, as far as PyTorch tells; a list of what was done to them."""
+    done = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: done.append(f"GPU {number}"))
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *on, warn_only: done.append("deterministic"))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    return done
+
+
+def join(monkeypatch, processes, rank):
+    for name, value in {"LOCAL_WORLD_SIZE": processes, "WORLD_SIZE": processes, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+
+
+def test_each_process_has_a_gpu_of_its_own(gpus, monkeypatch):
+    join(monkeypatch, 2, rank=1)
+    assert pick_device("cpu").type == "cpu" and gpus == []  # asked for the CPU, it touches no GPU
+    assert pick_device("auto").type == "cuda" and gpus == ["GPU 1", "deterministic"]
+    assert not torch.backends.cudnn.benchmark and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_alone_the_gpu_that_is_set_is_used(gpus):
+    assert pick_device("cuda").type == "cuda" and gpus == ["deterministic"]
+
+
+def test_more_processes_than_gpus_is_an_error_of_the_users(gpus, monkeypatch):
+    for rank in range(3):  # of all: process 0 says it for the others
+        join(monkeypatch, 3, rank)
+        with pytest.raises(UserError, match=r"--nproc-per-node 3, but this machine has 2 GPU\(s\); start so many"):
+            pick_device("auto")
+    assert gpus == []
+
+
+@pytest.mark.parametrize("nccl, backend", [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_without_nccl_gloo_carries_all(nccl, backend, gpus, monkeypatch):
+    """As on Windows; and nothing is done to a GPU before the command line is read."""
+    join(monkeypatch, 9, rank=8)
+    begun = []
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, timeout: begun.append(name))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    assert distributed.in_each_process(lambda argv: argv)(["flags"]) == ["flags"]
+    assert begun == [backend] and gpus == []
 
 
 # Two processes train
@@ -238,6 +306,49 @@ def test_torchrun_itself(tmp_path):
         line for line in done.stderr.splitlines() if "no such folder" in line
     ]
     assert done.stderr.count("no such folder") == 1
+
+
+# The commands of docs/scaling.md
+
+COMMANDS = [line for line in (ROOT / "docs" / "scaling.md").read_text().splitlines() if line.startswith("torchrun ")]
+
+
+def test_the_documented_commands_are_understood():
+    """torchrun's own parser takes what looks like the beginning of a flag of its own, such as --n."""
+    parsers = {"train.py": train_parser(), "sample.py": sample.make_parser(), "evaluate.py": evaluate.make_parser()}
+    for command in COMMANDS:
+        args = get_args_parser().parse_args(shlex.split(command, comments=True)[1:])
+        parsers[args.training_script].parse_args(args.training_script_args)
+    assert len(COMMANDS) >= 4 and {script for script in parsers if any(script in c for c in COMMANDS)} == set(parsers)
+
+
+@pytest.mark.slow
+def test_the_documented_commands_run(tmp_path):
+    """One after the other, with a small network and few images in the place of the large ones."""
+    folder_of_pairs(tmp_path / "DIR", n=90)
+    flags = ["--preset", "tiny", "--steps", "1", "--precision", "fp32", "--data", "DIR", "--labels", "none"]
+    assert train.main([*flags, "--out", "without_masks"]) == 0  # for which evaluate.py trains no judge of its own
+    smaller = {"--resume": ["--steps", "3"], "gpu-128": ["--steps", "2", "--precision", "fp32"]}
+    smaller |= {"sample.py": ["--sample-steps", "1", "--mask", "DIR/val/masks/slice1.png"]}
+    smaller |= {"evaluate.py": ["--ckpt", "without_masks", "--n=40", "--sample-steps", "1", "--metrics", "spectrum"]}
+    for command in COMMANDS:
+        words = shlex.split(command, comments=True)[1:]
+        added = next(flags for word, flags in smaller.items() if word in words)
+        if "evaluate.py" in words:
+            words.insert(words.index("evaluate.py"), "--")
+        words = ["tiny" if word == "gpu-128" else str(ROOT / word) if word.endswith(".py") else word for word in words]
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *words, *added],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert len(list(tmp_path.glob("results/*/slice1_*.png"))) == 50
+    assert len(list(tmp_path.glob("results/*/report.json"))) == 1
+    assert len(list(tmp_path.glob("results/*/checkpoints/step_000003.pt"))) == 1
 
 
 # Two processes sample and evaluate

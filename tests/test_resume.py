@@ -6,18 +6,26 @@ That a resumed run is the run that never stopped is in test_train.py; here, at t
 import json
 import os
 import resource
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from test_train import folder_of_pairs, go_on_from, last_checkpoint, same
+from test_train import folder_of_pairs, go_on_from, last_checkpoint, log_of, same
 
+import ddpm.runtime.run
 import sample
 import train
 from ddpm.runtime import checkpoint, files
 from tools.soak import soak
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
+
+
+@pytest.fixture(autouse=True)
+def quick_grids(monkeypatch):
+    monkeypatch.setattr(ddpm.runtime.run, "GRID_STEPS", 1)
 
 
 def names(folder):
@@ -169,6 +177,89 @@ def test_a_disk_that_fills_up_leaves_older_checkpoints_whole(tiny_run, tmp_path,
     assert error.count("\n") == 1
     assert names(run) == ["step_000020.pt"]
     assert train.main(["--resume", str(run), "--steps", "22"]) == 0  # with room again
+
+
+# Going back to an earlier step
+
+
+SMALL = ["--preset", "tiny", "--precision", "fp32", "--log-every", "1", "--save-every", "2", "--sample-every", "9"]
+
+
+@pytest.fixture(scope="module")
+def six(small_phantom, tmp_path_factory):
+    """The folder of a run of six steps, saved at 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("six") / "run"
+    assert train.main([*SMALL, "--steps", "6", "--sample-every", "2", "--out", str(folder)]) == 0
+    return folder
+
+
+def steps_of(run, key="loss"):
+    return [line["step"] for line in log_of(run, key)]
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_after_going_back_and_a_stop_the_new_branch_goes_on(damage, six, tmp_path, monkeypatch, capsys):
+    """From step 2 of a run of 6, stopped at 4: what comes next is 5, not the 7 of the abandoned branch."""
+    run = shutil.copytree(six, tmp_path / "run")
+    back = ["--resume", str(run / "checkpoints" / "step_000002.pt"), "--steps", "8"]
+    assert train.main([*back, "--out", "branch"]) == 0  # elsewhere: the run is left alone
+    assert names(run) == names(six) and steps_of(run) == [1, 2, 3, 4, 5, 6]
+    assert steps_of(Path("branch")) == [3, 4, 5, 6, 7, 8] and "abandoned" not in names(Path("branch"))
+    if damage:
+        flip(run / "checkpoints" / "step_000006.pt", 0.5)
+
+    record = train.Run.record
+
+    def interrupt_at_3(self, step, *rest):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # seen, and saved, after step 4
+        record(self, step, *rest)
+
+    monkeypatch.setattr(train.Run, "record", interrupt_at_3)
+    assert train.main(back) == 0
+    assert "2 checkpoint(s) of steps after 2 moved to" in capsys.readouterr().out
+    monkeypatch.setattr(train.Run, "record", record)
+    assert names(run) == ["abandoned", "step_000002.pt", "step_000004.pt"] and steps_of(run) == [1, 2, 3, 4]
+    moved = sorted(path.name for path in (run / "checkpoints" / "abandoned").iterdir())
+    assert moved == ["step_000004.pt", "step_000006.pt"]
+    assert train.main(["--resume", str(run)]) == 0
+    assert "resumed at step 4 of 8" in capsys.readouterr().out
+    assert steps_of(run) == [1, 2, 3, 4, 5, 6, 7, 8] and steps_of(run, "val_loss") == [2, 4, 6, 8]
+    for part in ("model", "ema", "opt"):
+        assert same(last_checkpoint(run)[part], last_checkpoint(Path("branch"))[part]), part
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("rename", range(4))  # two checkpoints, config.json, log.jsonl
+def test_a_kill_while_going_back_loses_no_step(moment, rename, six, tmp_path, monkeypatch):
+    run, renamed, replace = shutil.copytree(six, tmp_path / "run"), [], os.replace
+
+    def killed(*paths):
+        renamed.append(paths)
+        if len(renamed) > rename and moment == "before":
+            raise SystemExit(9)
+        replace(*paths)
+        if len(renamed) > rename:
+            raise SystemExit(9)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(SystemExit):
+        train.main(["--resume", str(run / "checkpoints" / "step_000002.pt"), "--steps", "8"])
+    monkeypatch.setattr(os, "replace", replace)
+    assert train.main(["--resume", str(run), "--steps", "8"]) == 0
+    assert steps_of(run) == [1, 2, 3, 4, 5, 6, 7, 8] and steps_of(run, "val_loss") == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("flags", [["--resume", ""], ["--resume="], ["--resume", "", "--preset", "tiny"]])
+def test_an_empty_name_is_not_the_newest_and_no_new_run(flags, tiny_run, tmp_path, capsys):
+    copy_of(tiny_run, tmp_path / "results" / "run")
+    assert train.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "an empty name (an unset variable?)" in error and error.count("\n") == 1
+    assert sample.main(["--ckpt", "", "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    assert "an empty name where a checkpoint is asked for" in error and error.count("\n") == 1
+    assert not Path("o").exists() and len(list(Path("results").iterdir())) == 1
 
 
 # Which are kept

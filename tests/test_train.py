@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ import torch
 from PIL import Image
 
 import ddpm.runtime.run
+import sample
 import train
-from ddpm import training
+from ddpm import UserError, training
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data import Slices, phantom
 from ddpm.data.sources import load_data
 from ddpm.forward import denoising_loss
 from ddpm.model import Sampling, draw, load_model, make_unet
-from ddpm.runtime import checkpoint
+from ddpm.runtime import checkpoint, progress, start
 from ddpm.runtime.command_line import one_line_errors
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
 from ddpm.runtime.run import Run
@@ -301,6 +303,32 @@ def test_min_snr_changes_the_gradient(tiny_run, tmp_path):
     assert weighted.norm() < 0.95 * plain.norm()  # every weight is below 1
 
 
+@pytest.mark.parametrize("objective", ["eps", "x_0", "v"])
+def test_min_snr_weighs_by_the_objective_and_the_gamma_asked_for(objective, tiny_run, tmp_path, monkeypatch):
+    asked = dict(objective=objective, gamma=0.7, clip=1e9)
+    ours = moments_after_one_step(tiny_run, tmp_path / "ours", loss_weight="min-snr", **asked)
+
+    def weight(schedule, kind, objective_given, t, gamma_given):
+        a = schedule.alpha_bar[t].flatten()
+        snr = a / (1 - a)
+        return snr.clamp(max=0.7) / {"eps": snr, "x_0": 1, "v": snr + 1}[objective]
+
+    monkeypatch.setattr(training, "loss_weight", weight)
+    theirs = moments_after_one_step(tiny_run, tmp_path / "theirs", **asked)
+    assert theirs.norm() > 1e-3 and torch.allclose(ours, theirs, atol=1e-5 * theirs.abs().max())
+
+
+def test_dropout_drops_and_a_resumed_run_drops_the_same(tmp_path):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "4", "--save-every", "2", "--sample-every", "9"]
+    for dropout in ("0", "0.3"):
+        assert train.main([*flags, "--dropout", dropout, "--out", dropout]) == 0
+    plain, dropped = (last_checkpoint(tmp_path / dropout) for dropout in ("0", "0.3"))
+    assert not same(plain["model"], dropped["model"])
+    halved = go_on_from(tmp_path / "0.3", 2, tmp_path / "halved")
+    assert train.main(["--resume", str(halved)]) == 0
+    assert same(last_checkpoint(halved)["model"], dropped["model"])
+
+
 def test_averaged_weights_follow_closely_at_first(tiny_run):
     """After 40 steps a decay of 0.998 alone would still hold 92 % of the weights at the start, whatever was learnt."""
     loaded = last_checkpoint(tiny_run)
@@ -409,6 +437,67 @@ def test_minutes_fix_the_number_of_steps(tmp_path, capsys):
     assert last_checkpoint(tmp_path / "run")["config"].steps == steps
 
 
+@pytest.mark.parametrize("one, chosen", [(0.8, 1), (0.95, 2)])
+def test_one_thread_where_it_is_clearly_faster_then_and_after_a_resume(one, chosen, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(start, "seconds", lambda *rest: {1: one, 2: 1.0}[torch.get_num_threads()])
+    monkeypatch.setattr(Run, "validate", lambda *rest: None)
+    try:
+        torch.set_num_threads(2)
+        flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "2", "--out", "run"]
+        assert train.main(flags) == 0
+        assert torch.get_num_threads() == chosen
+        assert ("is another program busy here?" in capsys.readouterr().out) == (chosen == 1)
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == chosen
+        torch.set_num_threads(3 - chosen)
+        assert train.main(["--resume", "run", "--steps", "3"]) == 0
+        assert torch.get_num_threads() == chosen
+        assert train.main([*flags[:-1], "asked", "--threads", str(3 - chosen)]) == 0  # then nothing is timed
+        assert torch.get_num_threads() == 3 - chosen
+    finally:
+        torch.set_num_threads(1)
+
+
+# What is told
+
+
+def test_where_there_is_no_terminal_lines_come_now_and_then(tmp_path, monkeypatch, capsys):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "3", "--log-every", "1", "--out"]
+    assert train.main([*flags, "quick"]) == 0
+    assert capsys.readouterr().err == ""  # it was over before the first was due
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    assert train.main([*flags, "run"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "\r" not in "".join(lines) and len(lines) >= 3
+    assert all(" of 3, " in line and " left" in line for line in lines)
+    assert lines[-1].startswith("3 of 3, ") and "loss " in lines[-1]
+
+
+def test_memory_is_that_of_the_device_in_use(monkeypatch):
+    """Also on a machine with a GPU on which nothing was computed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5e9)
+    peak = ddpm.runtime.run.peak_memory_gb
+    assert 0.05 < peak(torch.device("cpu")) != 5.0 == peak(torch.device("cuda"))
+    own = peak(torch.device("cpu"))
+    monkeypatch.setattr(ddpm.runtime.run.sys, "platform", "darwin")  # counts in bytes
+    assert peak(torch.device("cpu")) == pytest.approx(own / 1024, rel=0.1)
+    monkeypatch.setattr(ddpm.runtime.run, "resource", None)
+    assert peak(torch.device("cpu")) == 0.0
+
+
+def test_the_next_command_names_this_python_also_on_another_drive(tmp_path, monkeypatch, capsys):
+    def other_drive(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")  # Windows
+
+    monkeypatch.setattr(os.path, "relpath", other_drive)
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "1", "--out"]
+    for python, shown in (("/other/.venv/bin/python", "/other/.venv/bin/python"), ("/usr/bin/python3", "python"),
+                          (f"{tmp_path}/.venv/bin/python", ".venv/bin/python")):  # fmt: skip
+        monkeypatch.setattr(ddpm.runtime.run.sys, "executable", python)
+        assert train.main([*flags, f"run{len(shown)}"]) == 0
+        assert f"next: {shown} sample.py --mask" in capsys.readouterr().out
+
+
 # Bad input
 
 
@@ -434,6 +523,14 @@ def test_minutes_fix_the_number_of_steps(tmp_path, capsys):
         (["--masks", "somewhere"], "no meaning with --data phantom"),
         (["--data", "somewhere", "--contrast", "T1"], "no meaning with --data somewhere"),
         (["--device", "cuda"], "--device cpu"),
+        (["--seed", str(2**64)], "at most 9,223,372,036,854,775,807"),
+        (["--seed", "-1"], "at least 0"),
+        (["--minutes", "inf"], "at most 1,000,000"),
+        (["--minutes", "nan"], "greater than 0"),
+        (["--channels", "10000000"], "at most 4,096"),
+        (["--timesteps", "1000000000000"], "at most 1,000,000"),
+        (["--batch-size", "1000000000"], "at most 65,536"),
+        (["--threads", "100000"], "at most 1,024"),
         (["--resume", "nowhere"], "no checkpoint"),
         (["--resume", "nowhere.pt"], "no such checkpoint"),
         (["--data", "nowhere"], "no such folder"),
@@ -455,6 +552,66 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tmp_path, capsys)
 def test_an_error_of_the_system_is_one_line_too(capsys):
     assert one_line_errors(lambda argv: os.stat("no\nwhere"))([]) == 2
     assert capsys.readouterr().err == "error: no\\nwhere: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you ..."
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_one_line(error, monkeypatch, capsys):
+    def step(*rest):
+        raise error
+
+    monkeypatch.setattr(train, "training_step", step)
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "1", "--out", "run"]
+    assert train.main(flags) == 2
+    told = capsys.readouterr().err
+    assert "out of memory" in told and "--batch-size" in told and "--grad-accum" in told and told.count("\n") == 1
+    error = RuntimeError("of another kind")
+    with pytest.raises(RuntimeError, match="another kind"):
+        train.main([*flags[:-1], "run2"])
+
+
+def test_a_small_evaluation_of_too_few_images_is_refused_at_the_start(tmp_path, capsys):
+    for n in (3, 4):
+        data = folder_of_pairs(tmp_path / str(n), n=n)
+        flags = ["--preset", "tiny", "--precision", "fp32", "--data", str(data), "--steps", "2", "--sample-every", "9"]
+        status = train.main([*flags, "--evaluate-every", "1", "--out", f"run{n}"])
+        error = capsys.readouterr().err
+        assert status == (2 if n < 4 else 0), error
+        assert ("--evaluate-every needs 4 validation images or more" in error and error.count("\n") == 1) == (n < 4)
+    assert not Path("run3").exists() and [line["step"] for line in log_of(Path("run4"), "kid")] == [1, 2]
+
+
+def test_a_step_is_saved_before_it_is_evaluated(tmp_path, monkeypatch):
+    def fails(self, step, bar):
+        raise UserError("this cannot be judged")
+
+    monkeypatch.setattr(Run, "evaluate", fails)
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "4", "--save-every", "2", "--evaluate-every", "2"]
+    assert train.main([*flags, "--out", "run"]) == 2
+    assert last_checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_a_film_too_wide_for_a_gif_is_refused_before_sampling(tiny_run, monkeypatch, capsys):
+    """A column is 130 pixels wide, and a GIF 65,535 at most: 504 columns, one of them the mask's."""
+
+    def started(*rest):
+        raise UserError("it samples")
+
+    monkeypatch.setattr(sample, "draw", started)
+    for n, says in ((503, "it samples"), (504, "65,535 a side")):
+        assert sample.main(["--ckpt", str(tiny_run), "--mask", "--film", "--n", str(n), "--out", f"o{n}"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    assert Path("o503").exists() and not Path("o504").exists()
 
 
 def test_a_finished_run_is_not_overwritten(tiny_run, capsys):

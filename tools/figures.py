@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -11,24 +12,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm import UserError
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.run import step_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @one_line_errors
 def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
+    args = parser.parse_args(argv)
+    run = Path(args.run) if args.run else checkpoint.find(args.run).parents[1]
+    text = (run / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines() if step_of(line) < math.inf]  # the last may be cut off
+    grids = sorted((run / "samples").glob("step_*.png"))
+    if not grids or not lines:
+        raise UserError(f"{run}: no sample grid or no log yet; let it train to its first validation")
     try:
         import matplotlib.pyplot as plt
     except ImportError:
         raise UserError("figures need matplotlib: `make figures`, or pip install -r requirements/plots.txt") from None
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
-    args = parser.parse_args(argv)
-    run = Path(args.run) if args.run else checkpoint.newest().parents[1]
     out = ROOT / "docs" / "figures"
     out.mkdir(parents=True, exist_ok=True)
 
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     train = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "val_loss" in line]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
@@ -46,7 +52,7 @@ def main(argv):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "loss.png", dpi=110)
 
-    shutil.copy(max((run / "samples").glob("step_*.png")), out / "samples.png")
+    shutil.copy(grids[-1], out / "samples.png")
     print(f"{out.relative_to(ROOT)}/loss.png and samples.png, from {run}")
 
 

@@ -13,6 +13,7 @@ from ddpm import UserError, printable
 from ddpm.conditions import LABELS
 from ddpm.model import GUIDANCE, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
+from ddpm.runtime import distributed
 from ddpm.runtime.config import PRESETS, Config, flag
 
 
@@ -39,12 +40,27 @@ def one_line_errors(main):
         except OSError as error:  # a full disk, a folder that went away
             print("error:", printable(f"{error.filename or 'disk'}: {error.strerror or error}"), file=sys.stderr)
             return 2
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(
+                "error: out of memory; give a smaller --batch-size (or train.py a larger --grad-accum), or make the "
+                "network or the images smaller",
+                file=sys.stderr,
+            )
+            return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         return 0
 
     return wrapped
+
+
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Python's and NumPy's, a GPU's, or what PyTorch says of the CPU on Linux and on Windows."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 
 
 def pick_device(name: str) -> torch.device:
@@ -54,6 +70,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
     if not present[name]:
         raise UserError(f"--device {name}: this machine or this PyTorch has none; use --device cpu")
+    if name == "cuda":
+        distributed.take_gpu()
     return torch.device(name)
 
 
@@ -150,7 +168,7 @@ def check_range(args, **limits: tuple[float, float]) -> None:
     for name, (low, high) in limits.items():
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
-            bound = f"at least {low:g}" if not value >= low else f"at most {high:g}"
+            bound = f"at least {low:,}" if not value >= low else f"at most {high:,}"
             raise UserError(f"{flag(name)} is {value}; it must be {bound}")
 
 

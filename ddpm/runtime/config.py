@@ -28,7 +28,7 @@ class Config:
         "lesion", "the phantom's label set; 'none' trains without masks, also on a folder", ("lesion", "tissue", "none")
     )
     num_classes: int = option(
-        2, "classes in masks that are pictures, background counted (2: also masks of 0/255)", at_least=1
+        2, "classes in masks that are pictures, background counted (2: also masks of 0/255)", at_least=1, at_most=256
     )
     subject_pattern: str = option(
         "", "regular expression that finds the subject in an image's name, for the split by subject of a folder"
@@ -67,9 +67,9 @@ class Config:
         17.0,
         "plan the number of steps so that the whole run takes this long; --steps overrides",
         above=0,
-        at_most=1e6,
+        at_most=1_000_000,
     )
-    batch_size: int = option(16, "images an optimiser step", at_least=1)
+    batch_size: int = option(16, "images an optimiser step", at_least=1, at_most=65_536)
     grad_accum: int = option(
         1, "parts that each batch is computed in, one after the other (less memory, same gradient)", at_least=1
     )
@@ -87,7 +87,10 @@ class Config:
     )
     precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
     threads: int = option(
-        0, "CPU threads of PyTorch; 0 takes its own choice, or one, if that is faster when timed at start", at_least=0
+        0,
+        "CPU threads of PyTorch; 0 takes its own choice, or one, if that is faster when timed at start",
+        at_least=0,
+        at_most=1024,
     )
     seed: int = option(0, "of the weights, the data order and the noise", at_least=0, at_most=2**63 - 1)
 
@@ -171,7 +174,7 @@ def check_limits(given: dict) -> None:
             for key, holds, words in LIMITS:
                 limit = f.metadata[key]
                 if number is not None and limit is not None and not holds(number, limit):
-                    raise UserError(f"{flag(f.name)} is {value}; it must be {words} {limit:g}")
+                    raise UserError(f"{flag(f.name)} is {value}; it must be {words} {limit:,}")
 
 
 def make_config(preset: str, given: dict) -> Config:

@@ -45,9 +45,8 @@ def in_each_process(main):
     def wrapped(argv):
         if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
             return main(argv)
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()  # Windows has none: gloo carries all
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
         try:
             if rank() == 0:
                 return main(argv)
@@ -62,6 +61,21 @@ def in_each_process(main):
             dist.destroy_process_group()
 
     return wrapped
+
+
+def take_gpu() -> None:
+    """Compute on a GPU of this process's own, by algorithms that give the same bits again where PyTorch has such (it
+    warns where not). Not yet run. Raises UserError if this machine has fewer GPUs than processes."""
+    if size() > 1:
+        processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if processes > gpus:
+            raise UserError(
+                f"--nproc-per-node {processes}, but this machine has {gpus} GPU(s); start so many, or use --device cpu"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in another order
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 def exchange(message, *arguments) -> None:

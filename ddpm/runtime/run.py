@@ -200,7 +200,7 @@ class Run:
         print(f"done: step {step} after {minutes:.1f} minutes{missed}")
         if (best := self.best()) not in (None, step):
             print(f"lowest validation loss: {self.saved()[best]}")
-        python = os.path.relpath(sys.executable) if ".venv" in sys.executable else "python"
+        python = sys.executable.removeprefix(os.getcwd() + os.sep) if ".venv" in sys.executable else "python"
         masked = bool(self.held_out.classes)
         mask = " --mask" * masked + " PATH" * (masked and self.config.data != "phantom")
         print(f"samples: {self.folder}/samples; next: {python} sample.py{mask}")
