@@ -86,7 +86,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
+        # PyTorch's fused attention, which keeps no (h w) x (h w) matrix, wants the channels of a place side by side.
+        h = self.norm(x).contiguous(memory_format=torch.channels_last)
+        q, k, v = rearrange(self.qkv(h), "b (three c) h w -> three b 1 (h w) c", three=3)
         h = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(c)) v
         return x + self.out(rearrange(h, "b 1 (h w) c -> b c h w", h=height))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from unet_vector import VECTOR, answer, fixed_input, ho_network
 
 from ddpm.conditions import Condition, Vocabulary
@@ -180,6 +181,14 @@ def test_attention_is_the_formula():
     weights = torch.softmax(q @ k.transpose(1, 2) / 8**0.5, dim=-1)
     out = (weights @ v) @ attention.out.weight.flatten(1).T
     assert torch.allclose(attention(x), x + out.transpose(1, 2).reshape(x.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_attention_takes_the_fused_kernel(precision):
+    """Which never holds all places x places at once; without this kernel there is none, and PyTorch raises."""
+    x = torch.randn(2, 8, 4, 6)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast("cpu", precision, precision != torch.float32):
+        assert Attention(8)(x).is_contiguous()
 
 
 def test_mask_reaches_the_pixel_it_lies_on():
