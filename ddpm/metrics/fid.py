@@ -84,7 +84,7 @@ def frechet_distance(mu_1, cov_1, mu_2, cov_2) -> float:
     return float(((mu_1 - mu_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * diagonal.real.sum())
 
 
-def frechet_distance_eigh(mu_1, cov_1, mu_2, cov_2) -> float:
+def frechet_distance_by_factors(mu_1, cov_1, mu_2, cov_2) -> float:
     """The same d^2 by factors of the covariances, about eight times faster at D = 2048. Arguments as above.
 
     Raises UserError on NaN, and on a matrix that is no covariance because an eigenvalue is negative.
@@ -99,7 +99,7 @@ def frechet_distance_of_features(features_1, features_2) -> float:
     A set of N <= D samples never has its covariance formed: it would be singular, and the centred features are a
     smaller factor of it. Then the singular values of a matrix N_1 x N_2 (or N x D) give the root, without the noise of
     sqrt(rounding) that each zero eigenvalue of a singular product leaves.
-    With more samples than features on both sides it is `frechet_distance_eigh` of the two covariances.
+    With more samples than features on both sides it is `frechet_distance_by_factors` of the two covariances.
     Tests hold all three ways to the same value.
     """
     features_1, features_2 = feature_sets(features_1, features_2)
