@@ -12,11 +12,11 @@ from ddpm.metrics.fid import (
     Statistics,
     fid_infinity,
     frechet_distance,
-    frechet_distance_eigh,
+    frechet_distance_by_factors,
     frechet_distance_of_features,
 )
 
-WAYS = [frechet_distance, frechet_distance_eigh]
+WAYS = [frechet_distance, frechet_distance_by_factors]
 
 pytestmark = pytest.mark.filterwarnings("ignore:Matrix is singular")  # sqrtm, when it is: that is what is tested
 
@@ -121,7 +121,7 @@ def test_the_three_ways_agree(d, more_1, more_2, seed):
     (mu_1, cov_1), (mu_2, cov_2) = moments(x), moments(y)
     scale = np.trace(cov_1) + np.trace(cov_2)
     by_sqrtm = frechet_distance(mu_1, cov_1, mu_2, cov_2)
-    assert frechet_distance_eigh(mu_1, cov_1, mu_2, cov_2) == pytest.approx(by_sqrtm, rel=1e-6, abs=1e-7 * scale)
+    assert frechet_distance_by_factors(mu_1, cov_1, mu_2, cov_2) == pytest.approx(by_sqrtm, rel=1e-6, abs=1e-7 * scale)
     assert frechet_distance_of_features(x, y) == pytest.approx(by_sqrtm, rel=1e-6, abs=1e-7 * scale)
 
 
@@ -135,7 +135,7 @@ def test_fewer_samples_than_features(n_1, n_2, decay):
     root = np.linalg.svd(product, compute_uv=False).sum()
     truth = ((mu_1 - mu_2) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * root
     assert frechet_distance_of_features(x, y) == pytest.approx(truth, rel=1e-9 if min(n_1, n_2) < 30 else 1e-7)
-    by_eigh = frechet_distance_eigh(mu_1, cov_1, mu_2, cov_2)
+    by_eigh = frechet_distance_by_factors(mu_1, cov_1, mu_2, cov_2)
     assert by_eigh == pytest.approx(truth, rel=1e-7 if decay or min(n_1, n_2) > 30 else 1e-10)
     assert frechet_distance(mu_1, cov_1, mu_2, cov_2) == pytest.approx(truth, rel=1e-5)
 
@@ -149,7 +149,7 @@ def test_as_many_samples_as_features():
 
 def test_few_samples_never_form_a_covariance(monkeypatch):
     x, y = correlated(0, 9, 10), correlated(1, 8, 10)
-    truth = frechet_distance_eigh(*moments(x), *moments(y))
+    truth = frechet_distance_by_factors(*moments(x), *moments(y))
     monkeypatch.setattr(fid, "covariance_factor", None)
     assert frechet_distance_of_features(x, y) == pytest.approx(truth, rel=1e-9)
 
@@ -163,7 +163,7 @@ def test_a_set_has_no_distance_to_itself():
 
 
 @pytest.mark.parametrize(
-    "way", [frechet_distance_of_features, lambda x, y: frechet_distance_eigh(*moments(x), *moments(y))]
+    "way", [frechet_distance_of_features, lambda x, y: frechet_distance_by_factors(*moments(x), *moments(y))]
 )
 def test_features_that_never_fire(way):
     """Dead units leave zero rows, where a Cholesky factor does not exist; they must change nothing."""
@@ -239,7 +239,7 @@ def test_nan_and_wrong_shapes(way, place, name):
 def test_the_fast_way_at_2048_features():
     x, y = correlated(0, 3000, 2048), correlated(1, 4000, 2048)
     by_sqrtm = frechet_distance(*moments(x), *moments(y))
-    assert frechet_distance_eigh(*moments(x), *moments(y)) == pytest.approx(by_sqrtm, rel=1e-6)
+    assert frechet_distance_by_factors(*moments(x), *moments(y)) == pytest.approx(by_sqrtm, rel=1e-6)
     assert frechet_distance_of_features(x, y) == pytest.approx(by_sqrtm, rel=1e-6)
 
 

@@ -79,19 +79,21 @@ def check(real: np.ndarray, fake: np.ndarray) -> None:
 
 def split(real_subjects: np.ndarray, fake_subjects: np.ndarray, rng) -> list[tuple[np.ndarray, np.ndarray]]:
     """Indices (k,) of real and of fake images to train on (about 3/8 of the smaller set), to stop by (1/8), to examine
-    on (1/2). No subject is in two parts. In each part there are as many real as fake images; of the larger set a random
-    choice is taken, as its order may mean something. Raises UserError with fewer than four subjects in a set."""
-    sides = []
+    on (1/2). No subject is in two parts; and where both sets have the same subjects, each is in the same part in both. In
+    each part there are as many real as fake images; of the larger set a random choice is taken, as its order may mean
+    something. Raises UserError with fewer than four subjects in a set."""
+    sides, known = [], None
     for name, subjects in (("real", real_subjects), ("fake", fake_subjects)):
         names, number, count = np.unique(subjects, return_inverse=True, return_counts=True)
         if len(names) < 4:
             raise UserError(
                 f"two-sample test: {name} images of {len(names)} subjects; it needs at least 4 on each side"
             )
-        order = rng.permutation(len(names))
-        before = (np.cumsum(count[order]) - count[order] / 2) / len(subjects)  # the middle of each subject's share
-        first = np.clip(np.searchsorted(before, 3 / 8), 1, len(names) - 3)
-        second = np.clip(np.searchsorted(before, 1 / 2), first + 1, len(names) - 2)
+        if not np.array_equal(names, known):
+            known, order = names, rng.permutation(len(names))
+            middle = (np.cumsum(count[order]) - count[order] / 2) / len(subjects)  # of each subject's share
+            first = np.clip(np.searchsorted(middle, 3 / 8), 1, len(names) - 3)
+            second = np.clip(np.searchsorted(middle, 1 / 2), first + 1, len(names) - 2)
         sides.append([rng.permutation(np.flatnonzero(np.isin(number, p))) for p in np.split(order, [first, second])])
     return [(a[: len(b)], b[: len(a)]) for a, b in zip(*sides, strict=True)]
 

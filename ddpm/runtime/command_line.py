@@ -28,6 +28,9 @@ def one_line_errors(main):
 
     @functools.wraps(main)
     def wrapped(argv=None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a letter that the terminal's encoding lacks becomes "?"
+                stream.reconfigure(errors="replace")
         try:
             main(sys.argv[1:] if argv is None else argv)
         except UserError as error:
