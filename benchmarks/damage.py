@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm.data import Slices, phantom
 from ddpm.data.sources import load_data
-from ddpm.evaluation.comparison import Comparison, draw_for
+from ddpm.evaluation.comparison import Comparison, Sides, draw_for, nearest_training
 from ddpm.evaluation.questions import QUESTIONS, Row
 from ddpm.evaluation.report import figure
 from ddpm.metrics.features import segmenter_features
@@ -58,12 +58,19 @@ def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) ->
     }
 
 
-def scores(samples: np.ndarray, real: Slices, n: int, train: Slices, leave_out: tuple[str, ...] = ()) -> list[Row]:
-    """Every score of `samples` as if they had been drawn for the masks and labels of the first n real images."""
+def scores(
+    samples: np.ndarray, real: Slices, n: int, train: Slices, leave_out: tuple[str, ...] = (), far=None
+) -> list[Row]:
+    """Every score of `samples` as if they had been drawn for the masks and labels of the first n real images.
+
+    far: the distances of these, and of the other real images, to the nearest training image, if they are known.
+    """
     asked, others = np.arange(n), np.arange(n, len(real))
     judge = load_segmenter()
     extractor = segmenter_features(judge, "of the embedded data")
     c = Comparison(replace(real.part(asked), images=samples), real, asked, others, extractor, judge, train=train)
+    if far is not None:
+        c.to_train = Sides(nearest_training(samples, train.images)[0], *far)
     names = [name for name, question in QUESTIONS.items() if question.default and name not in leave_out]
     return [row for name in names for row in QUESTIONS[name].ask(c)]
 
@@ -83,7 +90,8 @@ def main(argv):
         if path:
             how = Sampling(steps=20, guidance=1.0, precision=args.precision)
             sets[name] = draw_for(load_model(path), pairs, np.arange(args.n), how)
-    columns = {name: scores(images, test, args.n, train) for name, images in sets.items()}
+    far = np.split(nearest_training(test.images, train.images)[0], [args.n])
+    columns = {name: scores(images, test, args.n, train, far=far) for name, images in sets.items()}
     print(f"| {args.n} images each | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
     for rows in zip(*columns.values(), strict=True):
         print(f"| {rows[0].metric} | " + " | ".join(figure(row.samples, row.margin) for row in rows) + " |")

@@ -26,7 +26,7 @@ from ddpm.evaluation import comparison, questions
 from ddpm.evaluation.comparison import Comparison, Sides, draw_for, nearest_training, split_by_subject
 from ddpm.evaluation.questions import QUESTIONS, Row, condition_fidelity
 from ddpm.evaluation.report import NO_PLOTS, figure, page_of, table, write_report
-from ddpm.metrics.features import Extractor, segmenter_features
+from ddpm.metrics.features import Extractor
 from ddpm.metrics.fid import fid_infinity, frechet_distance_of_features
 from ddpm.metrics.kid import cmmd, gaussian_mmd, kid, median_distance
 from ddpm.metrics.manifold import precision_recall_density_coverage
@@ -202,7 +202,7 @@ def test_guidance_needs_a_network_that_met_missing_masks(ckpt, capsys):
     torch.save(raw, "never.pt")
     command = ["--ckpt", "never.pt", *QUICK, "--metrics", "spectrum"]
     assert evaluate.main([*command, "--guidance", "2"]) == 2
-    assert "--mask-drop 0" in capsys.readouterr().err
+    assert "never learnt to do without --mask" in capsys.readouterr().err
     assert evaluate.main(command) == 0
     assert "guidance 1, " in capsys.readouterr().out
 
@@ -317,10 +317,11 @@ def test_each_score_sees_the_damage_it_is_there_for():
 
     def beyond(metric, worse, better="real", sign=1):
         a, b = got[worse][metric], got[better][metric]
-        return sign * (a.samples - b.samples) > (a.margin or 0) / 2 + (b.margin or 0) / 2
+        return sign * (a.samples - b.samples) > 0.3 * max(abs(a.samples), abs(b.samples))
 
     for name in ("noise", "blur", "no lesions", "copies"):
-        assert beyond("FID", name) and beyond("KID x 1000", name), name
+        assert got[name]["FID"].samples > 1.3 * got["real"]["FID"].samples, name
+        assert got[name]["KID x 1000"].samples > 1.3 * got["real"]["KID x 1000"].samples, name
     assert beyond("coverage", "copies", sign=-1) and beyond("recall", "copies", sign=-1)
     assert beyond("precision", "noise", sign=-1)
     assert got["copies"]["memorisation"].samples > 0.9 > 0.6 > got["real"]["memorisation"].samples
@@ -335,8 +336,10 @@ def test_each_score_sees_the_damage_it_is_there_for():
         > got["real"]["false lesion, share of images"].samples
     )
     assert got["wrong contrast"]["contrast as asked"].samples < 0.1 < 0.9 < got["real"]["contrast as asked"].samples
-    # The contrasts are permuted: the set as a whole is as it was, and no distance between sets can see it.
-    assert not beyond("FID", "wrong contrast", better="noise")
+    # The contrasts are permuted: the set as a whole is as it was, and no distance between sets can see it. Nor do they
+    # see lesions in the few that should have none.
+    for name in ("wrong contrast", "false lesions"):
+        assert got[name]["FID"].samples < 1.1 * got["real"]["FID"].samples
 
 
 def test_real_images_obey_their_masks_as_well_as_real_images_do():
@@ -562,7 +565,7 @@ def ask(c: Comparison, *names) -> dict[str, Row]:
 
 
 def test_on_ten_subjects_a_perfect_generator_scores_as_real():
-    """It draws heads that nobody has seen. Split by slice, the real images would seem ten times better than it."""
+    """It draws heads that nobody has seen. Split by slice, the real images would seem far better than it."""
     real, perfect, train = heads(0), heads(100, 5), heads(200)
     chosen, others = split_by_subject(real, 200, 0)
     c = compare(perfect.images, real, chosen, others, train=train)
@@ -572,8 +575,9 @@ def test_on_ten_subjects_a_perfect_generator_scores_as_real():
         assert abs(rows[name].samples - rows[name].real) < rows[name].margin, name
     assert rows["FID"].real > 0.5 * rows["FID"].samples
     assert rows["two-sample test, accuracy"].samples - rows["two-sample test, accuracy"].margin < 0.5
-    by_slice = compare(perfect.images, real, np.arange(0, 400, 2), np.arange(1, 400, 2), train=train)
-    assert ask(by_slice, "fid")["FID"].real < 0.1 * rows["FID"].real
+    half = np.split(np.random.default_rng(0).permutation(400), 2)
+    by_slice = compare(perfect.images, real, *half, train=train)
+    assert ask(by_slice, "fid")["FID"].real < 0.2 * rows["FID"].real
 
 
 def test_on_ten_subjects_copies_are_found_and_lesions_where_none_were_asked_for():

@@ -65,8 +65,11 @@ def write_report(out: Path, title: str, rows: list[Row], c: Comparison) -> str:
 
 
 def cells(c: Comparison) -> np.ndarray:
-    """uint8 (rows, columns, 3, H, W): mask | sample | nearest training image, of 18 samples, three times a row."""
-    shown = np.linspace(0, len(c.samples) - 1, min(18, len(c.samples) // 3 * 3)).astype(int)
+    """uint8 (rows, columns, 3, H, W): mask | sample | nearest training image, of 18 samples, three times a row;
+    up to three of them were asked for nothing but health."""
+    empty = np.flatnonzero(~c.samples.masks.any((1, 2)))[:3] if c.samples.classes else np.array([], dtype=int)
+    rest = np.setdiff1d(np.arange(len(c.samples)), empty)
+    shown = np.r_[empty, rest[np.linspace(0, len(rest) - 1, min(18, len(c.samples) // 3 * 3) - len(empty)).astype(int)]]
     pictures = c.samples.images[shown]
     columns = [rgb(pictures)]
     if c.samples.classes:
