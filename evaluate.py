@@ -15,15 +15,7 @@ from ddpm.evaluation.report import table, write_report
 from ddpm.metrics.features import make_extractor
 from ddpm.model import load_model
 from ddpm.runtime import checkpoint, distributed
-from ddpm.runtime.command_line import (
-    Parser,
-    add_sampling_flags,
-    check_range,
-    one_line_errors,
-    pick_device,
-    sampling_of,
-)
-from ddpm.runtime.files import check_writable
+from ddpm.runtime.command_line import Parser, add_sampling_flags, check_range, one_line_errors, pick_device, sampling_of
 
 
 @one_line_errors
@@ -55,17 +47,15 @@ def main(argv):
 def compare(args) -> tuple[Comparison, str]:
     """What is compared, and what to call it."""
     extractor = make_extractor(args.features, args.inception_weights)  # whatever cannot be read fails before the work
-    rest = args.n, args.seed, args.batch_size, extractor
+    rest = args.n, args.seed, extractor, args.out
     if args.real:
         distributed.gather(None)
         comparison = from_folders(args.real, args.fake, args.subject_pattern, args.skip_bad, *rest)
-        check_writable(args.out)
         return comparison, f"{args.fake} against {args.real}"
     model = load_model(distributed.broadcast(checkpoint.find, args.ckpt), "ema", pick_device(args.device))
     if not model.vocabulary.classes and {QUESTIONS[name].needs for name in args.metrics} == {"masks"}:
         raise UserError(f"--metrics {args.metrics[0]}: {model.name} was trained without masks")
-    check_writable(args.out)
-    return from_model(model, sampling_of(args), *rest), f"{model.name}, step {model.step}"
+    return from_model(model, sampling_of(args), args.batch_size, *rest), f"{model.name}, step {model.step}"
 
 
 # ---------------------------------------------------------------- the command line
@@ -81,7 +71,9 @@ def make_parser() -> Parser:
         "--metrics",
         nargs="+",
         choices=[*QUESTIONS, "all"],
-        help="; ".join(f"{name}: {question.help}" for name, question in QUESTIONS.items()),
+        help="; ".join(
+            f"{name}: {q.help}{'' if q.default else ', only if asked for'}" for name, q in QUESTIONS.items()
+        ),
     )
     add("--n", type=int, help="samples (default 1000, or half of the held-out images)")
     add(

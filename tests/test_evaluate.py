@@ -525,7 +525,9 @@ def test_images_that_are_subjects_of_their_own_are_split_as_ever():
     assert np.array_equal(unknown[0], chosen)
 
 
-@pytest.mark.parametrize(("subjects", "told"), [(1, "all held-out images are of one subject"), (6, "3 subjects in")])
+@pytest.mark.parametrize(
+    ("subjects", "told"), [(1, "all held-out images are of one subject"), (6, "3 in the place of samples, 3 others")]
+)
 def test_few_subjects_are_told(subjects, told):
     whose = np.repeat(np.arange(subjects), 120 // subjects)
     real = bare(np.random.default_rng(0).integers(0, 256, (120, 1, 8, 8)).astype(np.uint8), whose)
@@ -626,11 +628,11 @@ def test_likelihoods_images_are_of_many_subjects(monkeypatch, ckpt):
 def test_two_folders_are_compared_in_equal_numbers(tmp_path):
     """As many samples as real images in their place, both against the same other real images."""
     real, fake = pictures(tmp_path / "real", n=130), pictures(tmp_path / "fake", n=100, seed=1)
-    c = comparison.from_folders(real, fake, "", False, None, 0, 50, None)
+    c = comparison.from_folders(real, fake, "", False, None, 0, None, "out")
     assert len(c.samples) == len(c.stand_in) == len(c.reference) == 65
     row = questions.fid(c)[0]
     assert abs(row.samples - row.real) < row.margin
-    c = comparison.from_folders(real, fake, "", False, 40, 0, 50, None)
+    c = comparison.from_folders(real, fake, "", False, 40, 0, None, "out")
     assert (len(c.samples), len(c.stand_in), len(c.reference)) == (40, 40, 90)
 
 

@@ -23,6 +23,7 @@ from ddpm.metrics.manifold import nearest
 from ddpm.metrics.spectrum import intensity_histogram, radial_power_spectrum
 from ddpm.model import Model, Sampling, draw
 from ddpm.runtime import distributed
+from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
 from ddpm.seeds import generator
 
@@ -50,7 +51,6 @@ class Comparison:
     model: Model | None = None  # what drew the samples, if it is known ...
     train: Slices | None = None  # ... and what it was trained on
     seed: int = 0
-    batch_size: int = 50
     choices: dict[str, str] = field(default_factory=dict)  # every choice behind the numbers, for the reader
     warnings: list[str] = field(default_factory=list)
     fid_line: Extrapolation | None = None  # left here by the question of FID, to be plotted
@@ -59,28 +59,27 @@ class Comparison:
         """Whose image it is decides about margins and partners; unknown, each is taken for another subject's."""
         known = self.real.subjects is not None
         self.samples, self.real = map(with_subjects, (self.samples, self.real))
-        here, there = (len(np.unique(self.real.subjects[i])) for i in (self.chosen, self.others))
-        self.choices["subjects"] = f"{here} in the place of samples, {there} others to compare with"
+        sides = [np.unique(self.real.subjects[i]) for i in (self.chosen, self.others)]
+        self.choices["subjects"] = "{} in the place of samples, {} others to compare with".format(*map(len, sides))
         if not known:
             self.choices["subjects"] = "not known: each image is taken for a subject of its own"
-        elif np.isin(self.real.subjects[self.chosen], self.real.subjects[self.others]).any():
-            self.warnings.append(
-                "all held-out images are of one subject: distances and what stands beside them as real compare its own "
-                "neighbouring slices, trust none of them; no margin can be given"
+        elif np.isin(*sides).any():
+            told = "all held-out images are of one subject: no margins, and distances that mean nothing, real or not"
+            self.warnings.append(told)
+        elif min(map(len, sides)) < FEW:
+            told = (
+                f"distances tell of these few heads more than of the model, and margins are rough under {FEW} subjects"
             )
-        elif min(here, there) < FEW:
-            self.warnings.append(
-                f"{here} subjects in the place of samples, {there} to compare with: under {FEW}, distances tell of these "
-                "heads more than of the model, and margins are rough"
-            )
+            self.warnings.append(f"{self.choices['subjects']}: {told}")
 
-    @cached_property
-    def stand_in(self) -> Slices:
-        return self.real.part(self.chosen)
-
-    @cached_property
-    def reference(self) -> Slices:
-        return self.real.part(self.others)
+    # Computed when first asked for. Of each image of each set:
+    stand_in = cached_property(lambda c: c.real.part(c.chosen))
+    reference = cached_property(lambda c: c.real.part(c.others))
+    spectra = cached_property(lambda c: c.of_each(radial_power_spectrum))  # (frequencies (R,), power (N, R)) each
+    grey_levels = cached_property(lambda c: c.of_each(intensity_histogram))  # (N, 256) each
+    to_train = cached_property(lambda c: c.of_each(lambda x: nearest_training(x, c.train.images)[0]))  # (N,) each
+    # The judge's Verdict on the samples, and on the real images in their place.
+    verdicts = cached_property(lambda c: [c.judge.judge(data.images) for data in (c.samples, c.stand_in)])
 
     def of_each(self, function) -> Sides:
         """function(uint8 images (N, C, H, W)) of each set."""
@@ -89,29 +88,9 @@ class Comparison:
     @cached_property
     def features(self) -> Sides:
         """(N, D) each."""
-        real = extract(self.extractor, self.real.images, self.batch_size, CACHE, desc="features of real images")
-        samples = extract(self.extractor, self.samples.images, self.batch_size, desc="features of samples")
+        real = extract(self.extractor, self.real.images, cache=CACHE, desc="features of real images")
+        samples = extract(self.extractor, self.samples.images, desc="features of samples")
         return Sides(samples, real[self.chosen], real[self.others])
-
-    @cached_property
-    def spectra(self) -> Sides:
-        """(frequencies (R,), power (N, R)) each."""
-        return self.of_each(radial_power_spectrum)
-
-    @cached_property
-    def grey_levels(self) -> Sides:
-        """Histograms (N, 256) each."""
-        return self.of_each(intensity_histogram)
-
-    @cached_property
-    def to_train(self) -> Sides:
-        """The distance of each image to the nearest training image, (N,) each."""
-        return self.of_each(lambda pictures: nearest_training(pictures, self.train.images)[0])
-
-    @cached_property
-    def verdicts(self) -> tuple[segmenter.Verdict, segmenter.Verdict]:
-        """The judge's on the samples, and on the real images in their place."""
-        return self.judge.judge(self.samples.images), self.judge.judge(self.stand_in.images)
 
     @cached_property
     def partners(self) -> np.ndarray | None:
@@ -148,9 +127,10 @@ def split_by_subject(data: Slices, n: int, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def from_model(
-    model: Model, how: Sampling, n: int | None, seed: int, batch_size: int, own: Extractor | None
+    model: Model, how: Sampling, batch_size: int, n: int | None, seed: int, own: Extractor | None, out: str
 ) -> Comparison:
-    """Draw n samples for held-out images (None: 1,000, or half of them). own: features other than the judge's.
+    """Draw n samples for held-out images (None: 1,000, or half of them). own: features other than the judge's. out: where
+    the report will be written, tried before the work.
 
     Process 0 alone returns; the others leave when the samples are drawn. Raises UserError for what the data cannot give.
     """
@@ -170,6 +150,7 @@ def from_model(
             f"--n {wanted}: {split} gives {len(chosen)} images for samples and {len(others)} of other subjects, "
             f"{least} and 40 are needed; try a smaller --n or another --seed"
         )
+    check_writable(out)
     how = how.complete(model, ("mask",) * bool(real.classes) + tuple(real.labels))
     drawn = (
         f"{len(chosen)}, {how.sampler} in {how.steps} steps, guidance {how.guidance:g}, {how.precision}, seed {seed}"
@@ -186,7 +167,7 @@ def from_model(
         "judge of masks": f"segmenter {judged_by} [{judge.fingerprint()}]",
     }
     samples = replace(real.part(chosen), images=samples)
-    return Comparison(samples, real, chosen, others, extractor, judge, model, train, seed, batch_size, choices)
+    return Comparison(samples, real, chosen, others, extractor, judge, model, train, seed, choices)
 
 
 def draw_for(
@@ -251,19 +232,17 @@ def nearest_training(pictures: np.ndarray, train: np.ndarray) -> tuple[np.ndarra
 
 
 def from_folders(
-    real: str, fake: str, pattern: str, skip_bad: bool, n: int | None, seed: int, batch_size: int, own: Extractor | None
+    real: str, fake: str, pattern: str, skip_bad: bool, n: int | None, seed: int, own: Extractor | None, out: str
 ) -> Comparison:
     """Compare as many pictures of `fake` with one part of `real` as of its other part, which stands in for samples.
 
-    pattern: a regular expression that finds whose picture it is in a name, or "". Raises UserError.
+    pattern: a regular expression that finds whose picture it is in a name, or "". own, out: as above. Raises UserError.
     """
     reals, fakes = (read_folder(*one, pattern, skip_bad) for one in ((real, "--real"), (fake, "--fake")))
-    size, other = reals.images.shape[2:], fakes.images.shape[2:]
+    size, other = ("{}x{}".format(*data.images.shape[2:]) for data in (reals, fakes))
     if size != other:
-        raise UserError(
-            f"--fake {fake}: images of {other[0]}x{other[1]}, but those of --real {real} are "
-            f"{size[0]}x{size[1]}; resize one of them, always in the same way"
-        )
+        these = f"images of {other}, but those of --real {real} are {size}"
+        raise UserError(f"--fake {fake}: {these}; resize one of them, always in the same way")
     for flag, folder, data, needed in (("--real", real, reals, 80), ("--fake", fake, fakes, 40)):
         if len(data) < needed:
             raise UserError(f"{flag} {folder}: {len(data)} images; {needed} are needed at least")
@@ -275,14 +254,15 @@ def from_folders(
         )
     taken = np.sort(generator(seed, 1).permutation(len(fakes))[: len(chosen)])  # as many as stand in for them
     extractor = own or features.segmenter_features(segmenter.load_segmenter(), "of the embedded data")
+    check_writable(out)
     print(f"{len(chosen)} of {len(fakes)} images of {fake} against {len(others)} of {len(reals)} of {real}")
     choices = {
         "samples": f"{len(chosen)} of {len(fakes)} of {fake}",
         "real images": f"{len(others)} of {len(reals)} of {real}; in the place of samples: {len(chosen)} others",
-        "features": f"{extractor}, of images of {size[0]}x{size[1]}, 8 bits, grey",
+        "features": f"{extractor}, of images of {size}, 8 bits, grey",
     }
     samples = fakes.part(taken)
-    return Comparison(samples, reals, chosen, others, extractor, seed=seed, batch_size=batch_size, choices=choices)
+    return Comparison(samples, reals, chosen, others, extractor, seed=seed, choices=choices)
 
 
 def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
@@ -302,13 +282,11 @@ def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
         print(f"{flag} {folder}: {len(bad)} unreadable file(s) left out, the first: {bad[0]}")
     if not read:
         raise UserError(f"{flag} {folder}: no images that can be read")
-    size = read[0][1].shape
-    for path, image in read:
-        if image.shape != size:
-            raise UserError(
-                f"{path}: {image.shape[0]}x{image.shape[1]}, but {read[0][0].name} is {size[0]}x{size[1]}; "
-                f"all images of {flag} must be of one size"
-            )
+    sizes = {path: "{}x{}".format(*image.shape) for path, image in read}
+    for path, size in sizes.items():
+        if size != sizes[read[0][0]]:
+            first = f"{read[0][0].name} is {sizes[read[0][0]]}"
+            raise UserError(f"{path}: {size}, but {first}; all images of {flag} must be of one size")
     subjects = [folders.subject_of(path.stem, pattern) for path, _ in read] if pattern else None
     subjects = None if subjects is None else np.unique(subjects, return_inverse=True)[1]
     return Slices(np.stack([image for _, image in read])[:, None], None, {}, Vocabulary(), subjects)

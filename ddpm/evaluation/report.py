@@ -106,41 +106,32 @@ def plots(c: Comparison) -> list[tuple[str, str]]:
     """FID against 1/N, grey levels, power spectrum: (name, PNG in base64). Raises ImportError without matplotlib."""
     from matplotlib.figure import Figure
 
-    line, sides = c.fid_line, {"real": "reference", "samples": "samples"}
+    levels = {
+        name: (np.arange(256), x.mean(0)) for name, x in (("real", c.grey_levels[2]), ("samples", c.grey_levels[0]))
+    }
+    spectra = {name: (f, x.mean(0)) for name, (f, x) in (("real", c.spectra[2]), ("samples", c.spectra[0]))}
+    panels = [
+        ("grey levels", levels, {"xlabel": "grey level", "ylabel": "share of pixels", "yscale": "log"}),
+        ("power spectrum", spectra, {"xlabel": "cycles per pixel", "ylabel": "power", "yscale": "log"}),
+    ]
+    if line := c.fid_line:
+        reach = np.array([0, 1 / line.sizes.min()])
+        curves = {
+            "samples": (1 / line.sizes, line.values, "o"),
+            "straight line to 1/N = 0": (reach, line.fid_infinity + line.slope * reach),
+        }
+        panels.insert(0, ("FID and the number of samples", curves, {"xlabel": "1 / N", "ylabel": "FID"}))
     drawn = []
-
-    def panel(name, draw, **labels):
-        canvas = Figure(figsize=(6, 3), layout="constrained", dpi=110)
+    for name, curves, labels in panels:
+        canvas, buffer = Figure(figsize=(6, 3), layout="constrained", dpi=110), io.BytesIO()
         axis = canvas.add_subplot()
-        draw(axis)
+        for label, curve in curves.items():
+            axis.plot(*curve, lw=1, ms=4, label=label)
+        axis.legend(frameon=False)
         axis.set(**labels)
         axis.spines[["top", "right"]].set_visible(False)
-        buffer = io.BytesIO()
         canvas.savefig(buffer, format="png")
         drawn.append((name, base64.b64encode(buffer.getvalue()).decode()))
-
-    def fid_line(axis):
-        inverse = 1 / np.asarray(line.sizes)
-        axis.plot(inverse, line.values, "o", ms=4, label="samples")
-        reach = np.array([0, inverse.max()])
-        axis.plot(reach, line.fid_infinity + line.slope * reach, lw=1, color="0.5", label="straight line to 1/N = 0")
-        axis.legend(frameon=False)
-
-    def histograms(axis):
-        for name, side in sides.items():
-            axis.plot(getattr(c.grey_levels, side).mean(0), lw=1, label=name)
-        axis.legend(frameon=False)
-
-    def spectra(axis):
-        for name, side in sides.items():
-            frequencies, power = getattr(c.spectra, side)
-            axis.plot(frequencies, power.mean(0), lw=1, label=name)
-        axis.legend(frameon=False)
-
-    if line is not None:
-        panel("FID and the number of samples", fid_line, xlabel="1 / N", ylabel="FID")
-    panel("grey levels", histograms, xlabel="grey level", ylabel="share of pixels", yscale="log")
-    panel("power spectrum", spectra, xlabel="cycles per pixel", ylabel="power", yscale="log")
     return drawn
 
 
