@@ -6,6 +6,7 @@ early and late in training, each scored as samples would be.
     wrong contrast   the same subjects in the next contrast (T1 -> T2 -> FLAIR -> T1), the labels left as they were
     no lesions       the same subjects without their lesions, the masks left as they were
     copies           50 training images, over and over
+    false lesions    a lesion in every subject that has none, the empty masks left as they were
 
     python benchmarks/damage.py --n 1000 --early results/RUN/checkpoints/step_000500.pt --late results/RUN/checkpoints/step_004181.pt
 """
@@ -14,24 +15,23 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import torch
 from scipy import ndimage
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm.data import Slices, phantom
-from ddpm.evaluation import questions as evaluation
-from ddpm.evaluation.questions import Row, Sets
+from ddpm.data.sources import load_data
+from ddpm.evaluation.comparison import Comparison, Sides, draw_for, nearest_training
+from ddpm.evaluation.questions import QUESTIONS, Row
 from ddpm.evaluation.report import figure
+from ddpm.metrics.features import segmenter_features
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.runtime import checkpoint
-from ddpm.runtime.config import Config, one_line_errors
-from ddpm.schedule import make_schedule
-from train import load_data
+from ddpm.model import Sampling, load_model
+from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.config import Config
 
 
 def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) -> dict[str, np.ndarray]:
@@ -42,6 +42,8 @@ def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) ->
     ]
     size, contrasts = pairs.images.shape[2:], phantom.CONTRASTS
     following = [contrasts[(subject.contrast + 1) % 3] for subject in subjects]
+    other = np.random.default_rng(1)
+    ill = [s if s.lesion else replace(s, lesion=phantom._draw_lesion(other, s)) for s in subjects]
     noisy = pairs.images + rng.normal(0, 8, pairs.images.shape)
     return {
         "real": pairs.images,
@@ -51,37 +53,26 @@ def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) ->
             :, None
         ],
         "no lesions": np.stack([phantom.render(replace(s, lesion=None), size)[0] for s in subjects])[:, None],
+        "false lesions": np.stack([phantom.render(s, size)[0] for s in ill])[:, None],
         "copies": train[rng.integers(0, 50, len(chosen))],
     }
 
 
 def scores(
-    samples: np.ndarray, judge, pairs: Slices, others: Slices, train: np.ndarray, real: tuple, two_sample: bool = True
+    samples: np.ndarray, real: Slices, n: int, train: Slices, leave_out: tuple[str, ...] = (), far=None
 ) -> list[Row]:
-    """Every score of `samples` as if they had been drawn for the masks and contrasts of `pairs`. real: the verdicts on
-    `pairs` and on `others`, which are the same for all samples."""
-    n = len(pairs)
-    pool = np.concatenate([pairs.images, others.images])
-    asked, rest = np.arange(n), np.arange(n, len(pool))
-    sets = Sets(samples, pool, rest, asked, rest, train)
-    verdict, reals = judge.judge(samples), np.concatenate([one.features for one in real])
-    rows = evaluation.kernel_rows(verdict.features, reals, sets, 0)
-    rows += evaluation.frechet_rows(verdict.features, reals, sets, 0)[0]
-    rows += evaluation.manifold_rows(verdict.features, reals, sets, 0)
-    rows += evaluation.spectrum_rows(sets, 0) + evaluation.memorisation_rows(sets, 0)
-    if two_sample:
-        rows += evaluation.two_sample_rows(sets, 0)
-    return rows + evaluation.obedience_rows(verdict, real[0], judge, pairs)
+    """Every score of `samples` as if they had been drawn for the masks and labels of the first n real images.
 
-
-def drawn(path: str, pairs: Slices, precision: str) -> np.ndarray:
-    """A checkpoint's samples for the masks and contrasts of `pairs`."""
-    loaded = checkpoint.load(path)
-    config = loaded["config"]
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    how = SimpleNamespace(sampler="dpm-solver", sample_steps=20, guidance=1.0, precision=precision)
-    unet = checkpoint.load_unet(loaded, "ema", path)
-    return evaluation.draw(unet, schedule, config, pairs, np.arange(len(pairs)), how, 0, torch.device("cpu"), 50)
+    far: the distances of these, and of the other real images, to the nearest training image, if they are known.
+    """
+    asked, others = np.arange(n), np.arange(n, len(real))
+    judge = load_segmenter()
+    extractor = segmenter_features(judge, "of the embedded data")
+    c = Comparison(replace(real.part(asked), images=samples), real, asked, others, extractor, judge, train=train)
+    if far is not None:
+        c.to_train = Sides(nearest_training(samples, train.images)[0], *far)
+    names = [name for name, question in QUESTIONS.items() if question.default and name not in leave_out]
+    return [row for name in names for row in QUESTIONS[name].ask(c)]
 
 
 @one_line_errors
@@ -92,15 +83,15 @@ def main(argv):
     parser.add_argument("--late", help="a checkpoint at its end")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     args = parser.parse_args(argv)
-    test, train = load_data(Config(), "test"), load_data(Config(), "train").images
-    pairs, others = test.part(np.arange(args.n)), test.part(np.arange(args.n, len(test)))
-    sets = damaged(pairs, train, "test", np.arange(args.n))
+    test, train = load_data(Config(), "test"), load_data(Config(), "train")
+    pairs = test.part(np.arange(args.n))
+    sets = damaged(pairs, train.images, "test", np.arange(args.n))
     for name, path in (("early model", args.early), ("late model", args.late)):
         if path:
-            sets[name] = drawn(path, pairs, args.precision)
-    judge = load_segmenter()
-    real = judge.judge(pairs.images), judge.judge(others.images)
-    columns = {name: scores(images, judge, pairs, others, train, real) for name, images in sets.items()}
+            how = Sampling(steps=20, guidance=1.0, precision=args.precision)
+            sets[name] = draw_for(load_model(path), pairs, np.arange(args.n), how)
+    far = np.split(nearest_training(test.images, train.images)[0], [args.n])
+    columns = {name: scores(images, test, args.n, train, far=far) for name, images in sets.items()}
     print(f"| {args.n} images each | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
     for rows in zip(*columns.values(), strict=True):
         print(f"| {rows[0].metric} | " + " | ".join(figure(row.samples, row.margin) for row in rows) + " |")

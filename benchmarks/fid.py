@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from ddpm import UserError
 from ddpm.data import phantom
-from ddpm.metrics.fid import frechet_distance, frechet_distance_eigh, frechet_distance_of_features
+from ddpm.metrics.fid import frechet_distance, frechet_distance_by_factors, frechet_distance_of_features
 from ddpm.metrics.inception import ConvNorm, Inception, load_inception, to_rgb
 from ddpm.runtime.config import one_line_errors
 
@@ -94,7 +94,7 @@ def speed_up(slow: list, fast: list) -> str:
 
 def distance_ways() -> dict:
     """Name -> function(mu_1, cov_1, mu_2, cov_2); the fast one first."""
-    ways = {"factors (ours)": frechet_distance_eigh, "sqrtm (ours)": frechet_distance}
+    ways = {"factors (ours)": frechet_distance_by_factors, "sqrtm (ours)": frechet_distance}
     if pytorch_fid:
         ways["pytorch-fid"] = pytorch_fid.fid_score.calculate_frechet_distance
     return ways

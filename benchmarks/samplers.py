@@ -14,23 +14,22 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm.evaluation.questions import SMALL, draw
+from ddpm import UserError
+from ddpm.data.sources import load_data
+from ddpm.evaluation.comparison import draw_for
+from ddpm.evaluation.questions import SMALL
 from ddpm.metrics.fid import frechet_distance_of_features
 from ddpm.metrics.kid import kid
+from ddpm.metrics.margin import margin
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.runtime import checkpoint
-from ddpm.runtime.config import one_line_errors
-from ddpm.runtime.sampling_flags import load_checkpoint
-from ddpm.schedule import make_schedule
-from train import load_data
+from ddpm.model import Sampling, load_model
+from ddpm.runtime.command_line import one_line_errors
 
 ROWS = [  # sampler, steps, guidance
     ("dpm-solver", 10, 1.0),
@@ -51,17 +50,19 @@ def main(argv):
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--only", nargs="+", choices=("dpm-solver", "ddim", "ancestral"), help="these samplers alone")
     args = parser.parse_args(argv)
-    path, loaded = load_checkpoint(args.ckpt)
-    config = loaded["config"]
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    unet = checkpoint.load_unet(loaded, "ema", path)
-    judge, held_out = load_segmenter(), load_data(config, "test")
+    model = load_model(args.ckpt)
+    if model.config.data != "phantom" or not model.vocabulary.classes:
+        raise UserError(
+            f"{model.name}: trained on {model.config.data}, {len(model.vocabulary.classes)} classes; this asks the "
+            "judge of the embedded data about masks, so give a checkpoint of the phantom with masks"
+        )
+    judge, held_out = load_segmenter(), load_data(model.config, "test")
     chosen, others = np.arange(args.n), np.arange(args.n, len(held_out))
     reference = judge.judge(held_out.images[others]).features
-    wanted = held_out.labels[chosen] == len(held_out.classes) - 1
+    wanted = held_out.masks[chosen] == len(held_out.classes) - 1
     counted = wanted.sum((1, 2)) >= SMALL
 
-    print(f"{path}, {args.n} images each; reference: {len(others)} held-out images")
+    print(f"{model.name}, {args.n} images each; reference: {len(others)} held-out images")
     print("| | FID | KID x 1000 | Dice | contrast | s/image |\n|---|---:|---:|---:|---:|---:|")
 
     def report(name, images, seconds):
@@ -70,10 +71,10 @@ def main(argv):
         overlap = dice(found[counted][:, None], wanted[counted][:, None]).numpy()
         distance = frechet_distance_of_features(verdict.features, reference)
         mean, _ = kid(verdict.features, reference, subset_size=args.n)
-        right = (verdict.contrasts == held_out.contrasts[chosen]).mean()
-        margin = 1.96 * overlap.std() / len(overlap) ** 0.5
+        uncertain = margin(np.mean, (overlap, np.arange(len(overlap))))
+        right = (verdict.contrasts + 1 == held_out.labels["contrast"][chosen]).mean()
         print(
-            f"| {name} | {distance:.2f} | {1000 * mean:.2f} | {overlap.mean():.3f} ± {margin:.3f} "
+            f"| {name} | {distance:.2f} | {1000 * mean:.2f} | {overlap.mean():.3f} ± {uncertain:.3f} "
             f"| {right:.1%} | {seconds:.2f} |",
             flush=True,
         )
@@ -82,9 +83,9 @@ def main(argv):
     for sampler, steps, guidance in ROWS:
         if args.only and sampler not in args.only:
             continue
-        how = SimpleNamespace(sampler=sampler, sample_steps=steps, guidance=guidance, precision=args.precision)
+        how = Sampling(sampler, steps, guidance, precision=args.precision)
         begun = time.perf_counter()
-        images = draw(unet, schedule, config, held_out, chosen, how, 0, torch.device("cpu"), 50)
+        images = draw_for(model, held_out, chosen, how)
         name = f"{sampler}, {steps} steps" + (f", guidance {guidance:g}" if guidance != 1 else "")
         report(name, images, (time.perf_counter() - begun) / len(images))
 

@@ -1,33 +1,40 @@
 """The evaluation as a program: every score against what it must be for images whose quality is known."""
 
+import io
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_sets import split_set
+from scipy import ndimage
+from small_sets import split_set, subject_set, write
 
-import ddpm.runtime.run
+import ddpm.evaluation.small
 import evaluate
 import train
 from benchmarks.damage import damaged, scores
+from ddpm import UserError
+from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, phantom
-from ddpm.evaluation import questions as evaluation
-from ddpm.evaluation.questions import Row, Sets, memorisation_rows, nearest_training, obedience_rows, with_margin
-from ddpm.evaluation.report import NO_PLOTS, figure, page_of, table
+from ddpm.data.sources import load_data
+from ddpm.evaluation import comparison, questions
+from ddpm.evaluation.comparison import Comparison, Sides, draw_for, nearest_training, split_by_subject
+from ddpm.evaluation.questions import QUESTIONS, Row, condition_fidelity
+from ddpm.evaluation.report import NO_PLOTS, figure, page_of, table, write_report
 from ddpm.metrics import segmenter
+from ddpm.metrics.features import Extractor
 from ddpm.metrics.fid import fid_infinity, frechet_distance_of_features
-from ddpm.metrics.kid import cmmd, kid
+from ddpm.metrics.kid import cmmd, gaussian_mmd, kid, median_distance
 from ddpm.metrics.manifold import precision_recall_density_coverage
 from ddpm.metrics.segmenter import Verdict, load_segmenter
 from ddpm.metrics.spectrum import histogram_distance, intensity_histogram
-from ddpm.runtime import checkpoint
+from ddpm.model import Sampling, load_model
 from ddpm.runtime.config import Config
-from ddpm.schedule import make_schedule
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +45,8 @@ def ckpt(tiny_run):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Trainings inside the evaluation take a few steps."""
-    monkeypatch.setattr(evaluation, "USEFUL_STEPS", 2)
-    monkeypatch.setattr(evaluate, "JUDGE_STEPS", 2)
+    monkeypatch.setattr(questions, "USEFUL_STEPS", 2)
+    monkeypatch.setattr(comparison, "JUDGE_STEPS", 2)
 
 
 def pictures(folder, n=80, size=(32, 32), seed=0, level=128):
@@ -56,9 +63,36 @@ def rendered(split: str, first: int, end: int) -> Slices:
     """Pairs of the embedded data at 64x64."""
     subjects = [phantom.draw_subject(0, split, i) for i in range(first, end)]
     images, tissue = (np.stack(x) for x in zip(*(phantom.render(s, 64) for s in subjects), strict=True))
-    contrasts = np.array([s.contrast for s in subjects])
-    labels = phantom.to_label_set(tissue, "lesion")
-    return Slices(images[:, None], labels, contrasts, phantom.CLASSES["lesion"], phantom.CONTRASTS)
+    contrasts = np.array([s.contrast for s in subjects]) + 1
+    masks = phantom.to_label_set(tissue, "lesion")
+    return Slices(images[:, None], masks, {"contrast": contrasts}, LESION, np.arange(first, end))
+
+
+LESION = Vocabulary(phantom.CLASSES["lesion"], {"contrast": phantom.CONTRASTS})
+
+
+def pixels(images) -> torch.Tensor:
+    """The plainest features there are: a picture of 8x8."""
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(images).float(), 8).flatten(1)
+
+
+class Bright:
+    """A judge to whom a lesion is what is brighter than 250."""
+
+    classes, contrasts = ("background", "lesion"), ()
+
+    def judge(self, images):
+        return Verdict((images[:, 0] > 250).astype(np.uint8), np.zeros(len(images), int), np.zeros((len(images), 1)))
+
+
+def compare(samples, real, chosen, others, **rest) -> Comparison:
+    """samples: images for the masks, labels and subjects of the chosen real ones."""
+    rest = {"extractor": Extractor("pixels", "0", pixels), "judge": Bright()} | rest
+    return Comparison(replace(real.part(chosen), images=samples), real, chosen, others, **rest)
+
+
+def bare(images, subjects=None, **rest) -> Slices:
+    return Slices(images, rest.pop("masks", None), {}, rest.pop("vocabulary", Vocabulary()), subjects)
 
 
 def report(out) -> dict:
@@ -75,7 +109,7 @@ def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
     metrics = ("kid", "fid", "manifold", "spectrum", "memorisation", "mask", "useful", "likelihood")
     assert evaluate.main(["--ckpt", ckpt, *QUICK, "--metrics", *metrics]) == 0
     printed = capsys.readouterr().out
-    assert "sampling will take about" in printed.split("KID")[0]  # before it starts, not after
+    assert "samples: 40, dpm-solver in 2 steps" in printed.split("KID")[0]  # before it starts, not after
     assert "FID wants 2,048 images or more, here are 40" in printed
     rows = report("out")
     for name in ("KID x 1000", "FID", "precision", "coverage", "memorisation", "contrast as asked"):
@@ -134,27 +168,24 @@ def test_a_folder_of_ones_own(tmp_path, capsys, masks):
 
 def test_the_judge_of_ones_own_data_is_trained_again_when_its_code_changes(tmp_path, capsys, monkeypatch, own_cache):
     config = Config(data=str(split_set(tmp_path / "data")), image_size=[16, 16])
-    pairs = train.load_data(config, "train")
+    pairs = load_data(config, "train")
     judges = []
     for code in ("", "", "edited"):
         if code:
             monkeypatch.setattr(segmenter, "CODE", code)
-        judges.append(evaluate.make_judge(config, pairs)[0])
+        judges.append(comparison.make_judge(config, pairs)[0])
         assert ("training a judge" in capsys.readouterr().out) == (len(judges) != 2)
     assert len({judge.fingerprint() for judge in judges}) == 1 and not any(judge.training for judge in judges)
     [*_, path] = own_cache.glob("segmenter-*.pt")
     path.write_bytes(path.read_bytes()[:-10])
-    assert evaluate.make_judge(config, pairs)[0].fingerprint() == judges[0].fingerprint()
+    assert comparison.make_judge(config, pairs)[0].fingerprint() == judges[0].fingerprint()
 
 
 def test_a_sample_is_its_masks_own_whatever_is_drawn_beside_it(ckpt):
-    loaded = checkpoint.load(ckpt)
-    config, unet = loaded["config"], checkpoint.load_unet(loaded, "ema", ckpt)
-    schedule, held_out = make_schedule(config.schedule, config.timesteps), train.load_data(config, "val")
-    how = SimpleNamespace(sampler="ancestral", sample_steps=3, guidance=1.5, precision="fp32")
-    rest = (how, 0, torch.device("cpu"), 2)
-    three = evaluation.draw(unet, schedule, config, held_out, np.array([2, 5, 9]), *rest).astype(int)
-    one = evaluation.draw(unet, schedule, config, held_out, np.array([5]), *rest).astype(int)
+    model, how = load_model(ckpt), Sampling("ancestral", 3, 1.5)
+    held_out = load_data(model.config, "val")
+    three = draw_for(model, held_out, np.array([2, 5, 9]), how, 0, 2).astype(int)
+    one = draw_for(model, held_out, np.array([5]), how, 0, 2).astype(int)
     assert np.abs(three[1] - one[0]).max() <= 1 < np.abs(three[0] - one[0]).max()
 
 
@@ -166,7 +197,7 @@ def test_training_can_evaluate_itself(small_phantom, tiny_run, monkeypatch):
         compared.append((len(fakes), len(reals)))
         return kid(fakes, reals, **how)
 
-    monkeypatch.setattr(ddpm.runtime.run, "kid", watched)
+    monkeypatch.setattr(ddpm.evaluation.small, "kid", watched)
     assert train.main([*flags, "--evaluate-every", "2"]) == 0
     lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     evaluated = [line for line in lines if "kid" in line]
@@ -187,7 +218,7 @@ def test_guidance_needs_a_network_that_met_missing_masks(ckpt, capsys):
     torch.save(raw, "never.pt")
     command = ["--ckpt", "never.pt", *QUICK, "--metrics", "spectrum"]
     assert evaluate.main([*command, "--guidance", "2"]) == 2
-    assert "--mask-drop 0" in capsys.readouterr().err
+    assert "never learnt to do without --mask" in capsys.readouterr().err
     assert evaluate.main(command) == 0
     assert "guidance 1, " in capsys.readouterr().out
 
@@ -247,9 +278,9 @@ class NaN(torch.nn.Module):
         (lambda folder: pictures(folder, size=(32, 40)), [], "images of 32x40, but those of --real"),
         (pictures, ["--features", "nan.ts"], "nan.ts .*not finite"),
         (pictures, ["--features", "missing.ts"], "not a TorchScript file"),
-        (pictures, ["--features", "inception"], "--features inception needs --weights"),
-        (pictures, ["--features", "inception", "--weights", "no.pth"], "no.pth: no such weights file"),
-        (pictures, ["--weights", "no.pth"], "--weights belongs to --features inception"),
+        (pictures, ["--features", "inception"], "--features inception needs --inception-weights"),
+        (pictures, ["--features", "inception", "--inception-weights", "no.pth"], "no.pth: no such weights file"),
+        (pictures, ["--inception-weights", "no.pth"], "--inception-weights belongs to --features inception"),
         (pictures, ["--metrics", "mask"], "--metrics mask needs --ckpt"),
         (pictures, ["--ckpt", "x.pt"], "not both"),
         (pictures, ["--n", "3"], "--n is 3"),
@@ -289,41 +320,24 @@ def test_bad_input_with_a_checkpoint(ckpt, capsys, flags, expected):
 # ---------------------------------------------------------------- what the scores mean
 
 
-def test_a_margin_of_a_mean_is_the_textbooks():
-    values = np.random.default_rng(0).normal(3, 2, 400)
-    value, margin = with_margin(np.mean, values, rounds=2000)
-    assert value == values.mean()
-    assert margin == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=0.05)
-
-
-def test_real_images_obey_their_masks_as_well_as_real_images_do():
-    pairs, judge = rendered("val", 0, 40), load_segmenter()
-    verdict = judge.judge(pairs.images)
-    [dice, *_, contrast] = obedience_rows(verdict, verdict, judge, pairs)
-    assert dice.metric == "Dice of lesion, 12 pixels or more"
-    assert dice.samples == dice.real > 0.6 and dice.wrong < 0.2
-    assert contrast.samples == contrast.real > 0.9 and contrast.wrong < 0.6
-
-
 def test_each_score_sees_the_damage_it_is_there_for():
     """The ordering that docs/evaluation.md tabulates, on few images."""
     n = 150
-    pairs, others, training = rendered("test", 0, n), rendered("test", n, 3 * n), rendered("train", 0, 2 * n).images
-    images = damaged(pairs, training, "test", np.arange(n))
-    images["copies"] = training[np.random.default_rng(0).integers(0, 10, n)]
-    judge = load_segmenter()
-    real = judge.judge(pairs.images), judge.judge(others.images)
+    real, training = rendered("test", 0, 3 * n), rendered("train", 0, 2 * n)
+    images = damaged(real.part(np.arange(n)), training.images, "test", np.arange(n))
+    images["copies"] = training.images[np.random.default_rng(0).integers(0, 10, n)]
     got = {
-        name: {row.metric: row for row in scores(x, judge, pairs, others, training, real, two_sample=False)}
+        name: {row.metric: row for row in scores(x, real, n, training, leave_out=("two-sample",))}
         for name, x in images.items()
     }
 
     def beyond(metric, worse, better="real", sign=1):
         a, b = got[worse][metric], got[better][metric]
-        return sign * (a.samples - b.samples) > (a.margin or 0) / 2 + (b.margin or 0) / 2
+        return sign * (a.samples - b.samples) > 0.3 * max(abs(a.samples), abs(b.samples))
 
     for name in ("noise", "blur", "no lesions", "copies"):
-        assert beyond("FID", name) and beyond("KID x 1000", name), name
+        assert got[name]["FID"].samples > 1.3 * got["real"]["FID"].samples, name
+        assert got[name]["KID x 1000"].samples > 1.3 * got["real"]["KID x 1000"].samples, name
     assert beyond("coverage", "copies", sign=-1) and beyond("recall", "copies", sign=-1)
     assert beyond("precision", "noise", sign=-1)
     assert got["copies"]["memorisation"].samples > 0.9 > 0.6 > got["real"]["memorisation"].samples
@@ -331,55 +345,86 @@ def test_each_score_sees_the_damage_it_is_there_for():
         assert beyond("power spectrum, difference [dB]", name)
     assert beyond("Dice of lesion, 12 pixels or more", "no lesions", sign=-1)
     assert got["no lesions"]["Dice of lesion, 12 pixels or more"].samples < 0.1
+    assert (
+        got["false lesions"]["false lesion, share of images"].samples
+        > 0.5
+        > 0.1
+        > got["real"]["false lesion, share of images"].samples
+    )
     assert got["wrong contrast"]["contrast as asked"].samples < 0.1 < 0.9 < got["real"]["contrast as asked"].samples
-    # The contrasts are permuted: the set as a whole is as it was, and no distance between sets can see it.
-    assert not beyond("FID", "wrong contrast", better="noise")
+    # The contrasts are permuted: the set as a whole is as it was, and no distance between sets can see it. Nor do they
+    # see lesions in the few that should have none.
+    for name in ("wrong contrast", "false lesions"):
+        assert got[name]["FID"].samples < 1.1 * got["real"]["FID"].samples
 
 
-def test_obedience_of_small_and_large_and_of_the_samples_own_contrast():
-    """Found as wanted in the large lesion, not at all in the small one, and every contrast wrong in the samples."""
-    judge = load_segmenter()
-    labels = np.zeros((2, 64, 64), np.uint8)
-    labels[0, 10:15, 10:15], labels[1, 20:22, 20:22] = 1, 1  # 25 and 4 pixels
-    kinds = np.array([0, 2])
-    asked = Slices(np.zeros((2, 1, 64, 64), np.uint8), labels, kinds, phantom.CLASSES["lesion"], phantom.CONTRASTS)
-    found = np.where(labels == 1, 4, 0)
-    found[1] = 0
-    sample = Verdict(found, np.array([1, 1]), np.zeros((2, 1)))
-    real = Verdict(np.where(labels == 1, 4, 0), kinds, np.zeros((2, 1)))
-    large, small, contrast = obedience_rows(sample, real, judge, asked)
+def test_real_images_obey_their_masks_as_well_as_real_images_do():
+    real, judge = rendered("val", 0, 40), load_segmenter()
+    c = compare(real.images[:30], real, np.arange(30), np.arange(30, 40), judge=judge)
+    rows = {row.metric: row for row in condition_fidelity(c)}
+    dice, contrast = rows["Dice of lesion, 12 pixels or more"], rows["contrast as asked"]
+    assert dice.samples == dice.real > 0.6 and dice.wrong < 0.2
+    assert contrast.samples == contrast.real > 0.9 and contrast.wrong < 0.7
+
+
+def test_fidelity_of_small_large_and_empty_masks_and_of_the_samples_own_contrast():
+    """Found as wanted in the large lesion, not at all in the small one, a false one, and every contrast wrong."""
+    masks = np.zeros((3, 64, 64), np.uint8)
+    masks[0, 10:15, 10:15], masks[1, 20:22, 20:22] = 1, 1  # 25 and 4 pixels
+    kinds = np.array([0, 2, 1])
+    asked = Slices(np.zeros((3, 1, 64, 64), np.uint8), masks, {"contrast": kinds + 1}, LESION, np.arange(3))
+    c = compare(asked.images, asked, np.arange(3), np.arange(3), judge=load_segmenter())
+    found = np.where(masks == 1, 4, 0)
+    found[1], found[2, :5, :4] = 0, 4
+    c.verdicts = Verdict(found, np.array([1, 1, 0]), np.zeros((3, 1))), Verdict(4 * masks, kinds, np.zeros((3, 1)))
+    c.partners = np.array([1, 2, 0])
+    large, small, share, area, contrast = condition_fidelity(c)
     assert (large.samples, large.real, large.wrong) == (1, 1, 0) and "12 pixels or more" in large.metric
     assert (small.samples, small.real, small.wrong) == (0, 1, 0) and "under 12 pixels" in small.metric
-    assert (contrast.samples, contrast.real) == (0, 1)
+    assert (share.samples, share.real, share.wrong) == (1, 0, 1) and "false lesion, share" in share.metric
+    assert (area.samples, area.real, area.wrong) == (20, 0, 25) and "pixels" in area.metric
+    assert (contrast.samples, contrast.real) == (0, 1) and contrast.wrong == pytest.approx(1 / 3)
 
 
-def test_each_distance_compares_samples_with_the_reference_and_stand_ins_with_theirs():
-    """Four sets that differ in mean and number, so that no two of them can be exchanged unnoticed."""
+def test_a_partner_is_another_subjects():
+    """And not one and the same, or always the next."""
+    whose = np.repeat(np.arange(5), 8)
+    real = bare(np.zeros((80, 1, 8, 8), np.uint8), np.concatenate([whose, whose + 5]))
+    c, other = (compare(real.images[:40], real, np.arange(40), np.arange(40, 80), seed=seed) for seed in (0, 1))
+    assert (whose[c.partners] != whose).all() and not np.array_equal(c.partners, other.partners)
+    assert len(np.unique(c.partners)) > 20 and {*whose[c.partners[:8]]} == {1, 2, 3, 4}
+
+
+def test_each_distance_compares_samples_with_the_reference_and_so_with_the_stand_ins():
+    """Three sets that differ in mean and number, so that no two of them can be exchanged unnoticed."""
     rng = np.random.default_rng(0)
-    means, numbers = (0.0, 0.5, 1.2, 2.2), (210, 260, 220, 240)
-    fakes, reference, stand_in, beside = (rng.normal(m, 1, (n, 3)) for m, n in zip(means, numbers, strict=True))
-    levels = [rng.integers(0, 60 * (i + 1), (n, 1, 8, 8)).astype(np.uint8) for i, n in enumerate(numbers)]
-    places = np.split(np.arange(720), [260, 480])
-    sets, reals = Sets(levels[0], np.concatenate(levels[1:]), *places), np.concatenate([reference, stand_in, beside])
-    frechet, line = evaluation.frechet_rows(fakes, reals, sets, 0)
-    rows = frechet + evaluation.kernel_rows(fakes, reals, sets, 0) + evaluation.manifold_rows(fakes, reals, sets, 0)
-    of_samples = precision_recall_density_coverage(reference, fakes)
-    of_real = precision_recall_density_coverage(beside, stand_in)
-    expected = {
-        "FID": (frechet_distance_of_features(fakes, reference), frechet_distance_of_features(stand_in, beside)),
-        "FID, extrapolated": (fid_infinity(fakes, reference)[0], fid_infinity(stand_in, beside)[0]),
-        "KID x 1000": tuple(1000 * kid(a, b, subset_size=210)[0] for a, b in ((fakes, reference), (stand_in, beside))),
-        "Gaussian MMD x 1000": (cmmd(fakes, reference), cmmd(stand_in, beside)),
-        **{name: (getattr(of_samples, name), getattr(of_real, name)) for name in of_real._fields},
+    fakes, stand_in, reference = (rng.normal(m, 1, (n, 3)) for m, n in zip((0, 2.2, 0.5), (210, 230, 260), strict=True))
+    levels = [rng.integers(0, 60 * (i + 1), (n, 1, 8, 8)).astype(np.uint8) for i, n in enumerate((210, 230, 260))]
+    c = Comparison(
+        bare(levels[0]), bare(np.concatenate(levels[1:])), *np.split(np.arange(490), [230]), Extractor("", "", pixels)
+    )
+    c.features = Sides(fakes, stand_in, reference)
+    got = {row.metric: row for ask in (questions.fid, questions.kid, questions.manifold) for row in ask(c)}
+    sigma = median_distance(reference)
+    measures = {
+        "FID": frechet_distance_of_features,
+        "FID, extrapolated": lambda a, b: fid_infinity(a, b)[0],
+        "KID x 1000": lambda a, b: 1000 * kid(a, b, subset_size=210)[0],
+        "Gaussian MMD x 1000": cmmd,
+        "Gaussian MMD, median bandwidth x 1000": lambda a, b: gaussian_mmd(a, b, sigma),
     }
-    assert sorted(row.metric for row in rows) == sorted(expected)
-    for row in rows:
-        assert (row.samples, row.real) == pytest.approx(expected[row.metric]), row.metric
-    assert line.fid_infinity == expected["FID, extrapolated"][0]
-    grey = evaluation.spectrum_rows(sets, 0)[1]
-    shares = [intensity_histogram(images) for images in levels]
-    assert grey.samples == histogram_distance(shares[0], shares[1])
-    assert grey.real == histogram_distance(shares[2], shares[3])
+    expected = {name: (measure(fakes, reference), measure(stand_in, reference)) for name, measure in measures.items()}
+    manifolds = [precision_recall_density_coverage(reference, x) for x in (fakes, stand_in)]
+    expected |= {name: tuple(getattr(m, name) for m in manifolds) for name in manifolds[0]._fields}
+    assert got.keys() == expected.keys()
+    for name, row in got.items():
+        assert (row.samples, row.real) == pytest.approx(expected[name]), name
+        assert row.margin > 0, name  # also of KID, where a subset is all of the samples
+    assert c.fid_line.fid_infinity == expected["FID, extrapolated"][0]
+    grey = questions.spectrum(c)[1]
+    shares = [intensity_histogram(images).mean(0) for images in levels]
+    assert grey.samples == pytest.approx(histogram_distance(shares[0], shares[2]))
+    assert grey.real == pytest.approx(histogram_distance(shares[1], shares[2]))
 
 
 def test_memorisation_judges_samples_as_samples_and_real_images_as_real_ones():
@@ -389,43 +434,256 @@ def test_memorisation_judges_samples_as_samples_and_real_images_as_real_ones():
         pictures = {"samples": samples.copy(), "stand_in": pool.copy()}
         if copied != "neither":
             pictures[copied][:30] = train[:30]
-        first, rest = np.arange(30), np.arange(30, 60)
-        sets = Sets(pictures["samples"], pictures["stand_in"], rest, first, rest, train)
-        [row] = memorisation_rows(sets, 0)
+        real = bare(pictures["stand_in"], np.arange(60))
+        c = compare(pictures["samples"], real, np.arange(30), np.arange(30, 60), train=bare(train))
+        [row] = questions.memorisation(c)
         assert (row.samples == 1) == (copied == "samples") and (row.real == 1) == (copied == "stand_in")
 
 
-def test_usefulness_trains_on_samples_and_on_real_images_alike(monkeypatch):
-    pairs, others = rendered("val", 0, 8), rendered("val", 8, 20)
-    samples, trained_on = 255 - pairs.images, []
+class Phantom:
+    class config:
+        data = "phantom"
+
+
+def test_train_on_synthetic_trains_on_samples_and_on_real_images_alike_and_tests_on_other_subjects(monkeypatch):
+    real, trained_on, tested_on = rendered("val", 0, 20), [], []
+    samples, judge = 255 - real.images[:8], load_segmenter()
+
+    class Watched:
+        def judge(self, images):
+            tested_on.append(images)
+            return judge.judge(images)
 
     def train_segmenter(images, labels, *rest):
         trained_on.append((images, labels, rest))
-        return load_segmenter()
+        return Watched()
 
-    monkeypatch.setattr(evaluation, "train_segmenter", train_segmenter)
-    sets = Sets(samples, others.images, *[np.arange(8)] * 3, asked=pairs, others=others)
-    [row] = evaluation.usefulness_rows(sets, 0)
-    assert trained_on[0][0] is samples and trained_on[1][0] is pairs.images
-    assert all(np.array_equal(labels, pairs.labels) for _, labels, _ in trained_on)
+    monkeypatch.setattr(questions, "train_segmenter", train_segmenter)
+    c = compare(samples, real, np.arange(8), np.arange(8, 20), model=Phantom())
+    [row] = questions.train_on_synthetic(c)
+    assert trained_on[0][0] is samples and trained_on[1][0] is c.stand_in.images
+    assert all(np.array_equal(labels, real.masks[:8]) for _, labels, _ in trained_on)
     assert str(trained_on[0][2]) == str(trained_on[1][2]) and "8 pairs" in row.note
+    large = (real.masks[8:] == 1).sum((1, 2)) >= 12
+    assert all(np.array_equal(images, real.images[8:][large]) for images in tested_on) and len(tested_on) == 2
+
+
+@pytest.mark.parametrize(("where", "told"), [(slice(8, 20), "0 of 12 real images"), (slice(0, 8), "0 of 8 masks")])
+def test_train_on_synthetic_without_a_lesion_is_refused_before_it_trains(monkeypatch, where, told):
+    real = rendered("val", 0, 20)
+    real.masks[where] = 0
+    monkeypatch.setattr(questions, "train_segmenter", lambda *any: pytest.fail("trained"))
+    with pytest.raises(UserError, match=told):
+        questions.train_on_synthetic(compare(real.images[:8], real, np.arange(8), np.arange(8, 20), model=Phantom()))
 
 
 def test_contrasts_that_the_judge_never_met_are_not_judged():
-    pairs, judge = rendered("val", 0, 20), load_segmenter()
-    verdict = judge.judge(pairs.images)
-    unknown = Slices(pairs.images, None, pairs.contrasts, (), ("t1", "t1ce", "flair"))
-    assert obedience_rows(verdict, verdict, judge, unknown) == []
+    real = rendered("val", 0, 20)
+    unknown = replace(real, masks=None, vocabulary=Vocabulary((), {"contrast": ("t1", "t1ce", "flair")}))
+    c = compare(real.images[:10], unknown, np.arange(10), np.arange(10, 20), judge=load_segmenter())
+    assert condition_fidelity(c) == []
 
 
-def test_the_nearest_training_image_is_found_in_whichever_block():
-    rng = np.random.default_rng(0)
+def test_the_parts_of_the_inception_score_are_not_runs_of_neighbours():
+    """Sorted by subject, each of ten parts would hold one class, and the score would be 1 instead of 10."""
+    real = bare(np.zeros((400, 1, 8, 8), np.uint8), np.arange(400))
+    c = compare(real.images[:200], real, np.arange(200), np.arange(200, 400))
+    one_class_a_part = 100.0 * np.eye(10)[np.repeat(np.arange(10), 20)]
+    c.extractor, c.features = Extractor("", "", pixels, np.eye(10)), Sides(*[one_class_a_part] * 3)
+    [row] = questions.inception(c)
+    assert row.samples > 6 and row.real > 6 and 0 < row.margin < 3
+
+
+def test_the_nearest_training_image_is_found_in_whichever_block_and_nothing_is_converted_whole(monkeypatch):
+    rng, sizes = np.random.default_rng(0), []
     train = rng.integers(0, 256, (5000, 1, 4, 4)).astype(np.uint8)
-    images = train[[3, 2047, 2048, 4999]]
-    images[2, 0, 0, 0] ^= 1
-    distance, index = nearest_training(images, train)
-    assert index.tolist() == [3, 2047, 2048, 4999]
-    assert distance == pytest.approx([0, 0, 1 / 255, 0])
+    pictures = train[np.r_[3, 2047, 2048, 4999, 10:2100]]
+    pictures[2, 0, 0, 0] ^= 1
+    monkeypatch.setattr(comparison, "BLOCK", 2048 * 16)
+    nearest = comparison.nearest
+    monkeypatch.setattr(comparison, "nearest", lambda a, b: sizes.append((len(a), len(b))) or nearest(a, b))
+    distance, index = nearest_training(pictures, train)
+    assert index.tolist() == [3, 2047, 2048, 4999, *range(10, 2100)]
+    assert distance[:4] == pytest.approx([0, 0, 1 / 255, 0]) and (distance[4:] == 0).all()
+    assert max(max(pair) for pair in sizes) == 2048 and len(sizes) == 6
+
+
+def test_each_image_is_transformed_once_whatever_the_rounds(monkeypatch):
+    seen = []
+    power = comparison.radial_power_spectrum
+    monkeypatch.setattr(comparison, "radial_power_spectrum", lambda x: seen.append((len(x), x.dtype)) or power(x))
+    real = bare(np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8)).astype(np.uint8), np.arange(60))
+    questions.spectrum(compare(real.images[:20], real, np.arange(20), np.arange(20, 60)))
+    assert seen == [(20, np.uint8), (20, np.uint8), (40, np.uint8)]
+
+
+# ---------------------------------------------------------------- subjects
+
+
+def test_no_subject_is_on_both_sides():
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        subjects = np.repeat(rng.permutation(40)[:10], rng.integers(5, 40, 10))
+        data = bare(np.zeros((len(subjects), 1, 1, 1), np.uint8), subjects)
+        chosen, others = split_by_subject(data, 30, seed)
+        assert len(chosen) == 30 and not np.isin(subjects[chosen], subjects[others]).any()
+        assert len(np.unique(subjects[chosen])) >= 4  # not one head alone, though one may have 30
+        left = np.setdiff1d(np.unique(subjects), np.r_[subjects[chosen], subjects[others]])
+        assert left.size <= 1 or not np.isin(left, subjects[others]).any()
+
+
+def test_images_that_are_subjects_of_their_own_are_split_as_ever():
+    data = bare(np.zeros((500, 1, 1, 1), np.uint8), np.arange(500))
+    chosen, others = split_by_subject(data, 100, 3)
+    expected = np.sort(comparison.generator(3).permutation(500)[:100])
+    assert np.array_equal(chosen, expected) and np.array_equal(others, np.setdiff1d(np.arange(500), expected))
+    unknown = split_by_subject(replace(data, subjects=None), 100, 3)
+    assert np.array_equal(unknown[0], chosen)
+
+
+@pytest.mark.parametrize(
+    ("subjects", "told"), [(1, "all held-out images are of one subject"), (6, "3 in the place of samples, 3 others")]
+)
+def test_few_subjects_are_told(subjects, told):
+    whose = np.repeat(np.arange(subjects), 120 // subjects)
+    real = bare(np.random.default_rng(0).integers(0, 256, (120, 1, 8, 8)).astype(np.uint8), whose)
+    chosen, others = split_by_subject(real, 50, 0)
+    c = compare(real.images[chosen], real, chosen, others)
+    assert told in c.warnings[0]
+    assert (questions.fid(c)[0].margin is None) == (subjects == 1)
+    if subjects == 1:
+        assert c.partners is None
+        with pytest.raises(UserError, match="subjects; it needs at least 4"):
+            questions.two_sample(c)
+
+
+def heads(first: int, subjects: int = 10, slices: int = 40) -> Slices:
+    """Slices of made-up subjects, 16x16: a face that is the subject's own, a little moved from slice to slice; a bright
+    lesion in every other slice."""
+    images, masks = [], []
+    for subject in range(first, first + subjects):
+        rng = np.random.default_rng(subject)
+        face = ndimage.gaussian_filter(rng.normal(110, 90, (16, 16)), 1.2)
+        for k in range(slices):
+            image = np.clip(
+                face + 10 * ndimage.gaussian_filter(rng.normal(0, 1, (16, 16)), 1) + rng.normal(0, 2), 0, 250
+            )
+            mask = np.zeros((16, 16), np.uint8)
+            if k % 2:
+                v, u = rng.integers(1, 10, 2)
+                mask[v : v + 5, u : u + 5] = 1
+            images.append(np.where(mask == 1, 255, image).astype(np.uint8))
+            masks.append(mask)
+    vocabulary, whose = Vocabulary(("background", "lesion")), np.repeat(np.arange(subjects), slices)
+    return Slices(np.stack(images)[:, None], np.stack(masks), {}, vocabulary, whose)
+
+
+def ask(c: Comparison, *names) -> dict[str, Row]:
+    return {row.metric: row for name in names for row in QUESTIONS[name].ask(c)}
+
+
+def test_on_ten_subjects_a_perfect_generator_scores_as_real():
+    """It draws heads that nobody has seen. Split by slice, the real images would seem far better than it."""
+    real, perfect, train = heads(0), heads(100, 5), heads(200)
+    chosen, others = split_by_subject(real, 200, 0)
+    c = compare(perfect.images, real, chosen, others, train=train)
+    rows = ask(c, "kid", "fid", "manifold", "spectrum", "memorisation", "two-sample")
+    assert c.choices["subjects"] == "5 in the place of samples, 5 others to compare with" and not c.warnings[1:]
+    for name in ("KID x 1000", "FID", "Gaussian MMD, median bandwidth x 1000", "coverage", "memorisation"):
+        assert abs(rows[name].samples - rows[name].real) < rows[name].margin, name
+    assert rows["FID"].real > 0.5 * rows["FID"].samples
+    assert rows["two-sample test, accuracy"].samples - rows["two-sample test, accuracy"].margin < 0.5
+    half = np.split(np.random.default_rng(0).permutation(400), 2)
+    by_slice = compare(perfect.images, real, *half, train=train)
+    assert ask(by_slice, "fid")["FID"].real < 0.2 * rows["FID"].real
+
+
+def test_on_ten_subjects_copies_are_found_and_lesions_where_none_were_asked_for():
+    real, train = heads(0), heads(200)
+    chosen, others = split_by_subject(real, 200, 0)
+    copies = compare(train.images[::2], real, chosen, others, train=train)
+    assert ask(copies, "memorisation")["memorisation"].samples == 1
+    painted = real.images[chosen].copy()
+    healthy = ~real.masks[chosen].any((1, 2))
+    painted[healthy, :, 2:12, 2:12] = 255
+    rows = ask(compare(painted, real, chosen, others), "mask")
+    assert rows["Dice of lesion, 12 pixels or more"].samples == rows["Dice of lesion, 12 pixels or more"].real == 1
+    share, area = rows["false lesion, share of images"], rows["false lesion, area [pixels]"]
+    assert (share.samples, share.real, area.samples, area.real) == (1, 0, 100, 0)
+
+
+def test_the_margin_of_a_dice_is_that_of_the_subjects():
+    """Each subject's samples obey, or do not: five subjects know less than their 200 slices."""
+    real = heads(0)
+    chosen, others = split_by_subject(real, 200, 0)
+    whose = real.subjects[chosen]
+    samples = real.images[chosen].copy()
+    samples[np.isin(whose, np.unique(whose)[:2])] = 0
+    dice = ask(compare(samples, real, chosen, others), "mask")["Dice of lesion, 12 pixels or more"]
+    assert dice.samples == pytest.approx(0.6) and dice.margin > 0.4
+    alone = compare(samples, replace(real, subjects=None), chosen, others)
+    assert ask(alone, "mask")["Dice of lesion, 12 pixels or more"].margin < 0.15
+
+
+def test_likelihoods_images_are_of_many_subjects(monkeypatch, ckpt):
+    seen = []
+    model = load_model(ckpt)
+    real = replace(rendered("val", 0, 20), subjects=np.repeat(np.arange(5), 4))
+    real = replace(
+        real, images=real.images[np.repeat(np.arange(20), 10)], masks=real.masks[np.repeat(np.arange(20), 10)]
+    )
+    real = replace(real, labels={"contrast": np.ones(200, int)}, subjects=np.repeat(np.arange(20), 10))
+    batch = Slices.batch
+    monkeypatch.setattr(Slices, "batch", lambda data, i: seen.append(data.subjects[i]) or batch(data, i[:2]))
+    monkeypatch.setattr(questions, "LIKELIHOOD_TIMES", 3)
+    monkeypatch.setattr(questions, "average", lambda c, metric, values, subjects, **rest: subjects)
+    questions.likelihood(compare(real.images[:100], real, np.arange(100), np.arange(100, 200), model=model))
+    assert len(seen[0]) == 64 and len(np.unique(seen[0])) == 10
+
+
+def test_two_folders_are_compared_in_equal_numbers(tmp_path):
+    """As many samples as real images in their place, both against the same other real images."""
+    real, fake = pictures(tmp_path / "real", n=130), pictures(tmp_path / "fake", n=100, seed=1)
+    c = comparison.from_folders(real, fake, "", False, None, 0, None, "out")
+    assert len(c.samples) == len(c.stand_in) == len(c.reference) == 65
+    row = questions.fid(c)[0]
+    assert abs(row.samples - row.real) < row.margin
+    c = comparison.from_folders(real, fake, "", False, 40, 0, None, "out")
+    assert (len(c.samples), len(c.stand_in), len(c.reference)) == (40, 40, 90)
+
+
+def test_two_folders_with_subjects_in_their_names(tmp_path):
+    for name in ("real", "fake"):
+        for s in range(12):
+            for i in range(10):
+                noise = np.random.default_rng([s, i]).integers(0, 256, (16, 16)).astype(np.uint8)
+                write(tmp_path / name / f"p{s}_{i}.png", noise)
+    flags = [
+        "--real",
+        str(tmp_path / "real"),
+        "--fake",
+        str(tmp_path / "fake"),
+        "--metrics",
+        "spectrum",
+        "--out",
+        "out",
+    ]
+    assert evaluate.main([*flags, "--subject-pattern", "^[^_]+"]) == 0
+    choices = json.loads(Path("out/report.json").read_text())["choices"]
+    assert choices["subjects"] == "6 in the place of samples, 6 others to compare with"
+    assert evaluate.main([*flags, "--subject-pattern", "x(.)"]) == 2
+
+
+def test_a_folder_whose_held_out_images_are_of_one_subject(tmp_path, capsys):
+    """Ten subjects leave one for validation and one for the test: what is left to trust is said."""
+    data = str(subject_set(tmp_path / "data", subjects=10, n=90))
+    flags = ["--preset", "tiny", "--steps", "1", "--precision", "fp32", "--num-classes", "2", "--image-size", "16"]
+    assert train.main([*flags, "--data", data, "--out", "run"]) == 0
+    metrics = ["spectrum", "mask", "two-sample"]
+    assert evaluate.main(["--ckpt", "run", *QUICK, "--metrics", *metrics]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: all held-out images are of one subject" in printed
+    assert "warning: not answered: two-sample: " in printed and "needs at least 4" in printed
 
 
 # ---------------------------------------------------------------- the report
@@ -460,3 +718,60 @@ def test_without_matplotlib_the_rest_is_written(monkeypatch, tmp_path, capsys):
     assert evaluate.main(["--real", real, "--fake", fake, "--metrics", "spectrum", "--out", "out"]) == 0
     assert "pip install -r requirements/plots.txt" in capsys.readouterr().out
     assert Path("out/report.html").exists()
+
+
+def test_the_report_is_written_first_and_a_poor_terminal_costs_nothing(tmp_path, monkeypatch):
+    """Its encoding lacks the sign of a margin."""
+    real, fake = pictures(tmp_path / "real"), pictures(tmp_path / "fake", seed=1)
+    command = ["--real", real, "--fake", fake, "--metrics", "spectrum", "--out", "out"]
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert evaluate.main(command) == 0
+        terminal.flush()
+    assert rb" \xb1 " in terminal.buffer.getvalue() and "margin" in Path("out/report.json").read_text()
+
+    def gone(*any):
+        raise OSError(5, "the terminal went away")
+
+    monkeypatch.setattr(evaluate, "table", gone)
+    assert evaluate.main([*command[:-1], "again"]) == 2
+    assert Path("again/report.json").exists() and Path("again/report.html").exists()
+
+
+def test_what_is_no_number_is_no_row_and_json_is_strict(tmp_path):
+    for wrong in ({"samples": np.nan}, {"samples": 1.0, "margin": np.inf}, {"samples": 1.0, "real": np.nan}):
+        with pytest.raises(UserError, match="Dice is not a finite number"):
+            Row("Dice", **wrong)
+    real = bare(np.zeros((12, 1, 8, 8), np.uint8), np.arange(12))
+    row = Row("Dice", 1.0)
+    row.samples = np.nan  # by whatever way
+    with pytest.raises(ValueError, match="JSON"):
+        write_report(tmp_path, "title", [row], compare(real.images[:6], real, np.arange(6), np.arange(6, 12)))
+    assert not list(tmp_path.glob("report*"))
+
+
+def test_a_question_without_an_answer_costs_no_other(tmp_path, monkeypatch, capsys):
+    def impossible(c):
+        raise UserError("nothing to see")
+
+    monkeypatch.setitem(QUESTIONS, "fid", QUESTIONS["fid"]._replace(ask=impossible))
+    command = ["--real", pictures(tmp_path / "a"), "--fake", pictures(tmp_path / "b", seed=1), "--out", "out"]
+    assert evaluate.main([*command, "--metrics", "fid", "spectrum"]) == 0
+    assert "not answered: fid: nothing to see" in capsys.readouterr().out
+    assert "fid: nothing to see" in json.loads(Path("out/report.json").read_text())["choices"]["warnings"]
+    assert evaluate.main([*command[:-1], "none", "--metrics", "fid"]) == 2
+    assert "nothing to see" in capsys.readouterr().err and not Path("none/report.json").exists()
+
+
+def test_a_new_question_is_a_function_and_a_line(tmp_path, monkeypatch, capsys):
+    def brightness(c):
+        return [questions.compared(c, "brightness", lambda a, b: a.mean() - b.mean(), c.features, "0")]
+
+    monkeypatch.setitem(QUESTIONS, "bright", questions.Question(brightness, "is it as bright?"))
+    command = ["--real", pictures(tmp_path / "a"), "--fake", pictures(tmp_path / "b", seed=1), "--out", "out"]
+    assert evaluate.main([*command, "--metrics", "bright"]) == 0
+    assert report("out")["brightness"]["margin"] > 0
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    assert "bright: is it as bright?" in " ".join(capsys.readouterr().out.split())

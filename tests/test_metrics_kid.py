@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm.metrics import kid as module
-from ddpm.metrics.kid import cmmd, kid
+from ddpm.metrics.kid import cmmd, gaussian_mmd, kid, median_distance
 
 X = np.arange(12).reshape(4, 3) / 10
 Y = 0.5 * X[::-1] + 0.2
@@ -116,3 +116,29 @@ def test_cmmd_of_equal_sets_is_zero_and_never_negative():
 def test_a_row_without_direction_stays_zero():
     """|0 - e|^2 = 1."""
     assert cmmd([[0.0, 0]], [[0, 3.0]]) == pytest.approx(2000 * (1 - np.exp(-1 / 200)), rel=1e-9)
+
+
+def test_the_median_bandwidth_sees_what_cmmds_does_not():
+    """60 of 64 dimensions collapsed: to rows of length 1 under a kernel of width 10 that is next to nothing."""
+    rng = np.random.default_rng(0)
+    real, alike, collapsed = rng.normal(size=(3, 500, 64))
+    collapsed[:, 4:] *= 0.01
+    sigma = median_distance(real)
+    assert sigma == pytest.approx(np.sqrt(2 * 64), rel=0.02)
+    blind = cmmd(collapsed, real) / cmmd(alike, real)
+    assert gaussian_mmd(collapsed, real, sigma) > 100 * abs(gaussian_mmd(alike, real, sigma)) and blind < 5
+
+
+def test_the_gaussian_mmd_has_no_bias_and_a_closed_form():
+    """E exp(-(x - y)^2 / (2 s^2)) = s / sqrt(s^2 + 2) exp(-d^2 / (2 (s^2 + 2))) for N(0, 1) and N(d, 1)."""
+    rng = np.random.default_rng(0)
+    values = [gaussian_mmd(*rng.normal(size=(2, 10, 2)), sigma=2.0) for _ in range(2000)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(2000)
+    x, y = rng.normal(0, 1, (4000, 1)), rng.normal(1, 1, (4000, 1))
+    expected = 2 * 2 / np.sqrt(6) * (1 - np.exp(-1 / 12))
+    assert gaussian_mmd(x, y, sigma=2.0, scale=1.0) == pytest.approx(expected, rel=0.1)
+
+
+def test_the_median_is_taken_over_pairs_of_different_rows():
+    assert median_distance([[0.0], [1], [3]]) == 2  # 1, 2, 3
+    assert median_distance(np.arange(5000.0)[:, None], most=3) == 2500  # rows 0, 2499, 4999

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from ddpm import UserError
 from ddpm.data import phantom
 from ddpm.metrics import features
+from ddpm.metrics import segmenter as module
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import (
     EMBEDDED,
@@ -58,6 +59,16 @@ def test_it_learns_to_segment_and_to_name_the_contrast():
     assert (verdict.contrasts == contrasts[48:]).mean() == 1
     of_training = trained.judge(images[:48]).features
     assert np.abs(of_training.mean(0)).max() < 0.05 and np.abs(of_training.std(0, ddof=1) - 1).max() < 0.02
+
+
+def test_features_are_scaled_by_images_from_all_over_the_set(monkeypatch):
+    """The first ones in the file may be a few subjects: here, all dark."""
+    images, labels, contrasts = squares(200)
+    images[:100], images[100:] = 20, 220
+    monkeypatch.setattr(module, "BATCH", 1)  # so that 64 images scale the features
+    trained = train_segmenter(images, labels, contrasts, *NAMES, steps=0)
+    of_all = trained.judge(images).features
+    assert np.abs(of_all.mean(0)).max() < 0.5 and of_all.std(0).max() < 1.3
 
 
 def test_the_same_arguments_give_the_same_weights():

@@ -79,7 +79,7 @@ def test_a_larger_set_that_is_sorted_tells_nothing():
 
 def test_what_is_remembered_is_not_counted():
     """Images of pure noise can be learnt by heart, and that alone. On the half that was seen it would be right always."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     real, fake = rng.integers(0, 256, (2, 60, 1, 8, 8), dtype=np.uint8)
     result = examine(real, fake, steps=150)
     assert result.low < 0.5 < result.high and result.n == 60
@@ -93,7 +93,7 @@ def test_the_examined_half_has_no_part_in_the_training():
         fit(net, *rest)
         trained.append({name: value.clone() for name, value in net.state_dict().items()})
 
-    unseen = split(len(REAL), len(REAL), generator(0))[2]
+    unseen = split(np.arange(240), np.arange(240), generator(0))[2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(two_sample, "fit", remember)
         for value in (0, 255):
@@ -175,31 +175,49 @@ def test_a_seed_decides_everything_and_nothing_global_changes():
     again = examine(REAL, brighter, steps=20, seed=5)
     assert one == again and one.accuracy < 0.9 and torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
-    assert (
-        split(100, 100, np.random.default_rng(0))[0][0].tolist()
-        != split(100, 100, np.random.default_rng(1))[0][0].tolist()
-    )
+    parts = [split(np.arange(100), np.arange(100), np.random.default_rng(i))[0][0].tolist() for i in (0, 1)]
+    assert parts[0] != parts[1]
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(40, 300), st.integers(40, 900), st.booleans(), st.integers(0, 99))
-def test_parts_are_apart_balanced_and_the_same_in_both_sets(n_real, n_fake, swap, seed):
-    n_real, n_fake = (n_fake, n_real) if swap else (n_real, n_fake)
-    parts, n = split(n_real, n_fake, np.random.default_rng(seed)), min(n_real, n_fake)
-    for side, total in ((0, n_real), (1, n_fake)):
-        assert [len(part[side]) for part in parts] == [n * 3 // 8, n // 2 - n * 3 // 8, n - n // 2]
-        chosen = np.concatenate([part[side] for part in parts])
-        assert len(set(chosen.tolist())) == n and (chosen >= 0).all() and (chosen < total).all()
-    where = [{i % n: k for k, part in enumerate(parts) for i in part[side].tolist()} for side in (0, 1)]
-    assert all(where[0][i] == where[1][i] for i in where[0].keys() & where[1].keys())
+@given(st.integers(4, 40), st.integers(4, 90), st.integers(1, 9), st.integers(0, 99))
+def test_parts_are_balanced_and_no_subject_is_in_two(n_real, n_fake, most, seed):
+    rng = np.random.default_rng(seed)
+    whose = [np.repeat(np.arange(n), rng.integers(1, most + 1, n)) for n in (n_real, n_fake)]
+    parts = split(*whose, rng)
+    for side in (0, 1):
+        of_part = [set(whose[side][part[side]].tolist()) for part in parts]
+        assert all(of_part) and not (of_part[0] & of_part[1] or of_part[0] & of_part[2] or of_part[1] & of_part[2])
+        assert all(len(np.unique(part[side])) == len(part[side]) == len(part[0]) for part in parts)
+
+
+def test_parts_of_images_that_are_subjects_of_their_own_have_their_shares():
+    assert [len(a) for a, b in split(np.arange(80), np.arange(80), np.random.default_rng(0))] == [30, 10, 40]
 
 
 def test_all_of_a_larger_set_is_equally_likely():
     rng, drawn = np.random.default_rng(0), np.zeros(500)
     for _ in range(1000):
-        for _, b in split(100, 500, rng):
+        for _, b in split(np.arange(100), np.arange(500), rng):
             drawn[b] += 1
-    assert drawn.sum() == 100_000 and abs(drawn / 200 - 1).max() < 0.3  # 4.7 standard deviations of 200 +- 12.6
+    assert 90_000 < drawn.sum() <= 100_000 and abs(drawn * 500 / drawn.sum() - 1).max() < 0.3
+
+
+def heads(subjects, slices, seed):
+    """Slices that resemble the other slices of their subject, and no other's."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(60, 200, (subjects, 1, 8, 8)).repeat(2, 2).repeat(2, 3).repeat(slices, 0)
+    return (images + rng.integers(-3, 4, images.shape)).astype(np.uint8), np.repeat(np.arange(subjects), slices)
+
+
+def test_knowing_the_heads_again_is_no_difference():
+    """Other subjects of the same kind: known again slice by slice, unknown subject by subject; and the interval is that
+    of the few subjects, not of the many slices."""
+    (real, a), (fake, b) = heads(8, 20, 0), heads(8, 20, 1)
+    by_slice, by_subject = examine(real, fake, steps=100), two_sample_test(real, fake, a, b, steps=100)
+    assert by_slice.low > 0.8
+    assert by_subject.low < 0.5 < by_subject.high
+    assert by_subject.high - by_subject.low > 2 * (by_slice.high - by_slice.low)
 
 
 def test_too_few_or_unequal_images_are_refused():
@@ -207,6 +225,8 @@ def test_too_few_or_unequal_images_are_refused():
         two_sample_test(REAL, OTHERS[:39])
     with pytest.raises(UserError, match="one size"):
         two_sample_test(REAL, OTHERS[..., :8])
+    with pytest.raises(UserError, match="fake images of 3 subjects.*at least 4"):
+        two_sample_test(REAL, OTHERS, np.arange(240), np.arange(240) // 80)
     for wrong in (OTHERS / 255, OTHERS[:, 0]):
         with pytest.raises(ValueError, match="uint8"):
             two_sample_test(REAL, wrong)

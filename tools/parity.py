@@ -82,7 +82,7 @@ def feature_pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def compare_distances(table: Table) -> None:
     """The Frechet distance, three ways of ours against three packages."""
-    ours = {"sqrtm": fid.frechet_distance, "factors": fid.frechet_distance_eigh}
+    ours = {"sqrtm": fid.frechet_distance, "factors": fid.frechet_distance_by_factors}
     for case, (a, b) in feature_pairs().items():
         moments = a.mean(axis=0), np.cov(a, rowvar=False), b.mean(axis=0), np.cov(b, rowvar=False)
         tensors = [torch.from_numpy(values) for values in moments]

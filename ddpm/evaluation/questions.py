@@ -1,30 +1,36 @@
-"""How good are the samples? Each question is a function that takes the sets to compare and answers in rows of a table.
+"""How good are the samples? Each question is a function of a `Comparison` that answers in rows of a table.
 
 A number means little by itself, so each row has two neighbours: the same number for real images (nothing can be
-expected to do better), and, where there is one, for images that are wrong in the way the row is about.
+expected to do better), and, where there is one, with shuffled masks (nothing should do worse). Every margin is half of a
+95 % interval over the subjects (metrics/margin.py); judges, features and what was trained on are taken as given.
+
+A new question is one function here and a line of QUESTIONS, at the end.
 """
 
-import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.special import softmax
 
-from ddpm.data import Slices
-from ddpm.data.images import to_float, to_uint8
+from ddpm import UserError
+from ddpm.evaluation.comparison import Comparison, Sides, contrasts_of
 from ddpm.likelihood import bits_per_dim, stratified_times
-from ddpm.metrics.fid import Extrapolation, fid_infinity, frechet_distance_of_features
+from ddpm.metrics.fid import fid_infinity, frechet_distance_of_features
 from ddpm.metrics.inception_score import CAVEAT, inception_score
-from ddpm.metrics.kid import cmmd, kid
-from ddpm.metrics.manifold import memorisation, nearest, precision_recall_density_coverage
+from ddpm.metrics.kid import cmmd, gaussian_mmd, median_distance
+from ddpm.metrics.kid import kid as kernel_distance
+from ddpm.metrics.manifold import memorisation as nearer_than_held_out
+from ddpm.metrics.manifold import precision_recall_density_coverage
+from ddpm.metrics.margin import margin
 from ddpm.metrics.paired import dice
-from ddpm.metrics.segmenter import Segmenter, Verdict, train_segmenter
-from ddpm.metrics.spectrum import histogram_distance, intensity_histogram, radial_power_spectrum, spectrum_difference_db
+from ddpm.metrics.segmenter import train_segmenter
+from ddpm.metrics.spectrum import histogram_distance, spectrum_difference_db
 from ddpm.metrics.two_sample import two_sample_test
-from ddpm.model import Model, Sampling, draw
 from ddpm.reverse import denoiser
-from ddpm.runtime.progress import progress
 from ddpm.seeds import generator, torch_seed
 
 SMALL = 12  # pixels; of a smaller lesion the outline is most of it, and one pixel is 10 % of the Dice
@@ -34,274 +40,254 @@ USEFUL_STEPS = 600  # batches of 32 to train a segmenter on samples, and one on 
 
 @dataclass
 class Row:
-    """A line of the table. The figures are plain floats; None where there is none."""
+    """A line of the table. The figures are plain floats; None where there is none. UserError for what is no number."""
 
     metric: str
     samples: float
     margin: float | None = None  # half a 95 % interval of `samples`
-    real: float | None = None  # the same for real images: the best to be had
+    real: float | None = None  # the same for real images in the place of the samples: the best to be had
     wrong: float | None = None  # the same where the masks were shuffled: the worst
     goal: str = ""
     note: str = ""
 
-
-@dataclass
-class Sets:
-    """What is compared: samples with held-out real images, of which some stand in for samples (the floor)."""
-
-    samples: np.ndarray  # (n, C, H, W) uint8
-    pool: np.ndarray  # (P, C, H, W) uint8, all held-out real images
-    reference: np.ndarray  # indices into pool: what samples are compared with
-    stand_in: np.ndarray  # indices into pool: real images judged as if they were samples ...
-    stand_in_reference: np.ndarray  # ... against these
-    train: np.ndarray | None = None  # (N, C, H, W) uint8, what the model was trained on
-    asked: Slices | None = None  # the real pairs whose masks and contrasts the samples were asked to follow
-    others: Slices | None = None  # held-out pairs beside those
-    mirror: bool = False  # may a judge be trained on mirrored images?
-    choices: dict[str, str] = field(default_factory=dict)  # every choice behind the numbers, for the reader
+    def __post_init__(self):
+        if not all(np.isfinite(figure) for figure in astuple(self)[1:5] if figure is not None):
+            raise UserError(f"{self.metric} is not a finite number here")
 
 
-def draw_for(
-    model: Model, data: Slices, chosen: np.ndarray, sampling: Sampling, seed: int = 0, batch_size: int = 50
-) -> np.ndarray:
-    """A sample for the mask and the labels of each chosen image of data, (n, C, H, W) uint8. Sample i under a seed is
-    the same whatever else is drawn."""
-    drawn = []
-    for part in progress(np.array_split(chosen, range(batch_size, len(chosen), batch_size)), "sampling", unit="batch"):
-        seeds = [(seed, zlib.crc32(str(i).encode()), 0) for i in part]
-        *_, (_, x_0) = draw(model, data.condition(part), seeds, sampling)
-        drawn.append(to_uint8(x_0))
-    return np.concatenate(drawn)
+def compared(
+    c: Comparison, metric: str, statistic, of: Sides, goal: str, note: str = "", rounds: int = 100, halves=None
+) -> Row:
+    """statistic(samples, reference), beside statistic(stand_in, reference). halves: a quicker one for the margin."""
+    sides = (of.samples, c.samples.subjects), (of.reference, c.reference.subjects)
+    uncertain = margin(halves or statistic, *sides, rounds=rounds, seed=c.seed)
+    value, real = (float(statistic(x, of.reference)) for x in (of.samples, of.stand_in))
+    return Row(metric, value, uncertain, real, goal=goal, note=note)
+
+
+def average(c: Comparison, metric: str, values: np.ndarray, subjects: np.ndarray, **rest) -> Row:
+    """The mean of values (k,), of images of these subjects (k,)."""
+    return Row(metric, float(values.mean()), margin(np.mean, (values, subjects), seed=c.seed), **rest)
 
 
 # ---------------------------------------------------------------- distances between sets, in features
 
 
-def with_margin(statistic, samples: np.ndarray, rounds: int = 20, seed: int = 0) -> tuple[float, float]:
-    """statistic(samples), and half of its 95 % interval: 1.96 standard deviations over random halves of the samples.
+def kid(c: Comparison) -> list[Row]:
+    """Kernel distances: unlike FID, they have no bias at small numbers."""
+    size, sigma = min(1000, *map(len, c.features)), median_distance(c.features.reference)
 
-    Half of n rows, drawn without replacement, scatter about the whole as the whole scatters about the truth (the
-    delete-half jackknife; Shao & Wu 1989). Unlike the bootstrap it repeats no row, which a distance to the nearest
-    neighbour, or a Frechet distance, would take for a narrower distribution.
-    """
-    rng = generator(seed)
-    halves = [statistic(samples[rng.permutation(len(samples))[: len(samples) // 2]]) for _ in range(rounds)]
-    return float(statistic(samples)), float(1.96 * np.std(halves, ddof=1))
+    def cubic(a, b, subsets=100):
+        return 1000 * kernel_distance(a, b, subsets, size, c.seed)[0]
 
+    def gaussian(a, b):
+        return gaussian_mmd(a, b, sigma)
 
-# In the next four, fakes (n, D) are features of the samples and reals (P, D) those of the pool.
-
-
-def frechet_rows(fakes: np.ndarray, reals: np.ndarray, sets: Sets, seed: int) -> tuple[list[Row], Extrapolation | None]:
-    """FID, and its limit for infinitely many samples with the line that leads there (None under 200 samples)."""
-    reference, stand_in, beside = reals[sets.reference], reals[sets.stand_in], reals[sets.stand_in_reference]
-    value, margin = with_margin(lambda x: frechet_distance_of_features(x, reference), fakes, seed=seed)
-    floor = frechet_distance_of_features(stand_in, beside)
-    few = f"; {len(fakes)} samples are few for a FID, read KID first" if len(fakes) < 2048 else ""
-    note = f"grows as the number of samples falls: compare only equal numbers{few}"
-    rows, line = [Row("FID", value, margin, floor, goal="as low as real", note=note)], None
-    if min(len(fakes), len(stand_in)) >= 200:
-        line = fid_infinity(fakes, reference, seed=seed)
-        real = fid_infinity(stand_in, beside, seed=seed).fid_infinity
-        note = f"a straight line in 1/N, slope {line.slope:.0f}, continued to 1/N = 0"
-        rows.append(Row("FID, extrapolated", line.fid_infinity, None, real, goal="as low as real", note=note))
-    return rows, line
+    ours = f"mean of 100 subsets of {size}; below 0 is possible, and as good as 0"
+    median = f"sigma {sigma:.3g}, the median distance of real images: sees spread and shape too; below 0 is possible"
+    theirs = "features scaled to length 1, sigma 10, which sees little but means; no published number compares"
+    return [
+        compared(c, "KID x 1000", cubic, c.features, "0", ours, 20, lambda a, b: cubic(a, b, subsets=4)),
+        compared(c, "Gaussian MMD, median bandwidth x 1000", gaussian, c.features, "0", median, 20),
+        compared(c, "Gaussian MMD x 1000", cmmd, c.features, "as low as real", theirs, 20),
+    ]
 
 
-def kernel_rows(fakes: np.ndarray, reals: np.ndarray, sets: Sets, seed: int) -> list[Row]:
-    """KID and CMMD's Gaussian MMD: unlike FID, KID has no bias at small numbers."""
-    reference, stand_in, beside = reals[sets.reference], reals[sets.stand_in], reals[sets.stand_in_reference]
-    size = min(1000, len(fakes), len(stand_in), len(reference), len(beside))
-    mean, std = kid(fakes, reference, subset_size=size, seed=seed)
-    floor, _ = kid(stand_in, beside, subset_size=size, seed=seed)
-    note = f"100 subsets of {size}; the margin is their standard deviation; below 0 is possible, and as good as 0"
-    rows = [Row("KID x 1000", 1000 * mean, 1000 * std, 1000 * floor, goal="0", note=note)]
-    value, margin = with_margin(lambda x: cmmd(x, reference), fakes, seed=seed)
-    note = "features scaled to length 1, sigma 10; not CLIP's features, so no published number compares"
-    return [*rows, Row("Gaussian MMD x 1000", value, margin, cmmd(stand_in, beside), goal="as low as real", note=note)]
+def fid(c: Comparison) -> list[Row]:
+    """Frechet distance, and its limit for infinitely many samples (from 200 images on)."""
+    n, note = len(c.samples), "grows as the number of samples falls: compare only equal numbers"
+    if n < 2048:
+        c.warnings.append(f"FID wants 2,048 images or more, here are {n}: read KID first")
+    distance = frechet_distance_of_features
+    rows = [compared(c, "FID", distance, c.features, "as low as real", note, 20)]
+    if n < 200:
+        return rows
+
+    def limit(a, b):
+        return fid_infinity(a, b, seed=c.seed).fid_infinity
+
+    c.fid_line = fid_infinity(c.features.samples, c.features.reference, seed=c.seed)
+    note = f"a straight line in 1/N, slope {c.fid_line.slope:.0f}, continued to 1/N = 0"
+    return [*rows, compared(c, "FID, extrapolated", limit, c.features, "as low as real", note, 10)]
 
 
-def manifold_rows(fakes: np.ndarray, reals: np.ndarray, sets: Sets, seed: int) -> list[Row]:
+def manifold(c: Comparison) -> list[Row]:
     """Are samples where real images are (precision, density), and everywhere they are (recall, coverage)?"""
-    got = precision_recall_density_coverage(reals[sets.reference], fakes)
-    floor = precision_recall_density_coverage(reals[sets.stand_in_reference], reals[sets.stand_in])
     notes = {
         "precision": "share of samples inside the real images' neighbourhoods (k = 5)",
         "recall": "share of real images inside the samples' neighbourhoods",
         "density": "precision that counts how many neighbourhoods; 1 is usual, more is possible",
         "coverage": "share of real images with a sample in their neighbourhood; depends on the number of samples",
     }
+    sides = (c.features.samples, c.samples.subjects), (c.features.reference, c.reference.subjects)
+    uncertain = margin(lambda a, b: precision_recall_density_coverage(b, a), *sides, rounds=10, seed=c.seed)
+    got, real = (precision_recall_density_coverage(c.features.reference, x) for x in c.features[:2])
     return [
-        Row(name, getattr(got, name), None, getattr(floor, name), goal="as real", note=note)
-        for name, note in notes.items()
+        Row(name, getattr(got, name), u, getattr(real, name), goal="as real", note=notes[name])
+        for name, u in zip(got._fields, [None] * 4 if uncertain is None else uncertain.tolist(), strict=True)
     ]
 
 
-def inception_score_rows(fakes: np.ndarray, reals: np.ndarray, sets: Sets, classifier: np.ndarray) -> list[Row]:
-    """The Inception Score, where features have a classifier (D, K) after them."""
+def inception(c: Comparison) -> list[Row]:
+    """The Inception Score, where the features are followed by a classifier."""
+    if c.extractor.classifier is None:
+        return []
+    shuffled = generator(c.seed).permutation(len(c.samples))  # its parts take the rows in order
 
     def score(features):
-        return inception_score(softmax(features @ classifier, axis=1))
+        return inception_score(softmax(features @ c.extractor.classifier, axis=1))[0]
 
-    mean, std = score(fakes)
-    return [Row("Inception Score", mean, std, score(reals[sets.stand_in])[0], goal="none", note=CAVEAT)]
+    samples, subjects = c.features.samples[shuffled], c.samples.subjects[shuffled]
+    real = score(c.features.stand_in[shuffled])
+    uncertain = margin(score, (samples, subjects), seed=c.seed)
+    return [Row("Inception Score", score(samples), uncertain, real, goal="none", note=CAVEAT)]
 
 
 # ---------------------------------------------------------------- the images themselves
 
 
-def nearest_training(images: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The training image nearest to each image, pixel by pixel: distances (n,) in units of full scale, indices (n,).
-
-    images (n, C, H, W) and train (N, C, H, W) uint8; train may be mapped from a file larger than memory.
-    """
-
-    def flat(pictures):
-        return pictures.reshape(len(pictures), -1) / 255
-
-    best, index = np.full(len(images), np.inf), np.zeros(len(images), dtype=np.int64)
-    for start in progress(range(0, len(train), 2048), "nearest training images"):
-        distance, found = nearest(flat(images), flat(train[start : start + 2048]))
-        better = distance < best
-        best[better], index[better] = distance[better], start + found[better]
-    return best, index
-
-
-def memorisation_rows(sets: Sets, seed: int) -> list[Row]:
-    """Has the model learnt its training images by heart?"""
-    to_sample, to_real = (nearest_training(images, sets.train)[0] for images in (sets.samples, sets.pool))
-    score, low, high = memorisation(to_sample, to_real[sets.reference], seed=seed)
-    real = memorisation(to_real[sets.stand_in], to_real[sets.reference], seed=seed).score
-    note = "chance that a sample is nearer to a training image than a held-out image is; 1: copies"
-    return [Row("memorisation", score, (high - low) / 2, real, goal="0.5", note=note)]
-
-
-def two_sample_rows(sets: Sets, seed: int) -> list[Row]:
-    """Can a network tell samples from real images?"""
-    got = two_sample_test(sets.pool[sets.reference], sets.samples, seed=seed)
-    note = f"a network trained to tell samples from real images, on {got.n} unseen ones"
-    return [Row("two-sample test, accuracy", got.accuracy, (got.high - got.low) / 2, 0.5, goal="0.5", note=note)]
-
-
-def spectrum_rows(sets: Sets, seed: int) -> list[Row]:
+def spectrum(c: Comparison) -> list[Row]:
     """Fineness of detail (power at each spatial frequency), and grey levels."""
-    reference, stand_in, beside = (sets.pool[i] for i in (sets.reference, sets.stand_in, sets.stand_in_reference))
+    frequencies = c.spectra.reference[0]
+    powers = Sides(*(power for _, power in c.spectra))
 
-    def decibels(images, others):
-        return spectrum_difference_db(*(radial_power_spectrum(to_float(x)) for x in (images, others)))
+    def decibels(a, b):
+        return spectrum_difference_db((frequencies, a.mean(0)), (frequencies, b.mean(0)))
 
-    def levels(images, others):
-        return histogram_distance(intensity_histogram(images), intensity_histogram(others))
+    def levels(a, b):
+        return histogram_distance(a.mean(0), b.mean(0))
 
-    rows = []
-    for name, measure, note in (
-        ("power spectrum, difference [dB]", decibels, "too smooth or too rough, whatever the anatomy"),
-        ("grey levels, distance [of 255]", levels, "Wasserstein-1 distance of the intensity histograms"),
-    ):
-        value, margin = with_margin(lambda x, measure=measure: measure(x, reference), sets.samples, 10, seed)
-        rows.append(Row(name, value, margin, measure(stand_in, beside), goal="0", note=note))
-    return rows
+    note = "too smooth or too rough, whatever the anatomy"
+    rows = [compared(c, "power spectrum, difference [dB]", decibels, powers, "0", note)]
+    note = "Wasserstein-1 distance of the intensity histograms"
+    return [*rows, compared(c, "grey levels, distance [of 255]", levels, c.grey_levels, "0", note)]
+
+
+def memorisation(c: Comparison) -> list[Row]:
+    """Has the model learnt its training images by heart?"""
+    note = "chance that a sample is nearer to a training image than a held-out image is; 1: copies"
+    return [compared(c, "memorisation", nearer_than_held_out, c.to_train, "0.5", note)]
+
+
+def two_sample(c: Comparison) -> list[Row]:
+    """Can a network tell samples from real images?"""
+    whose = c.reference.subjects, c.samples.subjects
+    got = two_sample_test(c.reference.images, c.samples.images, *whose, seed=c.seed)
+    note = f"a network trained to tell samples from real images, on {got.n} unseen ones, of subjects it never met"
+    return [Row("two-sample test, accuracy", got.accuracy, (got.high - got.low) / 2, 0.5, goal="0.5", note=note)]
 
 
 # ---------------------------------------------------------------- does the image obey, and is it useful?
 
 
-def obedience_rows(verdict: Verdict, real: Verdict, segmenter: Segmenter, asked: Slices) -> list[Row]:
-    """Does the image show what was asked for? The judge's Dice between what it finds in each sample and the mask of
-    that sample; on the real images of those masks (the ceiling); and against another sample's mask (the floor)."""
-    rows = []
-    shuffled = np.roll(np.arange(len(asked)), 1)
-    for label, name in enumerate(asked.classes[1:], 1) if asked.masks is not None else []:
-        index = segmenter.classes.index(name)
-        wanted, found = asked.masks == label, verdict.labels == index
+def condition_fidelity(c: Comparison) -> list[Row]:
+    """Does the image show what was asked for? The judge looks at each sample; at the real image of the same mask (the
+    best to be had); and at the sample of another subject (the worst)."""
+    (found, real), rows = c.verdicts, []
+
+    def row(metric, chosen, measure, **rest):
+        """The mean of measure(a verdict on all samples) (n,) over the chosen ones."""
+        of = [measure(verdict)[chosen] for verdict in (found, real)]
+        if c.partners is not None:
+            of.append(measure(type(found)(*(x[c.partners] for x in found)))[chosen])
+        best, *worst = (float(x.mean()) for x in of[1:])
+        wrong = worst[0] if worst else None
+        return average(c, metric, of[0], c.samples.subjects[chosen], real=best, wrong=wrong, goal="as real", **rest)
+
+    for label, name in enumerate(c.samples.classes[1:], 1):
+        index, wanted = c.judge.classes.index(name), c.samples.masks == label
         area = wanted.sum((1, 2))
-        for text, chosen in (
+
+        def overlap(verdict, index=index, wanted=wanted):
+            return dice((verdict.labels == index)[:, None], wanted[:, None]).numpy()
+
+        def pixels(verdict, index=index):
+            return (verdict.labels == index).sum((1, 2))
+
+        def patch(verdict, index=index):
+            """The pixels of the largest connected patch."""
+            found = (np.bincount(ndimage.label(labels == index)[0].ravel())[1:] for labels in verdict.labels)
+            return np.array([max(sizes, default=0) for sizes in found])
+
+        for size, chosen in (
             (f"{SMALL} pixels or more", area >= SMALL),
             (f"under {SMALL} pixels", (area > 0) & (area < SMALL)),
         ):
-            if not chosen.any():
-                continue
-            this = wanted[chosen][:, None]
-            overlap = dice(found[chosen][:, None], this).numpy()
-            rows.append(
-                Row(
-                    f"Dice of {name}, {text}",
-                    overlap.mean(),
-                    1.96 * overlap.std() / np.sqrt(len(overlap)),
-                    real=dice(real.labels[chosen][:, None] == index, this).numpy().mean(),
-                    wrong=dice(found[shuffled][chosen][:, None], this).numpy().mean(),
-                    goal="as real",
-                    note=f"mean over {chosen.sum()} masks",
-                )
-            )
-    names = asked.vocabulary.labels.get("contrast", ())
-    if names and 1 < len(segmenter.contrasts) and {*names} <= {*segmenter.contrasts}:
-        index = np.array([segmenter.contrasts.index(name) for name in names])[asked.labels["contrast"] - 1]
-        right = verdict.contrasts == index
-        rows.append(
-            Row(
-                "contrast as asked",
-                right.mean(),
-                1.96 * right.std() / np.sqrt(len(right)),
-                real=(real.contrasts == index).mean(),
-                wrong=(verdict.contrasts[shuffled] == index).mean(),
-                goal="as real",
-            )
-        )
+            if chosen.any():
+                rows.append(row(f"Dice of {name}, {size}", chosen, overlap, note=f"mean over {chosen.sum()} masks"))
+        if (none := area == 0).any():
+            note = f"a patch of {SMALL} pixels or more of it, in {none.sum()} images whose masks have none"
+            rows.append(row(f"false {name}, share of images", none, lambda v: patch(v) >= SMALL, note=note))
+            note = f"all pixels of it, mean over the same {none.sum()} images"
+            rows.append(row(f"false {name}, area [pixels]", none, pixels, note=note))
+    contrast, names = c.samples.labels.get("contrast"), c.samples.vocabulary.labels.get("contrast", ())
+    if names and 1 < len(c.judge.contrasts) and {*names} <= {*c.judge.contrasts}:
+        index = np.array([c.judge.contrasts.index(name) for name in names])[contrast - 1]
+        rows.append(row("contrast as asked", contrast > 0, lambda v: v.contrasts == index))
     return rows
 
 
-def contrasts_of(data: Slices) -> tuple[np.ndarray | None, tuple[str, ...], tuple[str, ...]]:
-    """The contrasts (N,) counted from 0, as a judge takes them, the classes, and the contrasts' names."""
-    contrast = data.labels.get("contrast")
-    names = data.vocabulary.labels.get("contrast", ())
-    return None if contrast is None else contrast - 1, data.classes, names
-
-
-def usefulness_rows(sets: Sets, seed: int) -> list[Row]:
-    """Train a segmenter on samples alone, and one on as many real images; test both on other real images."""
-    asked, others = sets.asked, sets.others
-    last = len(asked.classes) - 1
-    wanted = others.masks == last
+def train_on_synthetic(c: Comparison) -> list[Row]:
+    """Train on synthetic, test on real: a segmenter trained on samples alone, and one trained on as many real images
+    of the same masks, are both tested on real images of other subjects."""
+    if not c.samples.classes:
+        raise UserError("there are no masks")
+    last, mirror = len(c.samples.classes) - 1, c.model.config.data == "phantom"
+    name, wanted = c.samples.classes[last], c.reference.masks == last
     counted = wanted.sum((1, 2)) >= SMALL
+    if not counted.any() or not (c.samples.masks == last).any():
+        raise UserError(
+            f"{counted.sum()} of {len(wanted)} real images to test on show {SMALL} pixels or more of {name}, and "
+            f"{(c.samples.masks == last).any((1, 2)).sum()} of {len(c.samples)} masks to train on any; both are needed"
+        )
 
     def dice_after(images):
-        judge = train_segmenter(images, asked.masks, *contrasts_of(asked), USEFUL_STEPS, seed, sets.mirror)
-        found = judge.judge(others.images).labels == last
-        return dice(found[counted][:, None], wanted[counted][:, None]).numpy()
+        judge = train_segmenter(images, c.samples.masks, *contrasts_of(c.samples), USEFUL_STEPS, c.seed, mirror)
+        found = judge.judge(c.reference.images[counted]).labels == last
+        return dice(found[:, None], wanted[counted][:, None]).numpy()
 
-    by_samples = dice_after(sets.samples)
-    return [
-        Row(
-            f"usefulness: Dice of {asked.classes[last]} after training on samples",
-            by_samples.mean(),
-            1.96 * by_samples.std() / np.sqrt(len(by_samples)),
-            real=dice_after(asked.images).mean(),
-            goal="as real",
-            note=f"{len(asked)} pairs, {USEFUL_STEPS} steps; tested on {counted.sum()} real images",
-        )
-    ]
+    by_samples, by_real = (dice_after(data.images) for data in (c.samples, c.stand_in))
+    note = f"{len(c.samples)} pairs, {USEFUL_STEPS} steps; tested on {counted.sum()} real images"
+    metric = f"usefulness: Dice of {name} after training on samples"
+    subjects = c.reference.subjects[counted]
+    return [average(c, metric, by_samples, subjects, real=float(by_real.mean()), goal="as real", note=note)]
 
 
-def likelihood_rows(model: Model, others: Slices, seed: int) -> list[Row]:
-    """The bound on bits per dimension of held-out images (with mask and contrast)."""
-    device = next(model.unet.parameters()).device
-    x_0, condition = (x.to(device) for x in others.batch(np.arange(min(LIKELIHOOD_IMAGES, len(others)))))
+def likelihood(c: Comparison) -> list[Row]:
+    """The bound on bits per dimension of held-out images (with mask and labels)."""
+    model, device = c.model, next(c.model.unet.parameters()).device
+    shown = np.sort(generator(c.seed).permutation(len(c.reference))[:LIKELIHOOD_IMAGES])
+    x_0, condition = (x.to(device) for x in c.reference.batch(shown))
     predict_x_0 = denoiser(model.unet, model.schedule, model.config.objective, condition)
-    random = torch.Generator().manual_seed(torch_seed(seed))
+    random = torch.Generator().manual_seed(torch_seed(c.seed))
     T = model.schedule.T
     times = stratified_times(T, min(LIKELIHOOD_TIMES, T - 1), random)
 
     def noise():
         return torch.randn(x_0.shape, generator=random).to(device)
 
-    total = bits_per_dim(predict_x_0, model.schedule, x_0, noise, times=times).total
-    return [
-        Row(
-            "bits per dimension, at most",
-            total.mean().item(),
-            1.96 * total.std().item() / np.sqrt(len(total)),
-            goal="low",
-            note=f"{len(total)} held-out images, {len(times)} of {T} terms drawn at random",
-        )
-    ]
+    total = bits_per_dim(predict_x_0, model.schedule, x_0, noise, times=times).total.numpy()
+    note = f"{len(total)} held-out images, {len(times)} of {T} terms drawn at random"
+    return [average(c, "bits per dimension, at most", total, c.reference.subjects[shown], goal="low", note=note)]
+
+
+class Question(NamedTuple):
+    ask: Callable[[Comparison], list[Row]]
+    help: str  # what it asks, costs and needs
+    needs: str = ""  # "model": the checkpoint that drew the samples; "masks": one that was trained with masks
+    default: bool = True  # asked unless --metrics says otherwise; those that are not cost minutes
+
+
+# By the word of --metrics, in the order of the table.
+QUESTIONS = {
+    "kid": Question(kid, "kernel distances: KID, Gaussian MMD"),
+    "fid": Question(fid, "Frechet distance, and its limit for infinitely many samples"),
+    "manifold": Question(manifold, "precision, recall, density, coverage"),
+    "inception-score": Question(inception, "the Inception Score (with --features inception)"),
+    "spectrum": Question(spectrum, "power spectrum and grey levels"),
+    "memorisation": Question(memorisation, "nearest training images (with --ckpt)", "model"),
+    "mask": Question(condition_fidelity, "does the image obey the mask, and the contrast? (with --ckpt)", "model"),
+    "two-sample": Question(two_sample, "can a network tell samples from real images? (about a minute)"),
+    "useful": Question(train_on_synthetic, "train on synthetic, test on real (with --ckpt; minutes)", "masks", False),
+    "likelihood": Question(likelihood, "bits per dimension (with --ckpt; a minute)", "model", False),
+}

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddpm.data.images import grid, to_float
-from ddpm.evaluation.questions import Row, Sets
-from ddpm.metrics.fid import Extrapolation
-from ddpm.metrics.spectrum import intensity_histogram, radial_power_spectrum
+from ddpm.data.images import colour_labels, grid, rgb
+from ddpm.evaluation.comparison import Comparison, nearest_training
+from ddpm.evaluation.questions import Row
 from ddpm.runtime.files import write_whole
 
 NO_PLOTS = "plots need matplotlib, which is not installed: `make evaluate`, or pip install -r requirements/plots.txt"
@@ -46,27 +45,39 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def write_report(
-    out: Path, title: str, rows: list[Row], sets: Sets, cells: np.ndarray, line: Extrapolation | None
-) -> str:
-    """Write report.json and report.html to `out`, whole or not at all; returns a notice ("" if nothing is missing).
+def write_report(out: Path, title: str, rows: list[Row], c: Comparison) -> str:
+    """Write report.json and report.html to `out`, whole or not at all; returns a notice ("" if nothing is missing)."""
+    choices = c.choices | ({"warnings": "; ".join(c.warnings)} if c.warnings else {})
+    content = {"title": title, "choices": choices, "rows": [asdict(row) for row in rows]}
+    if c.fid_line is not None:
+        content["fid_line"] = {"sizes": c.fid_line.sizes.tolist(), "values": c.fid_line.values.tolist()}
+    text = json.dumps(content, indent=2, allow_nan=False)
+    write_whole(out / "report.json", lambda file: file.write(f"{text}\n".encode()))
 
-    cells: uint8 (rows, columns, 3, H, W), the grid to show; line: FID against 1/N, if it was computed.
-    """
-    content = {"title": title, "choices": sets.choices, "rows": [asdict(row) for row in rows]}
-    if line is not None:
-        content["fid_line"] = {"sizes": [int(n) for n in line.sizes], "values": [float(v) for v in line.values]}
-    write_whole(out / "report.json", lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
-
-    columns = "mask | sample | nearest training image" if sets.train is not None else "samples"
-    pictures, notice = [(columns, png(grid(cells)))], ""
+    columns = " | ".join(["mask"] * bool(c.samples.classes) + ["sample"] + ["nearest training image"] * bool(c.train))
+    pictures, notice = [(columns, png(grid(cells(c))))], ""
     try:
-        pictures += plots(sets, line)
+        pictures += plots(c)
     except ImportError:
         notice = NO_PLOTS
-    page = page_of(title, rows, sets.choices, pictures, notice)
+    page = page_of(title, rows, choices, pictures, notice)
     write_whole(out / "report.html", lambda file: file.write(page.encode(errors="backslashreplace")))
     return notice
+
+
+def cells(c: Comparison) -> np.ndarray:
+    """uint8 (rows, columns, 3, H, W): mask | sample | nearest training image, of 18 samples, three times a row;
+    up to three of them were asked for nothing but health."""
+    empty = np.flatnonzero(~c.samples.masks.any((1, 2)))[:3] if c.samples.classes else np.array([], dtype=int)
+    rest = np.setdiff1d(np.arange(len(c.samples)), empty)
+    shown = np.r_[empty, rest[np.linspace(0, len(rest) - 1, min(18, len(c.samples) // 3 * 3) - len(empty)).astype(int)]]
+    pictures = c.samples.images[shown]
+    columns = [rgb(pictures)]
+    if c.samples.classes:
+        columns.insert(0, colour_labels(c.samples.masks[shown], len(c.samples.classes)))
+    if c.train is not None:
+        columns.append(rgb(c.train.images[nearest_training(pictures, c.train.images)[1]]))
+    return np.stack(columns, axis=1).reshape(-1, 3 * len(columns), 3, *pictures.shape[2:])
 
 
 def page_of(title: str, rows: list[Row], choices: dict[str, str], pictures: list[tuple[str, str]], notice: str) -> str:
@@ -86,50 +97,42 @@ def page_of(title: str, rows: list[Row], choices: dict[str, str], pictures: list
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
         "<table><tr><th></th><th>samples</th><th>real images</th><th>shuffled masks</th><th>goal</th><th></th></tr>\n"
-        f"{cells}</table>\n<p>A margin (±) is half of a 95 % interval unless the line says otherwise; "
+        f"{cells}</table>\n<p>A margin (±) is half of a 95 % interval over the subjects; "
         "<i>real images</i> is the same number for held-out real images in the place of samples.</p>\n"
         f"{shown}{f'<p>{html.escape(notice)}</p>' if notice else ''}<h2>what was compared</h2><dl>{chosen}</dl>\n</body></html>\n"
     )
 
 
-def plots(sets: Sets, line: Extrapolation | None) -> list[tuple[str, str]]:
+def plots(c: Comparison) -> list[tuple[str, str]]:
     """FID against 1/N, grey levels, power spectrum: (name, PNG in base64). Raises ImportError without matplotlib."""
     from matplotlib.figure import Figure
 
-    real = sets.pool[sets.reference]
+    levels = {
+        name: (np.arange(256), x.mean(0)) for name, x in (("real", c.grey_levels[2]), ("samples", c.grey_levels[0]))
+    }
+    spectra = {name: (f, x.mean(0)) for name, (f, x) in (("real", c.spectra[2]), ("samples", c.spectra[0]))}
+    panels = [
+        ("grey levels", levels, {"xlabel": "grey level", "ylabel": "share of pixels", "yscale": "log"}),
+        ("power spectrum", spectra, {"xlabel": "cycles per pixel", "ylabel": "power", "yscale": "log"}),
+    ]
+    if line := c.fid_line:
+        reach = np.array([0, 1 / line.sizes.min()])
+        curves = {
+            "samples": (1 / line.sizes, line.values, "o"),
+            "straight line to 1/N = 0": (reach, line.fid_infinity + line.slope * reach),
+        }
+        panels.insert(0, ("FID and the number of samples", curves, {"xlabel": "1 / N", "ylabel": "FID"}))
     drawn = []
-
-    def panel(name, draw, **labels):
-        canvas = Figure(figsize=(6, 3), layout="constrained", dpi=110)
+    for name, curves, labels in panels:
+        canvas, buffer = Figure(figsize=(6, 3), layout="constrained", dpi=110), io.BytesIO()
         axis = canvas.add_subplot()
-        draw(axis)
+        for label, curve in curves.items():
+            axis.plot(*curve, lw=1, ms=4, label=label)
+        axis.legend(frameon=False)
         axis.set(**labels)
         axis.spines[["top", "right"]].set_visible(False)
-        buffer = io.BytesIO()
         canvas.savefig(buffer, format="png")
         drawn.append((name, base64.b64encode(buffer.getvalue()).decode()))
-
-    def fid_line(axis):
-        inverse = 1 / np.asarray(line.sizes)
-        axis.plot(inverse, line.values, "o", ms=4, label="samples")
-        reach = np.array([0, inverse.max()])
-        axis.plot(reach, line.fid_infinity + line.slope * reach, lw=1, color="0.5", label="straight line to 1/N = 0")
-        axis.legend(frameon=False)
-
-    def histograms(axis):
-        for images, name in ((real, "real"), (sets.samples, "samples")):
-            axis.plot(intensity_histogram(images), lw=1, label=name)
-        axis.legend(frameon=False)
-
-    def spectra(axis):
-        for images, name in ((real, "real"), (sets.samples, "samples")):
-            axis.plot(*radial_power_spectrum(to_float(images)), lw=1, label=name)
-        axis.legend(frameon=False)
-
-    if line is not None:
-        panel("FID and the number of samples", fid_line, xlabel="1 / N", ylabel="FID")
-    panel("grey levels", histograms, xlabel="grey level", ylabel="share of pixels", yscale="log")
-    panel("power spectrum", spectra, xlabel="cycles per pixel", ylabel="power", yscale="log")
     return drawn
 
 

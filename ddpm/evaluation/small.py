@@ -1,10 +1,11 @@
 """A small evaluation, quick enough to be taken while training."""
 
-import numpy as np
+from dataclasses import replace
 
 from ddpm.data import Slices
-from ddpm.evaluation.questions import draw_for, obedience_rows
-from ddpm.metrics.features import extract, segmenter_features
+from ddpm.evaluation.comparison import Comparison, draw_for, split_by_subject
+from ddpm.evaluation.questions import condition_fidelity
+from ddpm.metrics.features import segmenter_features
 from ddpm.metrics.kid import kid
 from ddpm.metrics.segmenter import load_segmenter
 from ddpm.model import Model, Sampling
@@ -14,19 +15,16 @@ STEPS = 10
 
 
 def small_evaluation(model: Model, held_out: Slices) -> dict[str, float]:
-    """KID of samples for a few held-out masks to the other held-out images, in the features of the embedded data's
-    judge; on that data also whether they obey (Dice of the lesion, contrast)."""
-    chosen, others = np.split(np.arange(len(held_out)), [min(IMAGES, len(held_out) // 2)])
+    """KID of samples for a few held-out masks to the held-out images of other subjects, in the features of the embedded
+    data's judge; on that data also whether they obey (Dice of the lesion, contrast)."""
+    chosen, others = split_by_subject(held_out, min(IMAGES, len(held_out) // 2), seed=0)
     sampling = Sampling(steps=min(STEPS, model.config.timesteps), precision=model.config.precision)
-    samples = draw_for(model, held_out, chosen, sampling, batch_size=24)
+    samples = replace(held_out.part(chosen), images=draw_for(model, held_out, chosen, sampling, batch_size=24))
     judge = load_segmenter()
-    verdict = judge.judge(samples)
-    extractor = segmenter_features(judge, "of the embedded data")
-    real = extract(extractor, held_out.images[others], keep=True)  # the same every time
-    mean, std = kid(verdict.features, real, subset_size=len(chosen))
+    c = Comparison(samples, held_out, chosen, others, segmenter_features(judge, "of the embedded data"), judge)
+    mean, std = kid(c.features.samples, c.features.reference, subset_size=len(chosen))
     scores = {"kid": mean, "kid_std": std, "evaluated": len(chosen)}
     if model.config.data == "phantom":
-        asked = held_out.part(chosen)
-        for row in obedience_rows(verdict, judge.judge(asked.images), judge, asked):
+        for row in condition_fidelity(c):
             scores |= {row.metric: row.samples, f"{row.metric}, real": row.real}
     return scores

@@ -35,6 +35,13 @@ class Extractor:
         return f"{self.name} [{self.fingerprint}]"
 
 
+def make_extractor(features: str, inception_weights: str) -> Extractor | None:
+    """What --features names; None for "segmenter", since which one depends on the data. Raises UserError."""
+    if features == "segmenter":
+        return None
+    return inception_features(inception_weights) if features == "inception" else torchscript_features(features)
+
+
 def segmenter_features(segmenter: Segmenter, name: str) -> Extractor:
     return Extractor(f"segmenter {name}", segmenter.fingerprint(), lambda images: segmenter(to_float(images))[2])
 

@@ -124,11 +124,7 @@ def mixed_a(c_in: int, c_pool: int) -> Mixed:
 
 def mixed_b(c_in: int) -> Mixed:
     """35x35 -> 17x17 (figure 10)."""
-    branches = {
-        "branch3x3": [(384, 3, 2)],
-        "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)],
-        "branch_pool": [],
-    }
+    branches = {"branch3x3": [(384, 3, 2)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)], "branch_pool": []}
     return Mixed(c_in, halve, branches)
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ddpm import UserError
-from ddpm.metrics.bootstrap import interval
 from ddpm.metrics.checks import feature_sets
 
 BLOCK = 256  # rows of a distance matrix that are in memory at once
@@ -76,31 +75,18 @@ def nearest(queries, references) -> tuple[np.ndarray, np.ndarray]:
     return values, indices
 
 
-class Memorisation(NamedTuple):
-    score: float
-    low: float  # 95 % interval of the score
-    high: float
-
-
-def memorisation(to_fake: np.ndarray, to_held_out: np.ndarray, seed: int = 0) -> Memorisation:
+def memorisation(to_fake: np.ndarray, to_held_out: np.ndarray) -> float:
     """Are samples nearer to the training set than new real images are? 0.5 is the goal, 1 means copies.
 
     to_fake (M,), to_held_out (N,): the distance of each sample, and of each held-out real image, to its nearest
     training image, as `nearest` gives them; the held-out images must share no subject with the training set.
 
-    The probability that a sample's distance is smaller than a held-out real image's (a tie counts half): the
-    Mann-Whitney statistic, as Meehan et al. 2020, arXiv:2004.05675, ask it. Near 0, samples are farther from the
-    training set than real images: not copies, but no real images either. The interval is a bootstrap over samples and
-    held-out images; the training set is taken as given.
+    The probability that a sample's distance is smaller than a held-out real image's, P(a < b) + P(a = b) / 2 over all
+    pairs: the Mann-Whitney statistic, as Meehan et al. 2020, arXiv:2004.05675, ask it. Near 0, samples are farther from
+    the training set than real images: not copies, but no real images either.
     """
-    score = probability_smaller(to_fake, to_held_out)
-    return Memorisation(score, *interval(probability_smaller, to_fake, to_held_out, seed=seed))
-
-
-def probability_smaller(a: np.ndarray, b: np.ndarray) -> float:
-    """P(a < b) + P(a = b) / 2 over all pairs of values, (N,) and (M,)."""
-    b = np.sort(b)
-    below, up_to = np.searchsorted(b, a, side="left"), np.searchsorted(b, a, side="right")
+    b = np.sort(to_held_out)
+    below, up_to = np.searchsorted(b, to_fake, side="left"), np.searchsorted(b, to_fake, side="right")
     return float(1 - (below + up_to).mean() / (2 * len(b)))
 
 

@@ -161,7 +161,8 @@ def train_segmenter(
     segmenter.eval().requires_grad_(False)
     for parameter in segmenter.parameters():
         parameter.copy_(parameter.half())
-    features = torch.from_numpy(segmenter.judge(images[: 64 * BATCH], "measuring features").features)
+    shown = np.sort(rng.permutation(len(images))[: 64 * BATCH])  # neighbours in the file may be one subject's
+    features = torch.from_numpy(segmenter.judge(images[shown], "measuring features").features)
     segmenter.feature_mean.copy_(features.mean(0).half())
     segmenter.feature_std.copy_(features.std(0).clamp(min=1e-3).half())
     return segmenter

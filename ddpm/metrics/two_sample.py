@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm import UserError
+from ddpm.metrics.margin import margin
 from ddpm.runtime.progress import progress
 from ddpm.seeds import generator
 
@@ -35,24 +36,32 @@ class TwoSample(NamedTuple):
     n: int  # unseen images, half of them real
 
 
-def two_sample_test(real: np.ndarray, fake: np.ndarray, steps: int = 400, seed: int = 0) -> TwoSample:
+def two_sample_test(
+    real: np.ndarray, fake: np.ndarray, real_subjects=None, fake_subjects=None, steps: int = 400, seed: int = 0
+) -> TwoSample:
     """How well a network tells two sets of images apart: real (N, C, H, W) and fake (M, C, H, W), both uint8.
 
-    It trains for at most `steps`. If the low end of the interval is above 0.5 the sets differ. A high end below 0.5 says
-    that the sets share images: what it learnt as real came again as fake. UserError if there are too few images, or
-    if the two sets have images of different sizes.
+    subjects (N,), (M,): whose image each is (default: each another's). The examined ones show subjects that the network
+    has never met, or it would know them again. It trains for at most `steps`. If the low end of the interval is above
+    0.5 the sets differ. A high end below 0.5 says that the sets share images: what it learnt as real came again as
+    fake. UserError if there are too few images or subjects, or if the two sets have images of different sizes.
     """
     check(real, fake)
     rng = generator(seed)
-    train, validation, unseen = (
-        (torch.from_numpy(real[a]), torch.from_numpy(fake[b])) for a, b in split(len(real), len(fake), rng)
-    )
+    whose = [np.arange(len(x)) if s is None else s for x, s in ((real, real_subjects), (fake, fake_subjects))]
+    parts = split(*whose, rng)
+    train, validation, unseen = ((torch.from_numpy(real[a]), torch.from_numpy(fake[b])) for a, b in parts)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
         net = classifier(train)
         fit(net, train, validation, steps, rng)
-    correct, n = sum(int((said > 0).eq(is_fake).sum()) for said, is_fake in answers(net, unseen)), 2 * len(unseen[0])
-    return TwoSample(correct / n, *clopper_pearson(correct, n), n)
+    right = torch.cat([(said > 0).eq(is_fake) for said, is_fake in answers(net, unseen)]).double().numpy()
+    accuracy, n = float(right.mean()), len(right)
+    # Images of one subject are right or wrong together: as many independent ones as have an interval as wide.
+    subjects = np.concatenate([whose[0][parts[2][0]], whose[1][parts[2][1]] + whose[0].max() + 1])
+    width, alone = margin(np.mean, (right, subjects), seed=seed), 1.96 * (accuracy * (1 - accuracy) / n) ** 0.5
+    worth = n / max((width / alone) ** 2, 1) if alone and len(np.unique(subjects)) < n else n
+    return TwoSample(accuracy, *clopper_pearson(accuracy * worth, worth), n)
 
 
 def check(real: np.ndarray, fake: np.ndarray) -> None:
@@ -68,20 +77,25 @@ def check(real: np.ndarray, fake: np.ndarray) -> None:
         )
 
 
-def split(n_real: int, n_fake: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Indices (k,) of real and of fake images to train on (3/8 of the smaller set), to stop by (1/8), to examine on (1/2).
-
-    Image i is in the same part in both sets: if fake image i was drawn for the mask of real image i, then no mask is in
-    two parts, and it does not help (nor harm) to remember masks. In each part there are as many real as fake images; of a
-    larger set a random choice is taken, as its order may mean something. It counts as going round the masks again.
-    """
-    n = min(n_real, n_fake)
-
-    def members(part: np.ndarray, total: int) -> np.ndarray:
-        return rng.choice(np.flatnonzero(np.isin(np.arange(total) % n, part)), len(part), replace=False)
-
-    parts = np.split(rng.permutation(n), [n * 3 // 8, n // 2])
-    return [(members(part, n_real), members(part, n_fake)) for part in parts]
+def split(real_subjects: np.ndarray, fake_subjects: np.ndarray, rng) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices (k,) of real and of fake images to train on (about 3/8 of the smaller set), to stop by (1/8), to examine
+    on (1/2). No subject is in two parts; and where both sets have the same subjects, each is in the same part in both. In
+    each part there are as many real as fake images; of the larger set a random choice is taken, as its order may mean
+    something. Raises UserError with fewer than four subjects in a set."""
+    sides, known = [], None
+    for name, subjects in (("real", real_subjects), ("fake", fake_subjects)):
+        names, number, count = np.unique(subjects, return_inverse=True, return_counts=True)
+        if len(names) < 4:
+            raise UserError(
+                f"two-sample test: {name} images of {len(names)} subjects; it needs at least 4 on each side"
+            )
+        if not np.array_equal(names, known):
+            known, order = names, rng.permutation(len(names))
+            middle = (np.cumsum(count[order]) - count[order] / 2) / len(subjects)  # of each subject's share
+            first = np.clip(np.searchsorted(middle, 3 / 8), 1, len(names) - 3)
+            second = np.clip(np.searchsorted(middle, 1 / 2), first + 1, len(names) - 2)
+        sides.append([rng.permutation(np.flatnonzero(np.isin(number, p))) for p in np.split(order, [first, second])])
+    return [(a[: len(b)], b[: len(a)]) for a, b in zip(*sides, strict=True)]
 
 
 class Scale(nn.Module):
@@ -155,7 +169,7 @@ def answers(net: nn.Module, pair: tuple[Tensor, Tensor]):
             yield net(batch)[:, 0], torch.full((len(batch),), float(truth))
 
 
-def clopper_pearson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(correct: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """The exact interval for a probability after `correct` of n trials (Clopper & Pearson 1934).
 
     Its ends are the probabilities at which so many, or so few, would be seen in (1 - level) / 2 of all cases.
