@@ -470,6 +470,8 @@ def test_where_there_is_no_terminal_lines_come_now_and_then(tmp_path, monkeypatc
     assert "\r" not in "".join(lines) and len(lines) >= 3
     assert all(" of 3, " in line and " left" in line for line in lines)
     assert lines[-1].startswith("3 of 3, ") and "loss " in lines[-1]
+    assert list(progress.progress("ab", "decoding val")) == ["a", "b"]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("decoding val: 2 of 2, ")
 
 
 def test_memory_is_that_of_the_device_in_use(monkeypatch):

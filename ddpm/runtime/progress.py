@@ -21,6 +21,7 @@ class Lines:
 
 def progress(iterable=None, desc: str | None = None, leave: bool = False, **options) -> tqdm:
     """tqdm, shown as suits where stderr goes. options: tqdm's total, initial, unit."""
+    desc = desc and f"{desc}: "
     if sys.stderr.isatty():
         return tqdm(iterable, desc, leave=leave, dynamic_ncols=True, **options)
     slow = {"mininterval": EVERY, "miniters": 1, "delay": EVERY}

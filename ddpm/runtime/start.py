@@ -104,8 +104,9 @@ def plan(training: Training, data: Slices, started: float) -> Config:
     config = training.config
     # Images at a time in each process: more might not fit into memory.
     part = -(-config.batch_size // (config.grad_accum * distributed.size()))
+    threads = choose_threads(training, data, part)  # first: all else is measured with them
     precision, note = choose_precision(training, data, part)
-    config = replace(config, precision=precision, threads=choose_threads(training, data, part, precision))
+    config = replace(config, threads=threads, precision=precision)
     print(f"precision {precision}{note}")
     if config.steps == 0:
         step = seconds(training, data, part, precision) * config.grad_accum
@@ -154,7 +155,7 @@ def choose_precision(training: Training, data: Slices, part: int) -> tuple[str, 
     return ("bf16" if bf16 < 0.9 * fp32 else "fp32"), note
 
 
-def choose_threads(training: Training, data: Slices, part: int, precision: str) -> int:
+def choose_threads(training: Training, data: Slices, part: int) -> int:
     """The CPU threads to compute with, from now on: PyTorch's choice, or one where that is faster.
 
     PyTorch's threads wait for each other, so beside another busy process several can be ten times slower than one.
@@ -162,6 +163,7 @@ def choose_threads(training: Training, data: Slices, part: int, precision: str) 
     several = torch.get_num_threads()
     if training.config.threads or training.device.type != "cpu" or several == 1:
         return several
+    precision = "bf16" if training.config.precision == "bf16" else "fp32"
     many = seconds(training, data, part, precision)
     torch.set_num_threads(1)
     one = seconds(training, data, part, precision)
