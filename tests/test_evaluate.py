@@ -339,7 +339,7 @@ def test_each_score_sees_the_damage_it_is_there_for():
         assert got[name]["FID"].samples > 1.3 * got["real"]["FID"].samples, name
         assert got[name]["KID x 1000"].samples > 1.3 * got["real"]["KID x 1000"].samples, name
     assert beyond("coverage", "copies", sign=-1) and beyond("recall", "copies", sign=-1)
-    assert beyond("precision", "noise", sign=-1)
+    assert beyond("density", "noise", sign=-1)
     assert got["copies"]["memorisation"].samples > 0.9 > 0.6 > got["real"]["memorisation"].samples
     for name in ("noise", "blur"):
         assert beyond("power spectrum, difference [dB]", name)
