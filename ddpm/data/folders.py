@@ -22,7 +22,7 @@ from ddpm.data.volumes import to_grey
 from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
 
-CODE = cache.code_of(__name__)
+CODE = cache.code(*(f"data/{name}.py" for name in ("folders", "layouts", "decode", "volumes", "images", "store")))
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 

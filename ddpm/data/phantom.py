@@ -25,7 +25,7 @@ CONTRASTS = ("T1", "T2", "FLAIR")
 CLASSES = {"lesion": ("background", "lesion"), "tissue": ("background", "CSF", "GM", "WM", "lesion")}
 SPLITS = {"train": 8000, "val": 2000, "test": 5000}
 ASSET = Path(__file__).with_name("atlas.npz")
-CODE = cache.code_of(__name__)
+CODE = cache.code("data/phantom.py")
 
 FOV = 208.0  # mm across min(H, W) pixels
 CENTRE = np.array([0.0, -16.0, 0.0])  # mm: the middle of the brain; the slice adds its z

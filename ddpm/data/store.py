@@ -11,12 +11,14 @@ found; the index holds the arrays' sizes and times, so one that was cut or overw
 import contextlib
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from ddpm.runtime import cache
+from ddpm.runtime.files import remove_left_overs
 
 
 def folder_of(key: str) -> Path:
@@ -51,13 +53,13 @@ class Writer:
     def __init__(self, key: str, shape: tuple[int, int, int], labelled: bool):
         """shape: (C, H, W) of every image."""
         self.key, self.folder = key, folder_of(key)
-        self.temporary = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.tmp")
+        self.temporary = self.folder.with_name(f"{self.folder.name}.{secrets.token_hex(8)}.tmp")
         self.shapes = {"images.npy": shape} | ({"labels.npy": shape[1:]} if labelled else {})
         self.index: dict = {}
         self.n = 0
 
     def __enter__(self):
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        remove_left_overs(cache.CACHE)
         self.temporary.mkdir(parents=True)
         self.opened = contextlib.ExitStack()
         self.files = {name: self.opened.enter_context(open(self.temporary / name, "wb")) for name in self.shapes}  # noqa: SIM115

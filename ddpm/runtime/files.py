@@ -1,8 +1,11 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import io
 import os
 import secrets
+import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -35,6 +38,15 @@ def write_whole(path: str | Path, write, durable: bool = False) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_left_overs(folder: Path, days: float = 7) -> None:
+    """Remove what processes that were killed while they wrote have left: files and folders named *.tmp, and so many
+    days old, that no process may still be writing them."""
+    for path in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - path.stat().st_mtime >= 86400 * days:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_whole(path: str | Path) -> bool:

@@ -17,7 +17,7 @@ from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png
 from ddpm.forward import denoising_loss
 from ddpm.model import Model, Sampling, draw
 from ddpm.runtime import checkpoint
-from ddpm.runtime.files import write_whole
+from ddpm.runtime.files import remove_left_overs, write_whole
 from ddpm.training import Step, Training
 
 try:
@@ -40,8 +40,7 @@ class Run:
         self.folder = Path(self.config.out)
         for name in ("samples", "checkpoints"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-            for left_over in (self.folder / name).glob("*.tmp"):  # by a process that was killed while it wrote
-                left_over.unlink()
+            remove_left_overs(self.folder / name, days=0)
         self.set_aside_after(step)
         write_text(self.folder / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
         self.log_path = self.folder / "log.jsonl"
