@@ -149,7 +149,7 @@ def decoded(layout: Layout, config, split: str):
     if not items:
         raise UserError(f"{config.data}: no images for {split}; see docs/data.md for the layouts")
     # Of files their sizes and times of change, as make does: reading every byte would cost as much as decoding.
-    files = [path for item in items for path in (*item.images, *([item.mask] if item.mask else []))]
+    files = [path for item in items for path in item.files]
     if not all(item.subject for item in items):  # their window is of these
         files += [item.images[0] for item in layout.items if item.split == "train" and not item.subject]
     named = [(item.name, item.subject) for item in items]
@@ -183,7 +183,7 @@ def decode_all(layout: Layout, items: list[Item], key: str, split: str, size, ch
         for subject, group in progress(groups.items(), desc=f"decoding {split}"):
             for one in layout.decode(group, findings):
                 image = resize(one.image if one.window is None else to_grey(one.image, *one.window), size)
-                labels = None if one.labels is None else resize_labels(one.labels, size)
+                labels = resize_labels(one.labels, size) if layout.classes else None
                 writer.add(image, labels)
                 rows.append((one.name, subject, one.contrast, fingerprint(one.image)))
                 if one.window:
