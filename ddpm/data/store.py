@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.runtime import cache
-from ddpm.runtime.files import remove_left_overs
+from ddpm.runtime.files import remove_left_overs, write_whole
 
 
 def folder_of(key: str) -> Path:
@@ -75,10 +75,9 @@ class Writer:
 
     def add(self, image: np.ndarray, label: np.ndarray | None) -> None:
         """Append an image (C, H, W) and its labels (H, W), both uint8."""
-        for array, name in ((image, "images.npy"), (label, "labels.npy")):
-            if name in self.shapes:
-                assert array.shape == self.shapes[name] and array.dtype == np.uint8
-                self.files[name].write(np.ascontiguousarray(array))
+        for (name, file), array in zip(self.files.items(), (image, label), strict=False):  # label: only if labelled
+            assert array.shape == self.shapes[name] and array.dtype == np.uint8
+            file.write(np.ascontiguousarray(array))
         self.n += 1
 
     def __exit__(self, kind, *rest):
@@ -97,10 +96,9 @@ class Writer:
             os.fsync(file.fileno())
             file.close()
         self.index["files"] = {name: status_of(self.temporary / name) for name in self.files}
-        with open(self.temporary / "index.json", "w") as file:
-            json.dump(self.index, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(
+            self.temporary / "index.json", lambda file: file.write(json.dumps(self.index).encode()), durable=True
+        )
         if read(self.key) is None:
             shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
             os.replace(self.temporary, self.folder)

@@ -21,7 +21,7 @@ def library(name: str):
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"{name} is needed to read these files; run: pip install -r requirements/data.txt") from None
+        raise UserError(f"{name} is needed to read these files; run: pip install nibabel h5py") from None
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
