@@ -43,8 +43,8 @@ def main(argv):
     check_writable(args.out)
     times = times_for(sampling.sampler, model.schedule, sampling.steps)
     filmed = times[:: -(-len(times) // FILM_FRAMES)] if args.film else []
+    frames = {t: {} for t in (*filmed, 0)}  # x_t of each image, as it comes by; x_0 is the image
     jobs = distributed.shard([(name, k) for name in masks for k in range(args.n)])  # image k of a mask
-    finished, frames = {}, {t: {} for t in filmed}
     with progress(total=len(jobs) * (len(times) - 1), unit="step", desc="sampling", leave=True) as bar:
         for start in range(0, len(jobs), args.batch_size):
             batch = jobs[start : start + args.batch_size]
@@ -55,29 +55,29 @@ def main(argv):
                 if t in frames:
                     frames[t] |= zip(batch, images.to_uint8(x_t), strict=True)
                 bar.update(len(batch) if t < times[0] else 0)
-            for (name, k), image in zip(batch, images.to_uint8(x_t), strict=True):
-                finished[name, k] = image
-                images.write_png(out / f"{name}_{k}.png", image)
+            for name, k in batch:
+                images.write_png(out / f"{name}_{k}.png", frames[0][name, k])
 
-    for others, others_frames in distributed.gather((finished, frames)):
-        finished |= others
-        for t, cells in others_frames.items():
+    for part in distributed.gather(frames):
+        for t, cells in part.items():
             frames[t] |= cells
 
     def picture(cells: dict) -> np.ndarray:
         rows = [row(name, label_map, cells, args.n, model.vocabulary.classes) for name, label_map in masks.items()]
         return images.grid(np.stack(rows))
 
-    images.write_png(out / "grid.png", picture(finished))
+    images.write_png(out / "grid.png", picture(frames[0]))
     if args.film:
-        images.write_gif(out / "film.gif", [*map(picture, frames.values()), picture(finished)])
-    print(f"{len(finished)} images, grid.png{' and film.gif' if args.film else ''} in {out}")
+        images.write_gif(out / "film.gif", [*map(picture, frames.values())])
+    print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''} in {out}")
 
 
 def prepare(argv):
     """What to draw: the command line, the model, how, the masks by name, and the labels of each sample of a mask."""
     args = make_parser().parse_args(argv)
-    check_numbers(args)
+    check_range(args, n=(1, 10**6), eta=(0, 1))
+    if args.eta and args.sampler != "ddim":
+        raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
     model = load_model(args.ckpt, args.weights)
     labels = {name: label_values(name, getattr(args, name), model, args.n) for name in LABELS}
     labels = {name: values for name, values in labels.items() if values}
@@ -121,18 +121,10 @@ def make_parser() -> Parser:
     return parser
 
 
-def check_numbers(args) -> None:
-    check_range(args, n=(1, 10**6), eta=(0, 1))
-    if args.eta and args.sampler != "ddim":
-        raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
-
-
 def check_film(rows: int, columns: int, model: Model) -> None:
     height, width = images.grid_size(rows, columns, *model.shape[1:])
     if max(height, width) > 65535:
-        raise UserError(
-            f"--film: {width}x{height} pixels, and a GIF has at most 65,535 a side; ask for fewer --n or masks"
-        )
+        raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
 
 
 def read_masks(wanted: str | Path | None, model: Model) -> dict[str, np.ndarray | None]:
