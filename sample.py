@@ -19,14 +19,7 @@ from ddpm.data import folders, images, phantom
 from ddpm.model import Model, draw, load_model
 from ddpm.reverse import times_for
 from ddpm.runtime import distributed
-from ddpm.runtime.command_line import (
-    Parser,
-    add_sampling_flags,
-    check_range,
-    one_line_errors,
-    pick_device,
-    sampling_of,
-)
+from ddpm.runtime.command_line import Parser, add_sampling_flags, check_range, one_line_errors, pick_device, sampling_of
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
 

@@ -15,15 +15,7 @@ import numpy as np
 
 from ddpm import UserError, printable
 from ddpm.data.images import read_mask, read_pixels
-from ddpm.data.volumes import (
-    axial,
-    centre_crop,
-    foreground_share,
-    magnitude,
-    read_hdf5,
-    read_nifti,
-    window,
-)
+from ddpm.data.volumes import axial, centre_crop, foreground_share, magnitude, read_hdf5, read_nifti, window
 
 BRATS_CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
 BRATS_CONTRASTS = ("t1", "t1ce", "t2", "flair")

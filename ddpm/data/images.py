@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm import UserError
-from ddpm.runtime.files import write_whole
+from ddpm.runtime.files import reading, write_whole
 
 # Background and tissues dark to light, the last class (the lesion) in red.
 COLOURS = [(0, 0, 0), (70, 110, 170), (130, 130, 130), (225, 225, 225), (220, 60, 50), (240, 190, 60), (110, 180, 90)]
@@ -96,27 +96,18 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def open_picture(path: str | Path) -> Image.Image:
     """A PNG, JPEG or TIFF of one page, decoded. Raises UserError if it cannot be."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on large or odd files; what matters is checked here
-            picture = Image.open(path, formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{path}: {picture.width}x{picture.height} pixels are too many for a slice; cut it")
-            if getattr(picture, "n_frames", 1) > 1:
-                raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
-            if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
-                remedy = "save it in grey with 16 bits, or with 8 bits a channel"
-                raise UserError(f"{path}: 16 bits a channel in colour or with transparency would lose 8 bits; {remedy}")
-            picture.load()
-        return picture
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # damaged bytes make a decoder fail in any way at all
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        reason = reason.replace(f" {str(path)!r}", "")
-        raise UserError(f"{path}: not a picture that can be read ({reason}); save it again or remove it") from None
+    with reading(path, "a picture", "save it again or remove it"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's on large or odd files; what matters is checked here
+        picture = Image.open(path, formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise UserError(f"{path}: {picture.width}x{picture.height} pixels are too many for a slice; cut it")
+        if getattr(picture, "n_frames", 1) > 1:
+            raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
+        if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
+            remedy = "save it in grey with 16 bits, or with 8 bits a channel"
+            raise UserError(f"{path}: 16 bits a channel in colour or with transparency would lose 8 bits; {remedy}")
+        picture.load()
+    return picture
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from ddpm import UserError, printable
 from ddpm.conditions import LABELS
 from ddpm.model import GUIDANCE, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
-from ddpm.runtime.config import PRESETS, Config, flag
+from ddpm.runtime.config import PRESETS, Config, check_limits, flag
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,10 +148,8 @@ def check_range(args, **limits: tuple[float, float]) -> None:
         **limits,
     }
     for name, (low, high) in limits.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            bound = f"at least {low:g}" if not value >= low else f"at most {high:g}"
-            raise UserError(f"{flag(name)} is {value}; it must be {bound}")
+        if (value := getattr(args, name)) is not None:
+            check_limits(name, value, at_least=low, at_most=high)
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
