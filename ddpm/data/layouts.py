@@ -80,8 +80,7 @@ def walk(root: Path, findings: Findings) -> list[str]:
     found = []
 
     def visit(folder: str, below: str, above: tuple) -> None:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
+        here = os.path.realpath(folder)
         if here in above:
             findings.refuse(f"{folder}: a link to a folder that it lies in; remove the link")
             return

@@ -8,7 +8,6 @@ could change a pixel (made in folders.decoded). It is written under another name
 found; the index holds the arrays' sizes and times, so one that was cut or overwritten is not used.
 """
 
-import contextlib
 import json
 import os
 import secrets
@@ -61,8 +60,7 @@ class Writer:
     def __enter__(self):
         remove_left_overs(cache.CACHE)
         self.temporary.mkdir(parents=True)
-        self.opened = contextlib.ExitStack()
-        self.files = {name: self.opened.enter_context(open(self.temporary / name, "wb")) for name in self.shapes}  # noqa: SIM115
+        self.files = {name: open(self.temporary / name, "wb") for name in self.shapes}  # noqa: SIM115
         self.write_headers()
         return self
 
@@ -86,7 +84,8 @@ class Writer:
                 self.write_headers()
                 self.keep()
         finally:
-            self.opened.close()
+            for file in self.files.values():
+                file.close()
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def keep(self) -> None:

@@ -4,7 +4,6 @@ import argparse
 import functools
 import sys
 import types
-import typing
 from dataclasses import fields
 
 import torch
@@ -72,19 +71,17 @@ def train_parser() -> Parser:
         metavar="PATH",
         help="go on with a checkpoint, a run's folder, or the newest run",
     )
-    hints = typing.get_type_hints(Config)
     for f in fields(Config):
-        kind = hints[f.name]
         default = f.default_factory() if callable(f.default_factory) else f.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         default_text = f" (default {shown})" if shown != "" else ""
         arguments = dict(help=(f.metadata["help"] + default_text).replace("%", "%%"), default=None)
-        if kind is bool:
+        if f.type is bool:
             arguments |= dict(action=argparse.BooleanOptionalAction)
-        elif isinstance(kind, types.GenericAlias):
+        elif isinstance(f.type, types.GenericAlias):
             arguments |= dict(type=int, nargs="+")
         else:
-            arguments |= dict(type=kind, choices=f.metadata["choices"])
+            arguments |= dict(type=f.type, choices=f.metadata["choices"])
         parser.add_argument(flag(f.name), **arguments)
     return parser
 

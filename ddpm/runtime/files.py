@@ -5,6 +5,7 @@ import io
 import os
 import secrets
 import shutil
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -77,8 +78,6 @@ def check_writable(folder: str) -> None:
     """Make the folder, or raise UserError; what cannot be written must fail before the work, not after."""
     try:
         os.makedirs(folder, exist_ok=True)
-        probe = Path(folder, f".{secrets.token_hex(8)}.tmp")  # of this call alone: others may look at the same moment
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None

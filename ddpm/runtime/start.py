@@ -40,14 +40,12 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
     """Read a run back: its configuration, its checkpoint, its folder. The flags may extend it (CHANGEABLE), but not
     contradict what it was trained with; --out makes a branch off the run, in a folder of its own."""
     check_fields(given)
-    if not args.resume:
-        raise UserError("--resume '': an empty name (an unset variable?); leave it out to resume the newest run")
     if given.get("steps") == 0:
         raise UserError("--steps 0: with --resume, give the number of steps to reach, or leave it out")
-    place = Path(given.get("out") or "results") if args.resume == "latest" else Path(args.resume)
-    path = checkpoint.newest(place) if place.suffix != ".pt" else place
+    place = (given.get("out") or None) if args.resume == "latest" else args.resume
+    path = checkpoint.find(place)
     resumed = checkpoint.load(path)
-    for started in place.glob("*/config.json"):
+    for started in Path(place or "results").glob("*/config.json"):
         if not any(started.parent.glob("checkpoints/*.pt")) and started.stat().st_mtime > path.stat().st_mtime:
             print(f"{started.parent} stopped before it saved a checkpoint, so this goes on with {path}")
     if path.parent.name != "checkpoints" and "out" not in given:
