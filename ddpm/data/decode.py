@@ -133,9 +133,7 @@ def brats_volumes(items: list[Item], findings: Findings) -> Iterator[Decoded]:
             volumes, affines = zip(*map(read_nifti, item.files), strict=True)
             for path, volume, affine in zip(item.files, volumes, affines, strict=True):
                 if volume.shape != volumes[0].shape or not np.allclose(affine, affines[0], atol=1e-3):
-                    raise UserError(
-                        f"{path}: not on the grid of {os.path.basename(item.files[0])}; resample it to that"
-                    )
+                    raise UserError(f"{path}: not on the grid of {os.path.basename(item.files[0])}; resample it")
             labels = axial(brats_labels(item.mask, volumes[-1])) if item.mask else None
             contrasts = [axial(volume) for volume in volumes[: len(item.images)]]
             yield from brain_slices(item.name, item.images, contrasts, labels, findings)
@@ -167,12 +165,10 @@ def brats_slices(items: list[Item], findings: Findings) -> Iterator[Decoded]:
         with findings.refusing():
             path = item.images[0]
             image, mask = read_hdf5(path, "image"), read_hdf5(path, "mask")
-            for name, array, channels in (("image", image, 4), ("mask", mask, 3)):
-                if array is None or array.ndim != 3 or array.shape[2] != channels:
+            for name, array, C in (("image", image, 4), ("mask", mask, 3)):
+                if array is None or array.ndim != 3 or array.shape[2] != C:
                     found = "nothing" if array is None else array.shape
-                    raise UserError(
-                        f"{path}: {name!r} should have the shape (H, W, {channels}), not {found}; remove it"
-                    )
+                    raise UserError(f"{path}: {name!r} should have the shape (H, W, {C}), not {found}; remove it")
             if mask.shape[:2] != image.shape[:2] or any(other.shape != image.shape for other in images.values()):
                 raise UserError(f"{path}: its size is not that of its mask, or of its volume's slices; remove it")
             if not np.isin(mask, (0, 1)).all() or (mask.sum(axis=2) > 1).any():

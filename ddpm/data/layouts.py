@@ -173,13 +173,12 @@ def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
 def pair(request: Request, images: Path, masks: Path | None) -> list[Item]:
     """The pictures below `images`, each with the mask of the same name below `masks` (if masks are asked for, and are
     there or were named by --masks). A folder below `images` is a subject."""
-    paired = request.with_masks and masks and (request.masks or masks.is_dir())
+    paired = request.with_masks and masks is not None and (request.masks is not None or masks.is_dir())
     named, labelled = pictures_below(request, images, to_pair=paired), {}
     if paired:
         labelled = pictures_below(request, masks, to_pair=True)
-        refuse_lonely(
-            request, named, labelled, f"no mask of that name in {masks}", f"no image of that name in {images}"
-        )
+        no_mask, no_image = f"no mask of that name in {masks}", f"no image of that name in {images}"
+        refuse_lonely(request, named, labelled, no_mask, no_image)
     return [
         Item(name, (path,), labelled.get(name), name.partition("/")[0] if "/" in name else "")
         for name, path in named.items()

@@ -28,9 +28,7 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     else:
         config, resumed, home = resume(args, given)
     if config.batch_size < (n := distributed.size()):
-        raise UserError(
-            f"--batch-size {config.batch_size} is for all {n} processes together; give each an image at least"
-        )
+        raise UserError(f"--batch-size {config.batch_size} is for all {n} processes together; give each an image")
     if Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
         raise UserError(f"--out {config.out} already holds a run; go on with --resume, or name another folder")
     return config, resumed
