@@ -13,20 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.conditions import LABELS
 from ddpm.data import folders, images, phantom
 from ddpm.model import Model, draw, load_model
 from ddpm.reverse import times_for
 from ddpm.runtime import distributed
-from ddpm.runtime.command_line import (
-    Parser,
-    add_sampling_flags,
-    check_range,
-    one_line_errors,
-    pick_device,
-    sampling_of,
-)
+from ddpm.runtime.command_line import Parser, add_sampling_flags, check_range, one_line_errors, pick_device, sampling_of
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
 
@@ -43,8 +36,8 @@ def main(argv):
     check_writable(args.out)
     times = times_for(sampling.sampler, model.schedule, sampling.steps)
     filmed = times[:: -(-len(times) // FILM_FRAMES)] if args.film else []
+    frames = {t: {} for t in (*filmed, 0)}  # x_t of each image, as it comes by; x_0 is the image
     jobs = distributed.shard([(name, k) for name in masks for k in range(args.n)])  # image k of a mask
-    finished, frames = {}, {t: {} for t in filmed}
     with progress(total=len(jobs) * (len(times) - 1), unit="step", desc="sampling", leave=True) as bar:
         for start in range(0, len(jobs), args.batch_size):
             batch = jobs[start : start + args.batch_size]
@@ -55,48 +48,44 @@ def main(argv):
                 if t in frames:
                     frames[t] |= zip(batch, images.to_uint8(x_t), strict=True)
                 bar.update(len(batch) if t < times[0] else 0)
-            for (name, k), image in zip(batch, images.to_uint8(x_t), strict=True):
-                finished[name, k] = image
-                images.write_png(out / f"{name}_{k}.png", image)
+            for name, k in batch:
+                images.write_png(out / f"{name}_{k}.png", frames[0][name, k])
 
-    for others, others_frames in distributed.gather((finished, frames)):
-        finished |= others
-        for t, cells in others_frames.items():
+    for part in distributed.gather(frames):
+        for t, cells in part.items():
             frames[t] |= cells
 
     def picture(cells: dict) -> np.ndarray:
         rows = [row(name, label_map, cells, args.n, model.vocabulary.classes) for name, label_map in masks.items()]
         return images.grid(np.stack(rows))
 
-    images.write_png(out / "grid.png", picture(finished))
+    images.write_png(out / "grid.png", picture(frames[0]))
     if args.film:
-        images.write_gif(out / "film.gif", [*map(picture, frames.values()), picture(finished)])
-    print(f"{len(finished)} images, grid.png{' and film.gif' if args.film else ''} in {out}")
+        images.write_gif(out / "film.gif", [*map(picture, frames.values())])
+    print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''} in {out}")
 
 
 def prepare(argv):
     """What to draw: the command line, the model, how, the masks by name, and the labels of each sample of a mask."""
     args = make_parser().parse_args(argv)
-    check_numbers(args)
+    check_range(args, n=(1, 10**6), eta=(0, 1))
+    if args.eta and args.sampler != "ddim":
+        raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
     model = load_model(args.ckpt, args.weights)
     labels = {name: label_values(name, getattr(args, name), model, args.n) for name in LABELS}
     labels = {name: values for name, values in labels.items() if values}
-    given = ("mask",) * (args.mask is not None and bool(model.vocabulary.classes)) + tuple(
-        name for name, values in labels.items() if None not in values
-    )
+    given = ("mask",) * (args.mask is not None) + tuple(labels)
     sampling = sampling_of(args).complete(model, given)
     if model.vocabulary.classes and args.mask is None and model.config.mask_drop == 0:
         raise UserError(f"{model.name} was trained with --mask-drop 0: it needs --mask, and knows no --guidance")
-    masks, notices = read_masks(args.mask, model)
-    if args.film:
-        check_film(len(masks), args.n + (args.mask is not None), model)
     args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
     print(
         f"{model.name}: step {model.step}, {args.weights} weights, {sampling.steps} {sampling.sampler} steps, "
         f"{sampling.guidance_text} -> {args.out}"
     )
-    for notice in notices:
-        print(notice)
+    masks = read_masks(args.mask, model)
+    if args.film:
+        check_film(len(masks), args.n + (args.mask is not None), model)
     return args, model, sampling, masks, labels
 
 
@@ -125,28 +114,17 @@ def make_parser() -> Parser:
     return parser
 
 
-def check_numbers(args) -> None:
-    check_range(args, n=(1, 10**6), eta=(0, 1))
-    if args.eta and args.sampler != "ddim":
-        raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
-
-
 def check_film(rows: int, columns: int, model: Model) -> None:
     height, width = images.grid_size(rows, columns, *model.shape[1:])
     if max(height, width) > 65535:
-        raise UserError(
-            f"--film: {width}x{height} pixels, and a GIF has at most 65,535 a side; ask for fewer --n or masks"
-        )
+        raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
 
 
-def read_masks(wanted: str | Path | None, model: Model) -> tuple[dict, list[str]]:
-    """Name -> label map (H, W) of each mask asked for, and notices of masks that were resized.
-
-    Without a mask, {"unconditional": None}. Raises UserError.
-    """
-    classes = model.vocabulary.classes
+def read_masks(wanted: str | Path | None, model: Model) -> dict[str, np.ndarray | None]:
+    """Name -> label map (H, W) of each mask asked for; without a mask, {"unconditional": None}. Raises UserError."""
+    classes, size = model.vocabulary.classes, tuple(model.config.image_size)
     if wanted is None:
-        return {"unconditional": None}, []
+        return {"unconditional": None}
     if not classes:
         raise UserError(f"--mask: {model.name} was trained without masks; leave --mask out")
     place = Path(wanted)
@@ -155,30 +133,30 @@ def read_masks(wanted: str | Path | None, model: Model) -> tuple[dict, list[str]
         if not sets:
             raise UserError(f"--mask: no examples for the {len(classes)} classes of {model.name}; give a PATH")
         place = EXAMPLES / sets[0]
-    files = folders.pictures_in(place) if place.is_dir() else {place.stem: place}
-    read = {name: images.read_labels(file, classes, model.config.image_size) for name, file in files.items()}
-    return {name: labels for name, (labels, _) in read.items()}, [notice for _, notice in read.values() if notice]
+    masks = {}
+    for name, file in (folders.pictures_in(place) if place.is_dir() else {place.stem: place}).items():
+        mask = images.read_mask(file, classes)
+        masks[name] = images.resize_labels(mask, size)
+        if mask.shape != size:
+            shapes = [f"{height}x{width}" for height, width in (mask.shape, size)]
+            print(printable(f"{file}: mask of {shapes[0]} resized by nearest neighbour to {shapes[1]}"))
+    return masks
 
 
-def label_values(name: str, wanted: str, model: Model, n: int) -> list[str | None]:
-    """The value of a label for sample 0 .. n-1 of a mask, None for none; [] if the model has no such label.
-
-    Raises UserError for what the model does not know.
-    """
+def label_values(name: str, wanted: str, model: Model, n: int) -> list[str]:
+    """The value of a label for sample 0 .. n-1 of a mask; [] if none is asked for, or known. Raises UserError."""
     known = model.vocabulary.labels.get(name, ())
-    if not known:
-        if wanted not in ("each", "none"):
-            raise UserError(f"--{name} {wanted}: {model.name} was trained without {name}s; leave --{name} out")
-        return []
+    if wanted in known:
+        return [wanted] * n
     if wanted == "each":
-        return [known[k % len(known)] for k in range(n)]
-    if wanted == "none":
-        if model.config.label_drop == 0:
-            raise UserError(f"--{name} none: {model.name} was trained with --label-drop 0; ask for {', '.join(known)}")
-        return [None] * n
-    if wanted not in known:
+        return [known[k % len(known)] for k in range(n) if known]
+    if not known and wanted != "none":
+        raise UserError(f"--{name} {wanted}: {model.name} was trained without {name}s; leave --{name} out")
+    if wanted != "none":
         raise UserError(f"--{name} {wanted}: {model.name} knows {', '.join(known)}")
-    return [wanted] * n
+    if known and model.config.label_drop == 0:
+        raise UserError(f"--{name} none: {model.name} was trained with --label-drop 0; ask for {', '.join(known)}")
+    return []
 
 
 def row(name: str, labels, cells: dict, n: int, classes: tuple) -> np.ndarray:

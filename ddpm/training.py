@@ -73,16 +73,9 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     losses = torch.zeros(len(x_0), device=device)
     distributed.seed_dropout(config.seed, step)
     for part in distributed.shard(torch.arange(len(x_0))).chunk(config.grad_accum):
+        x_0_part, eps_part, condition_part = (x[part].to(device) for x in (x_0, eps, condition))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = denoising_loss(
-                schedule,
-                unet,
-                config.objective,
-                x_0[part].to(device),
-                t[part],
-                eps[part].to(device),
-                condition[part].to(device),
-            )
+            loss = denoising_loss(schedule, unet, config.objective, x_0_part, t[part], eps_part, condition_part)
         # A sum over the part, divided by the whole batch: so uneven parts count rightly.
         (weight[part].to(loss) * loss).sum().div(len(x_0)).backward()
         losses[part] = loss.detach()

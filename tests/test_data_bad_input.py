@@ -533,7 +533,7 @@ def lgg_case(root, number=0):
     return lgg_set(root) / "kaggle_3m" / case / f"{case}_1.tif"
 
 
-@case("_1.tif: no TCGA_CS_4941_19960909_1_mask.tif beside it")
+@case("_1.tif: no mask (NAME_mask.tif) beside it")
 def lgg_image_without_mask(root):
     path = lgg_case(root)
     path.with_name(f"{path.stem}_mask.tif").unlink()

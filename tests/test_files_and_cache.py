@@ -1,7 +1,9 @@
 """Files are there whole or not at all; what is cached is never stale, and what is damaged is made again."""
 
+import ast
 import os
 import resource
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from ddpm.data import folders, phantom
 from ddpm.metrics import features, segmenter
 from ddpm.runtime import cache
 from ddpm.runtime.files import check_writable, is_whole, write_whole
+
+ROOT = Path(cache.__file__).parents[2]
 
 
 def test_a_file_is_replaced_whole_or_stays(tmp_path):
@@ -81,50 +85,43 @@ def test_a_checkout_caches_in_itself_and_a_package_among_the_users_caches(tmp_pa
     assert cache.place() == home / "Local" / "ddpm-mri"
 
 
-def test_the_code_is_all_that_a_module_imports(tmp_path, monkeypatch):
+PLAIN = {"", "conditions", "data", "runtime.cache", "runtime.files", "runtime.progress"}  # machinery, and names
+
+
+def imported(file):
+    """The modules of ddpm/ that a file there imports, anywhere in it: "unet", "data.images" ..."""
+    names = []
+    for node in ast.walk(ast.parse((ROOT / "ddpm" / file).read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    names = [name.removeprefix("ddpm").removeprefix(".") for name in names if name.split(".")[0] == "ddpm"]
+    return {name if (ROOT / "ddpm" / file_of(name)).exists() else name.rpartition(".")[0] for name in names}
+
+
+def file_of(name):
+    return f"{name.replace('.', '/')}.py"
+
+
+@pytest.mark.parametrize("module", [phantom, folders, features, segmenter])
+def test_the_code_that_a_key_names_is_all_that_is_used(module):
+    used, waiting = set(), [module.__name__.removeprefix("ddpm.")]
+    while waiting:
+        used.add(name := waiting.pop())
+        waiting += imported(file_of(name)) - PLAIN - used
+    assert module.CODE == cache.code(*map(file_of, used)), used
+
+
+def test_an_edit_of_what_makes_it_makes_it_again(tmp_path, monkeypatch):
+    (tmp_path / "ddpm" / "data").mkdir(parents=True)
     monkeypatch.setattr(cache, "ROOT", tmp_path)
-    sources = {
-        "ddpm/__init__.py": "",
-        "ddpm/a.py": "import numpy\nfrom ddpm.part import (\n    b,\n)\n",
-        "ddpm/part/__init__.py": "",
-        "ddpm/part/b.py": "def f():\n    import ddpm.c as later\n",
-        "ddpm/c.py": "from ddpm.a import x  # in a circle\n",
-        "ddpm/other.py": "",
-    }
-    for name, source in sources.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(source)
-
-    def code():
-        cache.read_source.cache_clear()
-        return cache.code_of("ddpm.a")
-
-    before = code()
-    assert before == code()
-    for name, source in sources.items():
-        (tmp_path / name).write_text(source + "# edited\n")
-        assert (code() == before) == (name in ("ddpm/other.py", "ddpm/__init__.py")), name
-        (tmp_path / name).write_text(source)
-    cache.read_source.cache_clear()
-
-
-@pytest.mark.parametrize(
-    "module, of",
-    [
-        (phantom, ["data.phantom", "runtime.cache"]),
-        (folders, ["data.folders", "data.decode", "data.volumes", "data.images", "data.store", "data.layouts"]),
-        (features, ["metrics.features", "metrics.segmenter", "metrics.inception", "unet", "data.images"]),
-        (segmenter, ["metrics.segmenter", "unet", "data.images"]),
-    ],
-)
-def test_an_edit_of_what_makes_it_makes_it_again(module, of, monkeypatch):
-    assert cache.code_of(module.__name__) == module.CODE
-    read = cache.read_source
-    for edited in of:
-        monkeypatch.setattr(
-            cache, "read_source", lambda name, e=edited: (b"#", []) if name == f"ddpm.{e}" else read(name)
-        )
-        assert cache.code_of(module.__name__) != module.CODE, edited
+    for name in ("a.py", "data/b.py"):
+        (tmp_path / "ddpm" / name).write_text("")
+    before = cache.code("a.py", "data/b.py")
+    assert before == cache.code("a.py", "data/b.py")
+    (tmp_path / "ddpm" / "data" / "b.py").write_text("# edited")
+    assert before != cache.code("a.py", "data/b.py")
 
 
 def test_keys_differ_where_anything_does():
@@ -158,3 +155,16 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "CACHE", tmp_path / "file" / "cache")
     assert cache.kept("x.npz", lambda: (np.ones(3),))[0].sum() == 3
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_left_is_removed_in_time(own_cache):
+    """A file of `kept` and a folder of a store; what is fresh may be of a process at work."""
+    own_cache.mkdir()
+    for name, age in (("old", 8), ("new", 0)):
+        (own_cache / f"slices-k.{name}.tmp").mkdir()
+        (own_cache / f"slices-k.{name}.tmp" / "images.npy").write_text("half")
+        (own_cache / f".{name}.tmp").write_text("half")
+        for path in own_cache.glob(f"*{name}.tmp"):
+            os.utime(path, (time.time() - 86400 * age,) * 2)
+    cache.kept("x.npz", lambda: (np.ones(3),))
+    assert sorted(os.listdir(own_cache)) == [".new.tmp", "slices-k.new.tmp", "x.npz"]

@@ -360,7 +360,8 @@ def test_no_file_of_a_store_is_open_when_it_gets_its_name(monkeypatch):
     replace, open_then = os.replace, []
 
     def noting(old, new):
-        open_then.extend(not file.closed for file in writer.files.values())
+        if os.path.isdir(old):
+            open_then.extend(not file.closed for file in writer.files.values())
         replace(old, new)
 
     monkeypatch.setattr(store.os, "replace", noting)
@@ -380,8 +381,6 @@ def test_two_processes_that_decode_at_once_agree(tmp_path):
     """The slower of two writers finds the store there, and leaves it alone."""
     key, shape = "k", (1, 2, 2)
     with store.Writer(key, shape, False) as slow:
-        slow.temporary = slow.temporary.with_suffix(".slow")
-        (cache.CACHE / f"slices-{key}.{os.getpid()}.tmp").rename(slow.temporary)
         with store.Writer(key, shape, False) as fast:
             fast.add(np.ones(shape, np.uint8), None)
         inode = (store.folder_of(key) / "images.npy").stat().st_ino

@@ -8,7 +8,7 @@ import torch
 
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
-from ddpm.data.images import read_labels, to_uint8
+from ddpm.data.images import read_mask, to_uint8
 from ddpm.model import GUIDANCE, Model, Sampling, draw, load_model, make_unet
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import PRESETS, Config
@@ -31,7 +31,7 @@ def model():
 
 def test_five_lines_in_a_notebook(tiny_run):
     model = load_model(tiny_run)
-    mask = read_labels(MASKS / "large_left.png", model.vocabulary.classes, model.config.image_size)[0]
+    mask = read_mask(MASKS / "large_left.png", model.vocabulary.classes, model.config.image_size)
     condition = model.vocabulary.condition([mask] * 4, contrast=["FLAIR"] * 4)
     *_, (t, x_0) = draw(model, condition, seeds=range(4))
     images = to_uint8(x_0)

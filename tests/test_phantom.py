@@ -22,6 +22,11 @@ def ball(x, y, z, radius=10.0):
     return Lesion(np.array([x, y, z]), radius, np.zeros((6, 3)), np.zeros(6), np.zeros(6))
 
 
+def in_every_contrast(subject, size):
+    """The same slice -> (3, H, W) uint8, in the order of CONTRASTS."""
+    return np.stack([render(subject, size, name)[0] for name in CONTRASTS])
+
+
 def numbers(subject):
     return np.concatenate([subject.affine.ravel(), subject.deformation.ravel(), [subject.z, subject.sigma]])
 
@@ -46,7 +51,7 @@ def test_noise_does_not_repeat_the_numbers_of_the_anatomy_or_of_another_contrast
         for key in ((0, 1, 2), *((0, 1, 2, c + 1) for c in range(3)))
     ]
     assert len(set(streams)) == 4
-    air = phantom.contrasts(plain(), 64)[:, :, :6].reshape(3, -1).astype(float)  # columns of air: noise
+    air = in_every_contrast(plain(), 64)[:, :, :6].reshape(3, -1).astype(float)  # columns of air: noise
     assert np.abs(np.corrcoef(air) - np.eye(3)).max() < 0.25
 
 
@@ -73,7 +78,7 @@ def test_signal_equations_by_hand():
 def test_contrasts_look_as_they_should():
     subject = plain(lesion=ball(30, -10, 20))
     labels = render(subject, 128)[1]
-    images = phantom.contrasts(subject, 128)
+    images = in_every_contrast(subject, 128)
     t1, t2, flair = ([np.median(image[labels == k]) for k in range(5)] for image in images)
     air, csf, gm, wm, lesion = range(5)
     assert t1[wm] > t1[gm] > t1[lesion] > t1[csf] > t1[air]
@@ -123,7 +128,7 @@ def test_fractions_are_fractions():
 
 def test_contrasts_of_a_subject_share_labels_and_differ_in_image():
     subject = draw_subject(0, "train", 2)
-    stack = phantom.contrasts(subject, 32)
+    stack = in_every_contrast(subject, 32)
     rendered = [render(subject, 32, name) for name in CONTRASTS]
     assert np.array_equal(stack, np.stack([image for image, _ in rendered]))
     assert all(np.array_equal(labels, rendered[0][1]) for _, labels in rendered)

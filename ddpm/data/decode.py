@@ -15,15 +15,7 @@ import numpy as np
 
 from ddpm import UserError, printable
 from ddpm.data.images import read_mask, read_pixels
-from ddpm.data.volumes import (
-    axial,
-    centre_crop,
-    foreground_share,
-    magnitude,
-    read_hdf5,
-    read_nifti,
-    window,
-)
+from ddpm.data.volumes import axial, centre_crop, foreground_share, magnitude, read_hdf5, read_nifti, window
 
 BRATS_CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
 BRATS_CONTRASTS = ("t1", "t1ce", "t2", "flair")
@@ -43,13 +35,17 @@ class Item:
     subject: str = ""  # "" where the layout does not tell
     split: str = ""  # likewise
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.images, self.mask) if self.mask else self.images
+
 
 class Decoded(NamedTuple):
     name: str
     image: np.ndarray  # (C, H, W) as in the file: uint8, or, with a window, of any real type
     labels: np.ndarray | None  # (H, W) uint8
+    window: tuple[float, float] | None  # the intensities that become black and white; None if it has 8 bits
     contrast: int = 0
-    window: tuple[float, float] | None = None  # the intensities that become black and white; None if it has 8 bits
 
 
 @dataclass
@@ -64,6 +60,14 @@ class Findings:
         if not self.skip_bad:
             raise UserError(f"{message} (--skip-bad leaves out all that is bad)")
         self.bad.append(printable(str(message)))
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Refuse what a UserError inside says."""
+        try:
+            yield
+        except UserError as error:
+            self.refuse(error)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -86,25 +90,18 @@ def pictures(
 
     known, low_high = depth(items if items[0].subject else train or items, read)
     for item in items:
-        path = item.images[0]
-        try:
+        with findings.refusing():
+            path = item.images[0]
             image = read(path)
             if (image.dtype == np.uint16) != bool(low_high):
                 deep, shallow = (path, known) if image.dtype == np.uint16 else (known, path)
-                raise UserError(
-                    f"{deep}: more than 8 bits a pixel, but {os.path.basename(shallow)} beside it has 8; save all in one depth"
-                )
-            labels = None
-            if item.mask is not None:
-                labels = read_mask(item.mask, classes)
-                if labels.shape != image.shape[1:]:
-                    raise UserError(
-                        f"{item.mask}: {shape_text(labels)}, but its image is {shape_text(image)}; make them equal"
-                    )
-        except UserError as error:
-            findings.refuse(error)
-            continue
-        yield Decoded(item.name, image, labels, 0, low_high)
+                beside = f"but {os.path.basename(shallow)} beside it has 8"
+                raise UserError(f"{deep}: more than 8 bits a pixel, {beside}; save all in one depth")
+            labels = read_mask(item.mask, classes) if item.mask else None
+            if labels is not None and labels.shape != image.shape[1:]:
+                sizes = [f"{array.shape[-2]}x{array.shape[-1]}" for array in (labels, image)]
+                raise UserError(f"{item.mask}: {sizes[0]}, but its image is {sizes[1]}; make them equal")
+            yield Decoded(item.name, image, labels, low_high)
 
 
 def depth(items: Sequence[Item], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
@@ -125,48 +122,33 @@ def depth(items: Sequence[Item], read: Callable) -> tuple[str | None, tuple[floa
     return known, window(known, np.concatenate(values))
 
 
-def shape_text(array: np.ndarray) -> str:
-    return f"{array.shape[-2]}x{array.shape[-1]}"
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Scans
 
 
 def brats_volumes(items: list[Item], findings: Findings) -> Iterator[Decoded]:
-    """Four contrasts and their labels, each a volume: four images a slice."""
+    """Four contrasts and their labels, each a volume."""
     for item in items:
-        try:
-            contrasts, windows, labels = read_brats(item)
-        except UserError as error:
-            findings.refuse(error)
-            continue
-        yield from brain_slices(item.name, contrasts, windows, labels, findings)
+        with findings.refusing():
+            volumes, affines = zip(*map(read_nifti, item.files), strict=True)
+            for path, volume, affine in zip(item.files, volumes, affines, strict=True):
+                if volume.shape != volumes[0].shape or not np.allclose(affine, affines[0], atol=1e-3):
+                    raise UserError(f"{path}: not on the grid of {os.path.basename(item.files[0])}; resample it")
+            labels = axial(brats_labels(item.mask, volumes[-1])) if item.mask else None
+            contrasts = [axial(volume) for volume in volumes[: len(item.images)]]
+            yield from brain_slices(item.name, item.images, contrasts, labels, findings)
 
 
-def brain_slices(name, contrasts, windows, labels, findings: Findings) -> Iterator[Decoded]:
-    """Contrasts, each (Z, H, W), their windows, labels (Z, H, W) or None -> an image for each slice with brain
-    and each contrast."""
+def brain_slices(name: str, paths, contrasts, labels, findings: Findings) -> Iterator[Decoded]:
+    """Contrasts, each (Z, H, W), their files, and labels (Z, H, W) or None -> an image for each slice with brain and
+    each contrast. Raises UserError for a contrast of a single value."""
+    windows = [window(path, slices) for path, slices in zip(paths, contrasts, strict=True)]
     brain = np.maximum.reduce([foreground_share(slices) for slices in contrasts]) >= MIN_BRAIN
     findings.left_out[TOO_LITTLE_BRAIN] += int((~brain).sum())
     for z in np.flatnonzero(brain):
-        for contrast, (slices, low_high) in enumerate(zip(contrasts, windows, strict=True)):
-            yield Decoded(
-                f"{name} slice {z}", slices[z][None], None if labels is None else labels[z], contrast, low_high
-            )
-
-
-def read_brats(item: Item) -> tuple[list[np.ndarray], list[tuple[float, float]], np.ndarray | None]:
-    """A case's contrasts (Z, H, W) and their windows, and its labels (Z, H, W) uint8. Raises UserError."""
-    paths = (*item.images, *([item.mask] if item.mask else []))
-    volumes, affines = zip(*map(read_nifti, paths), strict=True)
-    for path, volume, affine in zip(paths, volumes, affines, strict=True):
-        if volume.shape != volumes[0].shape or not np.allclose(affine, affines[0], atol=1e-3):
-            raise UserError(f"{path}: not on the grid of {os.path.basename(paths[0])}; resample it to that")
-    contrasts = volumes[: len(item.images)]
-    windows = [window(path, volume) for path, volume in zip(item.images, contrasts, strict=True)]
-    labels = axial(brats_labels(item.mask, volumes[-1])) if item.mask else None
-    return [axial(volume) for volume in contrasts], windows, labels
+        of_slice = None if labels is None else labels[z]
+        for contrast, slices in enumerate(contrasts):
+            yield Decoded(f"{name} slice {z}", slices[z][None], of_slice, windows[contrast], contrast)
 
 
 def brats_labels(path: str, values: np.ndarray) -> np.ndarray:
@@ -176,52 +158,39 @@ def brats_labels(path: str, values: np.ndarray) -> np.ndarray:
     return np.where(values == 4, 3, values).astype(np.uint8)
 
 
-def brats_slices(items: list[Item], findings: Findings, with_masks: bool) -> Iterator[Decoded]:
+def brats_slices(items: list[Item], findings: Findings) -> Iterator[Decoded]:
     """The slice files of one volume: image (H, W, 4), mask (H, W, 3) with a channel a class."""
-    good, images, masks = [], [], []
+    images, masks = {}, []
     for item in items:
-        path = item.images[0]
-        try:
+        with findings.refusing():
+            path = item.images[0]
             image, mask = read_hdf5(path, "image"), read_hdf5(path, "mask")
-            for name, array, channels in (("image", image, 4), ("mask", mask, 3)):
-                if array is None or array.ndim != 3 or array.shape[2] != channels:
+            for name, array, C in (("image", image, 4), ("mask", mask, 3)):
+                if array is None or array.ndim != 3 or array.shape[2] != C:
                     found = "nothing" if array is None else array.shape
-                    raise UserError(
-                        f"{path}: {name!r} should have the shape (H, W, {channels}), not {found}; remove it"
-                    )
-            if mask.shape[:2] != image.shape[:2] or (images and images[0].shape != image.shape):
+                    raise UserError(f"{path}: {name!r} should have the shape (H, W, {C}), not {found}; remove it")
+            if mask.shape[:2] != image.shape[:2] or any(other.shape != image.shape for other in images.values()):
                 raise UserError(f"{path}: its size is not that of its mask, or of its volume's slices; remove it")
             if not np.isin(mask, (0, 1)).all() or (mask.sum(axis=2) > 1).any():
                 raise UserError(f"{path}: 'mask' should hold 0 and 1, and one class a pixel; remove it")
-        except UserError as error:
-            findings.refuse(error)
-            continue
-        good.append(path)
-        images.append(image.astype(np.float32))
-        masks.append((mask * np.arange(1, 4)).sum(axis=2).astype(np.uint8))
-    if not good:
+            images[path] = image.astype(np.float32)
+            masks.append((mask * np.arange(1, 4)).sum(axis=2).astype(np.uint8))
+    if not images:
         return
     # [x, y] of volumes whose x runs to the patient's left and y to the back: transposed, anterior is up.
-    contrasts, labels = np.stack(images).transpose(3, 0, 2, 1), np.stack(masks).transpose(0, 2, 1)
-    try:
-        windows = [window(good[0], slices) for slices in contrasts]
-    except UserError as error:
-        findings.refuse(error)
-        return
-    yield from brain_slices(items[0].subject, contrasts, windows, labels if with_masks else None, findings)
+    contrasts, labels = np.stack([*images.values()]).transpose(3, 0, 2, 1), np.stack(masks).transpose(0, 2, 1)
+    with findings.refusing():
+        yield from brain_slices(items[0].subject, [next(iter(images))] * 4, contrasts, labels, findings)
 
 
 def fastmri(items: list[Item], findings: Findings) -> Iterator[Decoded]:
     """Scans of slices, cropped to their centre."""
     for item in items:
-        try:
+        with findings.refusing():
             slices = read_fastmri(item.images[0])
             low_high = window(item.images[0], slices)
-        except UserError as error:
-            findings.refuse(error)
-            continue
-        for i, values in enumerate(centre_crop(slices, FASTMRI_CROP)):
-            yield Decoded(f"{item.name} slice {i}", values[None], None, 0, low_high)
+            for i, values in enumerate(centre_crop(slices, FASTMRI_CROP)):
+                yield Decoded(f"{item.name} slice {i}", values[None], None, low_high)
 
 
 def read_fastmri(path: str) -> np.ndarray:

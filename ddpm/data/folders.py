@@ -22,7 +22,8 @@ from ddpm.data.volumes import to_grey
 from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
 
-CODE = cache.code_of(__name__)
+CODE = cache.code(*(f"data/{name}.py" for name in ("folders", "layouts", "decode", "volumes", "images", "store")))
+COLUMNS = ("names", "subjects", "contrasts", "fingerprints")  # of the index: a value for each image
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -65,23 +66,19 @@ def find(config, findings: Findings) -> Layout:
     root = Path(config.data)
     if not root.is_dir():
         raise UserError(f"--data {config.data}: no such folder; see docs/data.md for what may lie in one")
-    elsewhere = Path(config.masks) if config.masks else None
-    if elsewhere and not elsewhere.is_dir():
+    masks = Path(config.masks) if config.masks else None
+    if masks and not masks.is_dir():
         raise UserError(f"--masks {config.masks}: no such folder; name one that holds the masks")
-    files = walk(root, findings)
-    with_masks = config.labels != "none"
-    request = Request(root, elsewhere, with_masks, config.num_classes, config.image_channels, findings, files)
-    layout = recognise(request)
+    files, with_masks = walk(root, findings), config.labels != "none"
+    layout = recognise(Request(root, masks, with_masks, config.num_classes, config.image_channels, findings, files))
     items = layout.items
     if pattern := config.subject_pattern:
         items = [replace(item, subject=subject_of(item.name, pattern)) for item in items]
     items = split_by_subject(items, config.seed, config.data)
-    places = defaultdict(set)
+    places: dict[str, str] = {}
     for item in items:
-        places[item.subject].add(item.split)
-    for item in items:
-        if item.subject and len(places[item.subject]) > 1:
-            found = " and ".join(sorted(places[item.subject]))
+        if item.subject and places.setdefault(item.subject, item.split) != item.split:
+            found = " and ".join(sorted((places[item.subject], item.split)))
             raise UserError(f"{item.images[0]}: subject {item.subject!r} is in {found}; keep each subject in one split")
     if train := [item for item in items if item.split == "train" and not item.subject]:  # only pictures have none
         layout = replace(layout, decode=partial(layout.decode, train=train))
@@ -144,46 +141,45 @@ def subject_number(seed: int, subject: str) -> float:
 
 def decoded(layout: Layout, config, split: str):
     """Images, label maps and index of a split, from its store, which is made if it is not there. Raises UserError."""
-    size, channels, skip_bad = tuple(config.image_size), config.image_channels, config.skip_bad
     items = [item for item in layout.items if item.split == split]
     if not items:
         raise UserError(f"{config.data}: no images for {split}; see docs/data.md for the layouts")
     # Of files their sizes and times of change, as make does: reading every byte would cost as much as decoding.
-    files = [path for item in items for path in (*item.images, *([item.mask] if item.mask else []))]
+    files = [path for item in items for path in item.files]
     if not all(item.subject for item in items):  # their window is of these
         files += [item.images[0] for item in layout.items if item.split == "train" and not item.subject]
     named = [(item.name, item.subject) for item in items]
     states = [(path, *store.status_of(path)) for path in files]
-    key = cache.key(CODE, split, size, channels, skip_bad, layout.about, layout.classes, named, states)
+    options = config.image_size, config.image_channels, config.skip_bad
+    key = cache.key(CODE, split, options, layout.about, layout.classes, named, states)
     if whole := store.read(key):
         return whole
     if store.folder_of(key).exists():
         print(f"{store.folder_of(key)}: damaged, so {split} is decoded again")
     try:
-        decode_all(layout, items, key, split, size, channels, skip_bad)
+        decode_all(layout, items, config, key, split)
     except OSError as error:
         raise UserError(
             f"{error.filename or cache.CACHE}: {error.strerror}; decoded images go to {cache.CACHE}: "
             "make room there, and let it be written"
         ) from None
-    whole = store.read(key)
-    if not whole:
-        raise UserError(f"{store.folder_of(key)}: changed while it was read; start again")
-    return whole
+    if whole := store.read(key):
+        return whole
+    raise UserError(f"{store.folder_of(key)}: changed while it was read; start again")
 
 
-def decode_all(layout: Layout, items: list[Item], key: str, split: str, size, channels: int, skip_bad: bool) -> None:
+def decode_all(layout: Layout, items: list[Item], config, key: str, split: str) -> None:
     """Write the store of a split, subject by subject. Raises UserError, OSError."""
     groups = defaultdict(list)
     for item in items:
         groups[item.subject].append(item)
-    findings, rows, windows = Findings(skip_bad), [], {}
+    findings, size, rows, windows = Findings(config.skip_bad), tuple(config.image_size), [], {}
     pixels, empty = np.zeros(max(len(layout.classes), 1), dtype=np.int64), 0
-    with store.Writer(key, (channels, *size), labelled=bool(layout.classes)) as writer:
+    with store.Writer(key, (config.image_channels, *size), labelled=bool(layout.classes)) as writer:
         for subject, group in progress(groups.items(), desc=f"decoding {split}"):
             for one in layout.decode(group, findings):
-                image = resize(one.image if one.window is None else to_grey(one.image, *one.window), size)
-                labels = None if one.labels is None else resize_labels(one.labels, size)
+                image = resize(to_grey(one.image, *one.window) if one.window else one.image, size)
+                labels = resize_labels(one.labels, size) if layout.classes else None
                 writer.add(image, labels)
                 rows.append((one.name, subject, one.contrast, fingerprint(one.image)))
                 if one.window:
@@ -192,17 +188,12 @@ def decode_all(layout: Layout, items: list[Item], key: str, split: str, size, ch
                     pixels += np.bincount(labels.ravel(), minlength=len(pixels))
                     empty += not labels.any()
         if not rows:
-            raise UserError(
-                f"{items[0].images[0]}: nothing in {split} can be used ({(findings.bad or ['air only'])[0]})"
-            )
-        names, subjects, contrasts, fingerprints = map(list, zip(*rows, strict=True))
+            why = (findings.bad or ["air only"])[0]
+            raise UserError(f"{items[0].images[0]}: nothing in {split} can be used ({why})")
         writer.index = {
             "key": key,
             "split": split,
-            "names": names,
-            "subjects": subjects,
-            "contrasts": contrasts,
-            "fingerprints": fingerprints,
+            **dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)),
             "windows": windows,  # the intensities that became 0 and 255
             "empty_masks": empty,
             "class_pixels": pixels.tolist(),
@@ -232,7 +223,7 @@ def without_doubles(images, labels, index: dict, train: dict, findings: Findings
     kept = np.setdiff1d(np.arange(len(images)), doubles)
     if not kept.size:
         raise UserError(f"{index['names'][0]}: every image of {split} is in train too; keep the splits apart")
-    for name in ("names", "subjects", "contrasts", "fingerprints"):
+    for name in COLUMNS:
         index[name] = [index[name][i] for i in kept]
     if labels is not None:
         labels = labels[kept]

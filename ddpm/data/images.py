@@ -9,13 +9,11 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from ddpm import UserError, printable
-from ddpm.runtime.files import write_whole
+from ddpm import UserError
+from ddpm.runtime.files import reading, write_whole
 
 # Background and tissues dark to light, the last class (the lesion) in red.
 COLOURS = [(0, 0, 0), (70, 110, 170), (130, 130, 130), (225, 225, 225), (220, 60, 50), (240, 190, 60), (110, 180, 90)]
-
-
 FORMATS = ("PNG", "JPEG", "TIFF")
 MAX_PIXELS = 4096 * 4096  # a larger picture is no slice; it may be small on disk and still fill the memory
 
@@ -56,29 +54,16 @@ def read_pixels(path: str | Path, channels: int = 1) -> np.ndarray:
     return pixels.astype(np.uint16)[None]
 
 
-def read_labels(path: str | Path, classes: tuple[str, ...], size: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """The mask at `path` as labels uint8 (H, W) of `size`, and a notice ("" or that it was resized).
-
-    Raises UserError as read_mask does.
-    """
-    labels = read_mask(path, classes)
-    if labels.shape == tuple(size):
-        return labels, ""
-    notice = f"{path}: mask of {labels.shape[0]}x{labels.shape[1]} resized by nearest neighbour to {size[0]}x{size[1]}"
-    return resize_labels(labels, size), printable(notice)
-
-
-def read_mask(path: str | Path, classes: tuple[str, ...]) -> np.ndarray:
-    """The mask at `path` as labels uint8 (H, W), in its own size.
+def read_mask(path: str | Path, classes: tuple[str, ...], size: tuple[int, int] | None = None) -> np.ndarray:
+    """The mask at `path` as labels uint8 (H, W), in its own size, or of `size` (by nearest neighbour).
 
     Pixel values are labels 0 .. K-1 (a palette's indices count, not its colours), or 0 and 255 if there are
     two classes. Raises UserError if there is a label that `classes` lacks.
     """
     with open_picture(path) as picture:
         if picture.mode not in ("1", "L", "P", "I", "I;16"):
-            raise UserError(
-                f"{path}: a mask must have one channel holding labels, not mode {picture.mode}; save it in one channel"
-            )
+            channel = f"one channel holding labels, not mode {picture.mode}; save it in one channel"
+            raise UserError(f"{path}: a mask must have {channel}")
         labels = np.array(picture)
     values = np.unique(labels).tolist()
     if len(classes) == 2 and set(values) <= {0, 255}:
@@ -86,12 +71,10 @@ def read_mask(path: str | Path, classes: tuple[str, ...]) -> np.ndarray:
     elif unknown := [value for value in values if not 0 <= value < len(classes)]:
         known = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        blurred = "; so many come from smoothed edges: save masks as PNG, resized by nearest neighbour only"
-        raise UserError(
-            f"{path}: the mask has labels {shown} that are not known; known are {known}"
-            + (blurred if len(unknown) > 3 and 255 in values else "")
-        )
-    return labels.astype(np.uint8)
+        if len(unknown) > 3 and 255 in values:
+            known += "; so many come from smoothed edges: save masks as PNG, resized by nearest neighbour only"
+        raise UserError(f"{path}: the mask has labels {shown} that are not known; known are {known}")
+    return resize_labels(labels.astype(np.uint8), size or labels.shape)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -113,29 +96,18 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def open_picture(path: str | Path) -> Image.Image:
     """A PNG, JPEG or TIFF of one page, decoded. Raises UserError if it cannot be."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on large or odd files; what matters is checked here
-            picture = Image.open(path, formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{path}: {picture.width}x{picture.height} pixels are too many for a slice; cut it")
-            if getattr(picture, "n_frames", 1) > 1:
-                raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
-            if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
-                raise UserError(
-                    f"{path}: 16 bits a channel in colour or with transparency, of which 8 would be lost; save it in "
-                    "grey with 16 bits, or with 8 bits a channel"
-                )
-            picture.load()
-        return picture
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UserError:
-        raise
-    except Exception as error:  # damaged bytes make a decoder fail in any way at all
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        reason = reason.replace(f" {str(path)!r}", "")
-        raise UserError(f"{path}: not a picture that can be read ({reason}); save it again or remove it") from None
+    with reading(path, "a picture", "save it again or remove it"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's on large or odd files; what matters is checked here
+        picture = Image.open(path, formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise UserError(f"{path}: {picture.width}x{picture.height} pixels are too many for a slice; cut it")
+        if getattr(picture, "n_frames", 1) > 1:
+            raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
+        if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
+            remedy = "save it in grey with 16 bits, or with 8 bits a channel"
+            raise UserError(f"{path}: 16 bits a channel in colour or with transparency would lose 8 bits; {remedy}")
+        picture.load()
+    return picture
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

@@ -47,9 +47,6 @@ class Request:
         """Where a file of `files` lies."""
         return f"{self.root}/{file}"
 
-    def picture_classes(self) -> tuple[str, ...]:
-        return ("background", *(f"class {i}" for i in range(1, self.num_classes)))
-
     def check_flags(self, about: str, one_channel: bool = True) -> None:
         """Raises UserError for flags that a layout has no use for."""
         if self.masks:
@@ -63,7 +60,9 @@ def recognise(request: Request) -> Layout:
     known = (split_pictures, pictures_and_masks, brats_volumes, brats_slices, fastmri, lgg, yes_no, plain_pictures)
     for layout in known:
         if found := layout(request):
-            used = {file for item in found.items for file in (*item.images, item.mask)}
+            if not request.with_masks:
+                found = replace(found, items=[replace(item, mask=None) for item in found.items], classes=())
+            used = {file for item in found.items for file in item.files}
             unused = Counter(ending(file) for file in request.files if request.place(file) not in used)
             return replace(found, unused=unused)
     endings = {".nii.gz" if file.endswith(".nii.gz") else ending(file) for file in request.files}
@@ -81,8 +80,7 @@ def walk(root: Path, findings: Findings) -> list[str]:
     found = []
 
     def visit(folder: str, below: str, above: tuple) -> None:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
+        here = os.path.realpath(folder)
         if here in above:
             findings.refuse(f"{folder}: a link to a folder that it lies in; remove the link")
             return
@@ -129,16 +127,12 @@ def split_pictures(request: Request) -> Layout | None:
         return None
     items = []
     for split in splits:
-        images, masks = request.root / split / "images", request.root / split / "masks"
-        if request.masks:
-            masks = request.masks / split
-        paired = request.with_masks and (request.masks or masks.is_dir())
-        items += [replace(item, split=split) for item in pair(request, images, masks if paired else None)]
+        masks = request.masks / split if request.masks else request.root / split / "masks"
+        items += [replace(item, split=split) for item in pair(request, request.root / split / "images", masks)]
     lonely = [item for item in items if item.mask is None]
     if lonely and len(lonely) < len(items):
-        raise UserError(
-            f"{lonely[0].images[0]}: {lonely[0].split}/ has no masks, but another split has; add them, or --labels none"
-        )
+        there = f"{lonely[0].images[0]}: {lonely[0].split}/"
+        raise UserError(f"{there} has no masks, but another split has; add them, or --labels none")
     return picture_layout(request, "pictures in train/, val/ and test/", items)
 
 
@@ -147,8 +141,7 @@ def pictures_and_masks(request: Request) -> Layout | None:
     images, masks = request.root / "images", request.masks or request.root / "masks"
     if not images.is_dir():
         return None
-    paired = request.with_masks and (request.masks or masks.is_dir())
-    return picture_layout(request, "pictures in images/", pair(request, images, masks if paired else None))
+    return picture_layout(request, "pictures in images/", pair(request, images, masks))
 
 
 def yes_no(request: Request) -> Layout | None:
@@ -157,7 +150,7 @@ def yes_no(request: Request) -> Layout | None:
     if {parent(file).lower() for file in files} != {"yes", "no"}:
         return None
     check_once(request, {file: f"{parent(file)}/{os.path.basename(file)}" for file in files})
-    items = pair(request, request.root, request.masks if request.with_masks else None)
+    items = pair(request, request.root, request.masks)
     about = "pictures in yes/ and no/, each taken for a subject of its own"
     return picture_layout(request, about, [replace(item, subject=item.name) for item in items])
 
@@ -166,41 +159,46 @@ def plain_pictures(request: Request) -> Layout | None:
     """A folder of pictures. Folders in it may be anything, so they are not taken for subjects."""
     if not any(ending(file) in ENDINGS for file in request.files):
         return None
-    items = pair(request, request.root, request.masks if request.with_masks else None)
+    items = pair(request, request.root, request.masks)
     return picture_layout(request, "a folder of pictures", [replace(item, subject="") for item in items])
 
 
 def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
-    classes = request.picture_classes() if any(item.mask for item in items) else ()
+    named = ("background", *(f"class {i}" for i in range(1, request.num_classes)))
+    classes = named if any(item.mask for item in items) else ()
     about += " with masks" if classes else " without masks"
     return Layout(about, items, partial(decode.pictures, classes=classes, channels=request.channels), classes)
 
 
 def pair(request: Request, images: Path, masks: Path | None) -> list[Item]:
-    """The pictures below `images`, each with the mask of the same name below `masks`. A folder below `images` is
-    a subject."""
-    findings, labelled = request.findings, {}
-    named = pictures_below(request, images, to_pair=masks is not None)
-    if masks is not None:
+    """The pictures below `images`, each with the mask of the same name below `masks` (if masks are asked for, and are
+    there or were named by --masks). A folder below `images` is a subject."""
+    paired = request.with_masks and masks is not None and (request.masks is not None or masks.is_dir())
+    named, labelled = pictures_below(request, images, to_pair=paired), {}
+    if paired:
         labelled = pictures_below(request, masks, to_pair=True)
-        for name in sorted(named.keys() - labelled.keys()):
-            findings.refuse(f"{named.pop(name)}: no mask of that name in {masks}; add it, or remove the image")
-        for name in sorted(labelled.keys() - named.keys()):
-            findings.refuse(f"{labelled[name]}: no image of that name in {images}; add it, or remove the mask")
+        no_mask, no_image = f"no mask of that name in {masks}", f"no image of that name in {images}"
+        refuse_lonely(request, named, labelled, no_mask, no_image)
     return [
         Item(name, (path,), labelled.get(name), name.partition("/")[0] if "/" in name else "")
         for name, path in named.items()
     ]
 
 
+def refuse_lonely(request: Request, images: dict, masks: dict, no_mask: str, no_image: str) -> None:
+    """Of images and masks by their common names, refuse those that are without the other, and remove them."""
+    for name in sorted(images.keys() - masks.keys()):
+        request.findings.refuse(f"{images.pop(name)}: {no_mask}; add it, or remove the image")
+    for name in sorted(masks.keys() - images.keys()):
+        request.findings.refuse(f"{masks.pop(name)}: {no_image}; add it, or remove the mask")
+
+
 def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, str]:
     """Name (the path below `folder` without its ending) -> path of every picture there. Raises UserError if none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; see docs/data.md for the layouts")
-    if folder == request.root:
-        files = request.files
-    elif request.root in folder.parents:
-        below = f"{folder.relative_to(request.root).as_posix()}/"
+    if folder.is_relative_to(request.root):
+        below = "" if folder == request.root else f"{folder.relative_to(request.root).as_posix()}/"
         files = [file.removeprefix(below) for file in request.files if file.startswith(below)]
     else:
         files = walk(folder, request.findings)
@@ -226,9 +224,7 @@ def check_once(request: Request, names: dict[str, str]) -> None:
     for file, name in names.items():
         if first.setdefault(name, file) != file:
             twin = os.path.dirname(request.place(first[name]))
-            raise UserError(
-                f"{request.place(file)}: also in {twin}; the set lies here twice, name one folder with --data"
-            )
+            raise UserError(f"{request.place(file)}: also in {twin}; the set lies here twice, name one with --data")
 
 
 def lgg(request: Request) -> Layout | None:
@@ -239,19 +235,12 @@ def lgg(request: Request) -> Layout | None:
         return None
     request.check_flags("LGG cases", one_channel=False)
     check_once(request, {file: os.path.basename(file) for file in tifs})
-    items, images = [], [file for file in tifs if file not in masks]
-    for file in images:
-        mask = f"{stem(file)}_mask.tif"
-        if mask not in masks:
-            twin = os.path.basename(mask)
-            request.findings.refuse(f"{request.place(file)}: no {twin} beside it; add it, or remove the image")
-            continue
-        place = request.place(mask) if request.with_masks else None
-        items.append(Item(stem(file), (request.place(file),), place, parent(file)))
-    for mask in sorted(masks - {f"{stem(file)}_mask.tif" for file in images}):
-        request.findings.refuse(f"{request.place(mask)}: no image beside it; add it, or remove the mask")
+    named = {stem(file): request.place(file) for file in tifs if file not in masks}
+    labelled = {stem(file).removesuffix("_mask"): request.place(file) for file in masks}
+    refuse_lonely(request, named, labelled, "no mask (NAME_mask.tif) beside it", "no image beside it")
+    items = [Item(name, (path,), labelled[name], parent(path)) for name, path in named.items()]
     three = request.channels == 3
-    classes = ("background", "tumour") if request.with_masks else ()
+    classes = ("background", "tumour")
     read = partial(decode.pictures, classes=classes, channels=3, pick=slice(0, 3) if three else slice(1, 2))
     about = "LGG segmentation, " + ("pre-contrast, FLAIR and post-contrast as channels" if three else "FLAIR alone")
     return Layout(about, items, read, classes)
@@ -267,9 +256,8 @@ def brats_volumes(request: Request) -> Layout | None:
     for file in request.files:
         if match := re.fullmatch(r"(.+)_(t1|t1ce|t2|flair|seg)\.nii(\.gz)?", file):
             path, scan = request.place(file), scans.setdefault(match[1], {})
-            if match[2] in scan:
-                twin = os.path.basename(scan[match[2]])
-                request.findings.refuse(f"{path}: the same name as {twin}; remove one")
+            if twin := scan.get(match[2]):
+                request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
             scan[match[2]] = path
     if not any({"t1ce", "flair"} & scan.keys() for scan in scans.values()):
         return None
@@ -277,37 +265,30 @@ def brats_volumes(request: Request) -> Layout | None:
     library("nibabel")
     items = []
     for name, scan in scans.items():
-        lacking = [kind for kind in (*BRATS_CONTRASTS, "seg") if kind not in scan]
-        if not request.with_masks and lacking == ["seg"]:
-            lacking = []
+        lacking = [kind for kind in (*BRATS_CONTRASTS, *["seg"] * request.with_masks) if kind not in scan]
         if lacking:
-            request.findings.refuse(
-                f"{request.place(name)}_{lacking[0]}.nii: no such file; add it, or rename the one that should be it"
-            )
-            continue
-        images = tuple(scan[kind] for kind in BRATS_CONTRASTS)
-        mask = scan["seg"] if request.with_masks else None
-        items.append(Item(name, images, mask, name.rpartition("/")[2]))
-    classes = BRATS_CLASSES if request.with_masks else ()
+            file = f"{request.place(name)}_{lacking[0]}.nii"
+            request.findings.refuse(f"{file}: no such file; add it, or rename the one that should be it")
+        else:
+            images = tuple(scan[kind] for kind in BRATS_CONTRASTS)
+            items.append(Item(name, images, scan.get("seg"), os.path.basename(name)))
     about = "BraTS volumes, each slice in four contrasts"
-    return Layout(about, items, decode.brats_volumes, classes, BRATS_CONTRASTS)
+    return Layout(about, items, decode.brats_volumes, BRATS_CLASSES, BRATS_CONTRASTS)
 
 
 def brats_slices(request: Request) -> Layout | None:
     """Kaggle's slices of BraTS 2020: volume_V_slice_S.h5. Which contrast is which channel is not written in the
     files, and accounts of it differ: so the channels keep their numbers."""
-    matches = [(re.fullmatch(r"(.*/)?volume_(\d+)_slice_(\d+)\.h5", file), file) for file in request.files]
-    found = sorted((int(match[2]), int(match[3]), file) for match, file in matches if match)
+    matches = [re.fullmatch(r"(.*/)?volume_(\d+)_slice_(\d+)\.h5", file) for file in request.files]
+    found = sorted((int(match[2]), int(match[3]), match[0]) for match in matches if match)
     if not found:
         return None
     request.check_flags("BraTS slices")
     library("h5py")
     check_once(request, {file: os.path.basename(file) for _, _, file in found})
     items = [Item(stem(file), (request.place(file),), None, f"volume {volume}") for volume, _, file in found]
-    read = partial(decode.brats_slices, with_masks=request.with_masks)
-    classes = BRATS_CLASSES if request.with_masks else ()
     about = "Kaggle's slices of BraTS volumes, each in four channels"
-    return Layout(about, items, read, classes, tuple(f"channel {i}" for i in range(4)))
+    return Layout(about, items, decode.brats_slices, BRATS_CLASSES, tuple(f"channel {i}" for i in range(4)))
 
 
 def fastmri(request: Request) -> Layout | None:

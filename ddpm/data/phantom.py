@@ -25,7 +25,7 @@ CONTRASTS = ("T1", "T2", "FLAIR")
 CLASSES = {"lesion": ("background", "lesion"), "tissue": ("background", "CSF", "GM", "WM", "lesion")}
 SPLITS = {"train": 8000, "val": 2000, "test": 5000}
 ASSET = Path(__file__).with_name("atlas.npz")
-CODE = cache.code_of(__name__)
+CODE = cache.code("data/phantom.py")
 
 FOV = 208.0  # mm across min(H, W) pixels
 CENTRE = np.array([0.0, -16.0, 0.0])  # mm: the middle of the brain; the slice adds its z
@@ -259,9 +259,8 @@ def rician(magnitude, sigma, rng):
     return np.sqrt((magnitude + n1) ** 2 + n2**2)
 
 
-def _scan(subject, fractions, contrast):
-    """Fractions (4, H, W), contrast index -> image (H, W) uint8."""
-    name = CONTRASTS[contrast]
+def _scan(subject, fractions, name):
+    """Fractions (4, H, W), contrast name -> image (H, W) uint8."""
     per_tissue = signal(name, *(TISSUE * subject.tissue).T) * GAIN[name] * subject.gain  # (4,)
     image = np.tensordot(per_tissue.astype(np.float32), fractions, 1)  # a mixed pixel adds up its parts
     u, v, _ = _grid(*image.shape)
@@ -269,7 +268,7 @@ def _scan(subject, fractions, contrast):
     a, b, c, d, e = subject.bias
     shading = np.exp((a * u + c * u**2) + (b * v + d * v**2) + e * u * v)
     # +1: a SeedSequence pads its key with zeros, so (..., 0) would repeat the numbers of the anatomy
-    rng = default_rng(SeedSequence((*subject.key, contrast + 1)))
+    rng = default_rng(SeedSequence((*subject.key, CONTRASTS.index(name) + 1)))
     image = rician(image * shading.astype(np.float32), subject.sigma, rng)
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
@@ -280,17 +279,10 @@ def _scan(subject, fractions, contrast):
 def render(subject, size, contrast=None):
     """Subject, size (S or (H, W), 16 to 256), contrast name (default: the subject's own) ->
     image (H, W) uint8, labels (H, W) uint8 numbered as CLASSES["tissue"]."""
+    name = CONTRASTS[subject.contrast] if contrast is None else contrast
+    _check("contrast", name, CONTRASTS)
     fractions, labels = _anatomy(subject, _size(size))
-    if contrast is None:
-        return _scan(subject, fractions, subject.contrast), labels
-    _check("contrast", contrast, CONTRASTS)
-    return _scan(subject, fractions, CONTRASTS.index(contrast)), labels
-
-
-def contrasts(subject, size):
-    """The same slice in every contrast -> (3, H, W) uint8, in the order of CONTRASTS."""
-    fractions, _ = _anatomy(subject, _size(size))
-    return np.stack([_scan(subject, fractions, index) for index in range(len(CONTRASTS))])
+    return _scan(subject, fractions, name), labels
 
 
 def to_label_set(tissue_labels, name):

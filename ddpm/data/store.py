@@ -8,15 +8,16 @@ could change a pixel (made in folders.decoded). It is written under another name
 found; the index holds the arrays' sizes and times, so one that was cut or overwritten is not used.
 """
 
-import contextlib
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from ddpm.runtime import cache
+from ddpm.runtime.files import remove_left_overs, write_whole
 
 
 def folder_of(key: str) -> Path:
@@ -51,16 +52,15 @@ class Writer:
     def __init__(self, key: str, shape: tuple[int, int, int], labelled: bool):
         """shape: (C, H, W) of every image."""
         self.key, self.folder = key, folder_of(key)
-        self.temporary = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.tmp")
+        self.temporary = self.folder.with_name(f"{self.folder.name}.{secrets.token_hex(8)}.tmp")
         self.shapes = {"images.npy": shape} | ({"labels.npy": shape[1:]} if labelled else {})
         self.index: dict = {}
         self.n = 0
 
     def __enter__(self):
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        remove_left_overs(cache.CACHE)
         self.temporary.mkdir(parents=True)
-        self.opened = contextlib.ExitStack()
-        self.files = {name: self.opened.enter_context(open(self.temporary / name, "wb")) for name in self.shapes}  # noqa: SIM115
+        self.files = {name: open(self.temporary / name, "wb") for name in self.shapes}  # noqa: SIM115
         self.write_headers()
         return self
 
@@ -73,10 +73,9 @@ class Writer:
 
     def add(self, image: np.ndarray, label: np.ndarray | None) -> None:
         """Append an image (C, H, W) and its labels (H, W), both uint8."""
-        for array, name in ((image, "images.npy"), (label, "labels.npy")):
-            if name in self.shapes:
-                assert array.shape == self.shapes[name] and array.dtype == np.uint8
-                self.files[name].write(np.ascontiguousarray(array))
+        for (name, file), array in zip(self.files.items(), (image, label), strict=False):  # label: only if labelled
+            assert array.shape == self.shapes[name] and array.dtype == np.uint8
+            file.write(np.ascontiguousarray(array))
         self.n += 1
 
     def __exit__(self, kind, *rest):
@@ -85,7 +84,8 @@ class Writer:
                 self.write_headers()
                 self.keep()
         finally:
-            self.opened.close()
+            for file in self.files.values():
+                file.close()
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def keep(self) -> None:
@@ -95,10 +95,9 @@ class Writer:
             os.fsync(file.fileno())
             file.close()
         self.index["files"] = {name: status_of(self.temporary / name) for name in self.files}
-        with open(self.temporary / "index.json", "w") as file:
-            json.dump(self.index, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(
+            self.temporary / "index.json", lambda file: file.write(json.dumps(self.index).encode()), durable=True
+        )
         if read(self.key) is None:
             shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
             os.replace(self.temporary, self.folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm import UserError
+from ddpm.runtime.files import reading
 
 MAX_VOXELS = 2**29  # 800^3; a header that asks for more is damaged, or made to exhaust memory
 FREE_BYTES, PACKED = 2**24, 1100  # so much is read of any file; above, so many times what it holds (gzip: 1032)
@@ -21,14 +22,14 @@ def library(name: str):
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"{name} is needed to read these files; run: pip install -r requirements/data.txt") from None
+        raise UserError(f"{name} is needed to read these files; run: pip install nibabel h5py") from None
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The volume at `path` with its axes turned to RAS+ (x to the patient's right, y anterior, z superior; nothing
     is interpolated): (X, Y, Z) of any real type, and the affine (4, 4) from voxel to mm. Raises UserError."""
     nibabel = library("nibabel")
-    try:
+    with reading(path, "a NIfTI volume", "fetch it again"):
         image = nibabel.load(path)
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
@@ -39,10 +40,6 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         check_type(path, image.get_data_dtype(), "buif")
         image = nibabel.as_closest_canonical(image)
         volume = np.asarray(image.dataobj).reshape(image.shape[:3])
-    except (UserError, FileNotFoundError):
-        raise
-    except Exception as error:  # damaged bytes make a reader fail in any way at all
-        raise UserError(f"{path}: not a NIfTI volume that can be read ({reason(error)}); fetch it again") from None
     check_finite(path, volume)
     return volume, image.affine
 
@@ -50,24 +47,19 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def read_hdf5(path: str | Path, name: str) -> np.ndarray | None:
     """The array `name` of an HDF5 file, or None if it has none. Raises UserError."""
     h5py = library("h5py")
-    try:
-        with h5py.File(path, "r") as file:
-            if name not in file:
-                return None
-            dataset = file[name]
-            if not isinstance(dataset, h5py.Dataset):
-                raise UserError(f"{path}: {name!r} is not an array; fetch the file again")
-            check_type(path, dataset.dtype, "buifc")
-            check_voxels(path, dataset.shape)
-            stored = dataset.id.get_storage_size()
-            if dataset.nbytes > max(FREE_BYTES, PACKED * stored):
-                size = f"{dataset.nbytes / 1e6:.0f} MB in {name!r}"
-                raise UserError(f"{path}: its header says {size}, but it holds {stored} bytes of it; fetch it again")
-            values = dataset[()]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path}: not an HDF5 file that can be read ({reason(error)}); fetch it again") from None
+    with reading(path, "an HDF5 file", "fetch it again"), h5py.File(path, "r") as file:
+        if name not in file:
+            return None
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset):
+            raise UserError(f"{path}: {name!r} is not an array; fetch the file again")
+        check_type(path, dataset.dtype, "buifc")
+        check_voxels(path, dataset.shape)
+        stored = dataset.id.get_storage_size()
+        if dataset.nbytes > max(FREE_BYTES, PACKED * stored):
+            size = f"{dataset.nbytes / 1e6:.0f} MB in {name!r}"
+            raise UserError(f"{path}: its header says {size}, but it holds {stored} bytes of it; fetch it again")
+        values = dataset[()]
     check_finite(path, values)
     return values
 
@@ -86,11 +78,6 @@ def check_type(path, dtype: np.dtype, kinds: str) -> None:
 def check_finite(path, values: np.ndarray) -> None:
     if values.dtype.kind in "fc" and not np.isfinite(values).all():
         raise UserError(f"{path}: holds NaN or infinite values; replace them (by 0, say) and save it again")
-
-
-def reason(error: Exception) -> str:
-    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    return text if len(text) <= 100 else text[:100] + " ..."
 
 
 def axial(volume: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from ddpm.seeds import generator, torch_seed
 from ddpm.unet import ResBlock, conv
 
 EMBEDDED = Path(__file__).with_name("segmenter.pt")  # made by `make segmenter`, for the embedded data
-CODE = cache.code_of(__name__)
+CODE = cache.code("metrics/segmenter.py", "unet.py", "seeds.py", "data/images.py")
 VERSION = 1
 BATCH = 32
 LEARNING_RATE = 2e-3

@@ -5,9 +5,7 @@ makes it. So nothing stale is ever found. What is damaged is made again, and a d
 to costs time, not the run.
 """
 
-import ast
 import contextlib
-import functools
 import hashlib
 import os
 import sys
@@ -17,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.runtime.files import write_whole
+from ddpm.runtime.files import remove_left_overs, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,34 +40,12 @@ def place() -> Path:
 CACHE = place()
 
 
-def code_of(module: str) -> str:
-    """A hash of the source of a module and of all that it imports, directly or not, from here.
+def code(*files: str) -> str:
+    """A hash of source files of ddpm/: those that decide what is kept.
 
-    Taken when a module is imported (CODE = code_of(__name__)): what is edited afterwards is not what runs.
+    Taken when a module is imported (CODE = cache.code("data/phantom.py")): what is edited afterwards is not what runs.
     """
-    sources, waiting = {}, [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in sources:
-            sources[name], imported = read_source(name)
-            waiting += imported
-    return key(sorted(sources.items()))
-
-
-@functools.cache
-def read_source(module: str) -> tuple[bytes, list[str]]:
-    """The source of a module, and the names that it imports; nothing if it is not one of ours (or no module)."""
-    path = ROOT / module.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if not path.exists():
-        return b"", []
-    source, names = path.read_bytes(), []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return source, [name for name in names if name.split(".")[0] == "ddpm"]
+    return key([(ROOT / "ddpm" / file).read_bytes() for file in sorted(files)])
 
 
 def key(*parts) -> str:
@@ -105,5 +81,6 @@ def kept(name: str, make: Callable, read: Callable = read_arrays, write: Callabl
     made = make()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(CACHE)
         write(made, path)
     return made

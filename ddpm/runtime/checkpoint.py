@@ -49,9 +49,8 @@ def load(path: str | Path) -> dict:
     if checkpoint["version"] == 1:
         checkpoint = from_version_1(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
-        raise UserError(
-            f"{path}: checkpoint version {checkpoint['version']}; this program reads versions 1 and {VERSION}"
-        )
+        version = checkpoint["version"]
+        raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 and {VERSION}")
     if unknown := checkpoint["conditions"].keys() - {"mask", "labels"}:
         raise UserError(f"{path}: it follows {', '.join(sorted(unknown))}, which this program does not know")
     try:
@@ -95,9 +94,7 @@ def from_version_1(checkpoint: dict) -> dict:
 def find(path: str | Path | None = None) -> Path:
     """The checkpoint that is meant: a file, the newest of a folder, or (None) the newest of results/. Raises UserError."""
     if path == "":
-        raise UserError(
-            "an empty name where a checkpoint is asked for (an unset variable?); leave it out for the newest"
-        )
+        raise UserError("an empty name for a checkpoint (an unset variable?); leave it out for the newest")
     return newest(path or "results") if path is None or Path(path).is_dir() else Path(path)
 
 

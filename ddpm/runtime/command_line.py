@@ -4,7 +4,6 @@ import argparse
 import functools
 import sys
 import types
-import typing
 from dataclasses import fields
 
 import torch
@@ -14,7 +13,7 @@ from ddpm.conditions import LABELS
 from ddpm.model import GUIDANCE, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
-from ddpm.runtime.config import PRESETS, Config, flag
+from ddpm.runtime.config import PRESETS, Config, check_limits, flag
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,19 +89,17 @@ def train_parser() -> Parser:
         metavar="PATH",
         help="go on with a checkpoint, a run's folder, or the newest run",
     )
-    hints = typing.get_type_hints(Config)
     for f in fields(Config):
-        kind = hints[f.name]
         default = f.default_factory() if callable(f.default_factory) else f.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         default_text = f" (default {shown})" if shown != "" else ""
         arguments = dict(help=(f.metadata["help"] + default_text).replace("%", "%%"), default=None)
-        if kind is bool:
+        if f.type is bool:
             arguments |= dict(action=argparse.BooleanOptionalAction)
-        elif isinstance(kind, types.GenericAlias):
+        elif isinstance(f.type, types.GenericAlias):
             arguments |= dict(type=int, nargs="+")
         else:
-            arguments |= dict(type=kind, choices=f.metadata["choices"])
+            arguments |= dict(type=f.type, choices=f.metadata["choices"])
         parser.add_argument(flag(f.name), **arguments)
     return parser
 
@@ -166,10 +163,8 @@ def check_range(args, **limits: tuple[float, float]) -> None:
         **limits,
     }
     for name, (low, high) in limits.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            bound = f"at least {low:,}" if not value >= low else f"at most {high:,}"
-            raise UserError(f"{flag(name)} is {value}; it must be {bound}")
+        if (value := getattr(args, name)) is not None:
+            check_limits(name, value, at_least=low, at_most=high)
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:

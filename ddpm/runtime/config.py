@@ -9,9 +9,9 @@ from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
 from ddpm.unet import size_multiple
 
 
-def option(default, help: str, choices: tuple | None = None, at_least=None, above=None, at_most=None):
-    """A field that is also a command-line flag, with the limits of its value (of each, where it is a list)."""
-    metadata = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
+def option(default, help: str, choices: tuple | None = None, **limits: float):
+    """A field that is also a command-line flag. limits: those of `check_limits`."""
+    metadata = {"help": help, "choices": choices, "limits": limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -28,15 +28,11 @@ class Config:
         "lesion", "the phantom's label set; 'none' trains without masks, also on a folder", ("lesion", "tissue", "none")
     )
     num_classes: int = option(
-        2, "classes in masks that are pictures, background counted (2: also masks of 0/255)", at_least=1, at_most=256
+        2, "classes in masks that are pictures, background counted (2: also 0/255)", at_least=1, at_most=256
     )
-    subject_pattern: str = option(
-        "", "regular expression that finds the subject in an image's name, for the split by subject of a folder"
-    )
+    subject_pattern: str = option("", "regular expression that finds the subject in an image's name, to split by")
     skip_bad: bool = option(False, "count and leave out a folder's bad files instead of refusing them")
-    image_channels: int = option(
-        1, "of a folder's images: 1 grey, or 3 (red, green, blue; LGG's three contrasts)", (1, 3)
-    )
+    image_channels: int = option(1, "of a folder's images: 1 grey, 3 in colour (LGG: its three contrasts)", (1, 3))
     contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
     flip: bool = option(False, "mirror half of the images, masks and all; never where left and right matter")
     image_size: list[int] = option([64, 64], "height and width; one number means both", at_least=1, at_most=4096)
@@ -57,9 +53,7 @@ class Config:
     loss_weight: str = option("plain", "the weight of each sample's loss; plain is the paper's", LOSS_WEIGHTS)
     gamma: float = option(5.0, "of the min-SNR weight", above=0)
     mask_drop: float = option(0.1, "probability that a sample's mask is withheld (for guidance)", at_least=0, at_most=1)
-    label_drop: float = option(
-        0.1, "probability that a sample's label (the contrast) is withheld", at_least=0, at_most=1
-    )
+    label_drop: float = option(0.1, "probability that a label (the contrast) is withheld", at_least=0, at_most=1)
 
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide", at_least=0)
@@ -70,21 +64,12 @@ class Config:
         at_most=1_000_000,
     )
     batch_size: int = option(16, "images an optimiser step", at_least=1, at_most=65_536)
-    grad_accum: int = option(
-        1, "parts that each batch is computed in, one after the other (less memory, same gradient)", at_least=1
-    )
-    lr: float = option(
-        8e-4, "learning rate, times a linear warm-up, times a straight line from 1 to 0 at the last step", above=0
-    )
+    grad_accum: int = option(1, "parts each batch is computed in, in turn (less memory, same gradient)", at_least=1)
+    lr: float = option(8e-4, "learning rate: a linear warm-up to it, then a straight line to 0 at the end", above=0)
     warmup: int = option(200, "steps of warm-up", at_least=0)
     weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)", at_least=0)
     clip: float = option(1.0, "largest gradient norm", above=0)
-    ema_decay: float = option(
-        0.995,
-        "decay of the averaged weights; reached by a warm-up, min(decay, (1 + n) / (10 + n))",
-        at_least=0,
-        at_most=1,
-    )
+    ema_decay: float = option(0.995, "decay of the averaged weights, after a warm-up", at_least=0, at_most=1)
     precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
     threads: int = option(
         0,
@@ -99,13 +84,9 @@ class Config:
     out: str = option("", "folder of the run; default results/DATA-TIME")
     log_every: int = option(20, "steps between lines in log.jsonl", at_least=1)
     save_every: int = option(500, "steps between checkpoints", at_least=1)
-    keep: int = option(
-        3, "checkpoints to keep: the newest so many, and the one with the lowest validation loss", at_least=1
-    )
+    keep: int = option(3, "newest checkpoints to keep, besides the one with the lowest validation loss", at_least=1)
     sample_every: int = option(500, "steps between validation losses and sample grids", at_least=1)
-    evaluate_every: int = option(
-        0, "steps between small evaluations of 100 samples (KID, Dice) in log.jsonl; 0 is never", at_least=0
-    )
+    evaluate_every: int = option(0, "steps between small evaluations (100 samples) in the log; 0: never", at_least=0)
 
     def drop_of(self, name: str) -> float:
         """The probability with which training withheld a condition: "mask", or a label."""
@@ -159,31 +140,39 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-LIMITS = (
-    ("at_least", operator.ge, "at least"),
-    ("above", operator.gt, "greater than"),
-    ("at_most", operator.le, "at most"),
-)
+def check_limits(name: str, value, at_least=None, above=None, at_most=None) -> None:
+    """Raises UserError if the value of a flag (or one of its values, in a list) is beyond a limit."""
+    limits = (
+        (at_least, operator.ge, "at least"),
+        (above, operator.gt, "greater than"),
+        (at_most, operator.le, "at most"),
+    )
+    for number in value if isinstance(value, list) else [value]:
+        for limit, holds, words in limits:
+            if limit is not None and not holds(number, limit):
+                raise UserError(f"{flag(name)} is {value}; it must be {words} {limit:,}")
 
 
-def check_limits(given: dict) -> None:
+def check_fields(given: dict) -> None:
     """Raises UserError for a value beyond the limits of its field."""
     for f in fields(Config):
-        value = given.get(f.name)
-        for number in value if isinstance(value, list) else [value]:
-            for key, holds, words in LIMITS:
-                limit = f.metadata[key]
-                if number is not None and limit is not None and not holds(number, limit):
-                    raise UserError(f"{flag(f.name)} is {value}; it must be {words} {limit:,}")
+        if f.name in given:
+            check_limits(f.name, given[f.name], **f.metadata["limits"])
 
 
 def make_config(preset: str, given: dict) -> Config:
     """The preset with the given flags on top, checked one by one and as a whole. Raises UserError."""
-    check_limits(given)
+    check_fields(given)
     config = Config(**{**PRESETS[preset], **given})
     if "minutes" in given and "steps" not in given:
         config.steps = 0
-    check_image_size(config)
+    multiple = size_multiple(config.patch, config.mults)
+    for size in config.image_size:
+        if size < multiple or size % multiple:
+            below = size // multiple * multiple
+            nearest = f"{below} or {below + multiple}" if below else multiple
+            needs = f"a multiple of {multiple}, as this network needs"
+            raise UserError(f"--image-size {size} is not {needs}; nearest: {nearest}")
     if config.data == "phantom":
         misplaced = [name for name in FOLDER_ONLY if name in given]
     else:
@@ -195,25 +184,10 @@ def make_config(preset: str, given: dict) -> Config:
     try:
         make_schedule(config.schedule, config.timesteps)
     except ValueError as error:
-        raise UserError(
-            f"--timesteps {config.timesteps}: {error}; to sample in fewer steps use sample.py --sample-steps"
-        ) from None
+        fewer = "to sample in fewer steps use sample.py --sample-steps"
+        raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
     if config.grad_accum > config.batch_size:
-        raise UserError(
-            f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} has images"
-        )
+        raise UserError(f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} images")
     if not all(0 <= level < len(config.mults) for level in config.attention):
         raise UserError(f"--attention {config.attention} names a level that --mults {config.mults} does not have")
     return config
-
-
-def check_image_size(config: Config) -> None:
-    """Raises UserError, with the nearest sizes that work, if the levels do not divide the image size."""
-    multiple = size_multiple(config.patch, config.mults)
-    for size in config.image_size:
-        if size < multiple or size % multiple:
-            below, above = size // multiple * multiple, (size // multiple + 1) * multiple
-            nearest = f"{below} or {above}" if below else f"{above}"
-            raise UserError(
-                f"--image-size {size} is not a multiple of {multiple}, as this network needs; nearest: {nearest}"
-            )

@@ -1,8 +1,12 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import io
 import os
 import secrets
+import shutil
+import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -37,6 +41,30 @@ def write_whole(path: str | Path, write, durable: bool = False) -> None:
             os.close(folder)
 
 
+def remove_left_overs(folder: Path, days: float = 7) -> None:
+    """Remove what processes that were killed while they wrote have left: files and folders named *.tmp, and so many
+    days old, that no process may still be writing them."""
+    for path in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - path.stat().st_mtime >= 86400 * days:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, what: str, remedy: str):
+    """Within it, whatever a damaged file makes a reader raise becomes a UserError: it is not `what` it should be."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # damaged bytes make a reader fail in any way at all
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        reason = reason.replace(f" {str(path)!r}", "")
+        raise UserError(f"{path}: not {what} that can be read ({reason[:100]}); {remedy}") from None
+
+
 def is_whole(path: str | Path) -> bool:
     """Are the bytes of this ZIP file (torch.save and np.savez write such) the ones that were written?"""
     try:
@@ -50,8 +78,6 @@ def check_writable(folder: str) -> None:
     """Make the folder, or raise UserError; what cannot be written must fail before the work, not after."""
     try:
         os.makedirs(folder, exist_ok=True)
-        probe = Path(folder, f".{secrets.token_hex(8)}.tmp")  # of this call alone: others may look at the same moment
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None

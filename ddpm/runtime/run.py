@@ -17,7 +17,7 @@ from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png
 from ddpm.forward import denoising_loss
 from ddpm.model import Model, Sampling, draw
 from ddpm.runtime import checkpoint
-from ddpm.runtime.files import write_whole
+from ddpm.runtime.files import remove_left_overs, write_whole
 from ddpm.training import Step, Training
 
 try:
@@ -40,8 +40,7 @@ class Run:
         self.folder = Path(self.config.out)
         for name in ("samples", "checkpoints"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-            for left_over in (self.folder / name).glob("*.tmp"):  # by a process that was killed while it wrote
-                left_over.unlink()
+            remove_left_overs(self.folder / name, days=0)
         self.set_aside_after(step)
         write_text(self.folder / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
         self.log_path = self.folder / "log.jsonl"
@@ -69,9 +68,8 @@ class Run:
         bar.update()
         if step % self.config.log_every and step % self.config.save_every and not last:
             return
-        t, losses, grad_norms = (
-            torch.cat([torch.atleast_1d(x).cpu() for x in column]) for column in zip(*self.window, strict=True)
-        )
+        figures = [[torch.atleast_1d(x).cpu() for x in column] for column in zip(*self.window, strict=True)]
+        t, losses, grad_norms = map(torch.cat, figures)
         if not (losses.isfinite().all() and grad_norms.isfinite().all()):
             raise UserError(
                 f"{self.folder}: the loss is no longer finite near step {step}; checkpoints before it are whole; "
@@ -79,11 +77,11 @@ class Run:
             )
         seconds = time.perf_counter() - self.window_began
         quarter = (t - 1) * 4 // self.config.timesteps
-        line = {"step": step, "loss": losses.mean().item()}
-        for q in range(4):
-            if (quarter == q).any():
-                line[f"loss_q{q + 1}"] = losses[quarter == q].mean().item()
-        line |= {
+        quarters = {f"loss_q{q + 1}": losses[quarter == q].mean().item() for q in quarter.unique().tolist()}
+        line = {
+            "step": step,
+            "loss": losses.mean().item(),
+            **quarters,
             "grad_norm": grad_norms.mean().item(),
             "lr": self.training.optimizer.param_groups[0]["lr"],
             "images_per_second": len(losses) / seconds,
@@ -98,10 +96,9 @@ class Run:
         self.window, self.window_began = [], time.perf_counter()
 
     def write(self, line: dict) -> None:
+        rounded = {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in line.items()}
         with open(self.log_path, "a") as log:
-            log.write(
-                json.dumps({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in line.items()}) + "\n"
-            )
+            log.write(json.dumps(rounded) + "\n")
 
     @torch.no_grad()
     def validate(self, step: int, bar) -> None:
@@ -192,9 +189,8 @@ class Run:
     def finish(self, step: int, stopped_by: str, minutes: float, planned: bool) -> None:
         total = self.config.steps
         if step < total:
-            print(
-                f"stopped by {stopped_by or 'a signal'}, saved at step {step} of {total}; go on with --resume {self.folder}"
-            )
+            stopped = f"stopped by {stopped_by or 'a signal'}, saved at step {step} of {total}"
+            print(f"{stopped}; go on with --resume {self.folder}")
             return
         missed = f" (planned {self.config.minutes:g}, {minutes / self.config.minutes - 1:+.0%})" if planned else ""
         print(f"done: step {step} after {minutes:.1f} minutes{missed}")

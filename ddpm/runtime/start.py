@@ -13,7 +13,7 @@ from ddpm.conditions import Vocabulary
 from ddpm.data import Slices
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
-from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, check_limits, flag, make_config
+from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, check_fields, flag, make_config
 from ddpm.runtime.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES
 from ddpm.training import Training, make_optimizer, training_step
 
@@ -22,66 +22,50 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     """The configuration, and the checkpoint to go on from (or None). Raises UserError."""
     args = train_parser().parse_args(argv)
     given = given_fields(args)
-    if args.resume is not None:
-        return resume(args, given)
-    config = make_config(args.preset or "laptop", given)
-    check_processes(config)
-    if not config.out:
-        config.out = f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_free(config.out)
-    return config, None
+    if args.resume is None:
+        config, resumed, home = make_config(args.preset or "laptop", given), None, None
+        config.out = config.out or f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    else:
+        config, resumed, home = resume(args, given)
+    if config.batch_size < (n := distributed.size()):
+        raise UserError(f"--batch-size {config.batch_size} is for all {n} processes together; give each an image")
+    if Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
+        raise UserError(f"--out {config.out} already holds a run; go on with --resume, or name another folder")
+    return config, resumed
 
 
-def resume(args, given: dict) -> tuple[Config, dict]:
-    """Read a run back. The flags may extend it (CHANGEABLE), but not contradict what it was trained with."""
-    check_limits(given)
-    if not args.resume:
-        raise UserError("--resume '': an empty name (an unset variable?); leave it out to resume the newest run")
+def resume(args, given: dict) -> tuple[Config, dict, Path]:
+    """Read a run back: its configuration, its checkpoint, its folder. The flags may extend it (CHANGEABLE), but not
+    contradict what it was trained with; --out makes a branch off the run, in a folder of its own."""
+    check_fields(given)
     if given.get("steps") == 0:
         raise UserError("--steps 0: with --resume, give the number of steps to reach, or leave it out")
-    place = Path(given.get("out") or "results") if args.resume == "latest" else Path(args.resume)
-    path = checkpoint.newest(place) if place.suffix != ".pt" else place
+    place = (given.get("out") or None) if args.resume == "latest" else args.resume
+    path = checkpoint.find(place)
     resumed = checkpoint.load(path)
-    for started in place.glob("*/config.json"):
+    for started in Path(place or "results").glob("*/config.json"):
         if not any(started.parent.glob("checkpoints/*.pt")) and started.stat().st_mtime > path.stat().st_mtime:
             print(f"{started.parent} stopped before it saved a checkpoint, so this goes on with {path}")
     if path.parent.name != "checkpoints" and "out" not in given:
         raise UserError(f"--resume {path} does not lie in a run's checkpoints/; name a folder to go on in with --out")
-    config = resumed["config"]
+    trained = resumed["config"]
     for name, value in {**PRESETS[args.preset or "laptop"], **given}.items():
-        if name not in CHANGEABLE and value not in (getattr(config, name), "auto"):
-            raise UserError(
-                f"{flag(name)} {value} contradicts {path}, which was trained with "
-                f"{getattr(config, name)}; leave it out, or start a new run without --resume"
-            )
-    config = replace(config, **{name: value for name, value in given.items() if name in CHANGEABLE})
-    check_processes(config)
-    config.out = str(path.parent.parent)
-    if Path(given.get("out") or config.out).resolve() != Path(config.out).resolve():
-        config.out = given["out"]  # a branch off the run, in a folder of its own
-        check_free(config.out)
-    return config, resumed
-
-
-def check_processes(config: Config) -> None:
-    if config.batch_size < distributed.size():
-        raise UserError(
-            f"--batch-size {config.batch_size} is for all {distributed.size()} processes together; give each an image at least"
-        )
-
-
-def check_free(out: str) -> None:
-    if any(Path(out).glob("checkpoints/*.pt")):
-        raise UserError(f"--out {out} already holds a run; go on with --resume, or name another folder")
+        was = getattr(trained, name)
+        if name not in CHANGEABLE and value not in (was, "auto"):
+            remedy = "leave it out, or start a new run without --resume"
+            raise UserError(f"{flag(name)} {value} contradicts {path}, which was trained with {was}; {remedy}")
+    home = path.parent.parent
+    changes = {name: value for name, value in given.items() if name in CHANGEABLE}
+    changes["out"] = given.get("out") or str(home)
+    return replace(trained, **changes), resumed, home.resolve()
 
 
 def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
     """Put a training into the state of a checkpoint; returns the steps taken. Raises UserError if the data has other
     conditions than the run was trained with."""
     if resumed["conditions"] != vocabulary:
-        raise UserError(
-            f"--resume: the run was trained with {describe(resumed['conditions'])}, but this data has {describe(vocabulary)}"
-        )
+        trained = describe(resumed["conditions"])
+        raise UserError(f"--resume: the run was trained with {trained}, but this data has {describe(vocabulary)}")
     training.unet.load_state_dict(resumed["model"])
     training.ema.load_state_dict(resumed["ema"])
     training.optimizer.load_state_dict(resumed["opt"])
@@ -122,12 +106,7 @@ def seconds(training: Training, data: Slices, images: int, precision: str) -> fl
     """The time of a step of so many images in each process, on a copy of the training: the median of a few after the
     first, or the first alone if it takes over 3 s."""
     config = replace(
-        training.config,
-        batch_size=images * distributed.size(),
-        grad_accum=1,
-        precision=precision,
-        steps=1,
-        lr=0.0,
+        training.config, batch_size=images * distributed.size(), grad_accum=1, precision=precision, steps=1, lr=0.0
     )
     unet, ema = copy.deepcopy(training.unet), copy.deepcopy(training.ema)
     trial = replace(training, config=config, unet=unet, ema=ema, optimizer=make_optimizer(unet, config))
@@ -145,12 +124,10 @@ def choose_precision(training: Training, data: Slices, part: int) -> tuple[str, 
         return training.config.precision, ""
     if training.device.type == "mps":
         return "fp32", ""
-    # Two images first: where the processor has no bf16 it can be a hundred times slower.
-    images = 2
-    fp32, bf16 = (seconds(training, data, images, precision) for precision in ("fp32", "bf16"))
-    if bf16 < 2 * fp32:
-        images = part
+    for images in (2, part):
         fp32, bf16 = (seconds(training, data, images, precision) for precision in ("fp32", "bf16"))
+        if bf16 >= 2 * fp32:
+            break  # where the processor has no bf16 it can be a hundred times slower, so two images are enough
     note = f" (a step of {images} images: {fp32:.2f} s in fp32, {bf16:.2f} s in bf16)"
     return ("bf16" if bf16 < 0.9 * fp32 else "fp32"), note
 
@@ -168,9 +145,8 @@ def choose_threads(training: Training, data: Slices, part: int) -> int:
     torch.set_num_threads(1)
     one = seconds(training, data, part, precision)
     if distributed.broadcast(lambda: one < 0.9 * many):
-        print(
-            f"one thread (a step of {one:.2f} s) is faster than {several} ({many:.2f} s): is another program busy here?"
-        )
+        measured = f"one thread (a step of {one:.2f} s) is faster than {several} ({many:.2f} s)"
+        print(f"{measured}: is another program busy here?")
         return 1
     torch.set_num_threads(several)
     return several
