@@ -3,7 +3,7 @@
     python benchmarks/data.py [--images 200000] [--size 128] [--batches 2000] [--folder DIR]
 
 Writes a synthetic store (images and two-class labels, 200,000 of each take 6.6 GB) into a temporary folder, draws
-batches from it as training does (train.draw_batch), and measures, in processes of their own so that nothing is shared:
+batches from it as training does (training.draw_batch), and measures, in processes of their own so that nothing is shared:
 
     anonymous memory (RssAnon) while a whole epoch is drawn; the pages of the file itself are the system's to give back
     images/s when the system has nothing of the file in its cache, as for a set that is larger than memory
@@ -29,10 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from ddpm import UserError
+from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, store
 from ddpm.runtime import cache
-from ddpm.runtime.config import Config, Parser, one_line_errors
-from train import draw_batch, order
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import Config
+from ddpm.training import draw_batch, order
 
 CLASSES = ("background", "lesion")
 
@@ -78,7 +80,7 @@ def write(n: int, size: int) -> None:
 
 def mapped() -> Slices:
     images, labels, _ = store.read("bench")
-    return Slices(images, labels, None, CLASSES, ())
+    return Slices(images, labels, {}, Vocabulary(CLASSES))
 
 
 def watch_memory(data: Slices) -> None:
@@ -132,8 +134,8 @@ def compare(args) -> None:
     torch.set_num_threads(1)
     n = min(args.images, 100_000)  # what is copied into memory; the mapped set is as long, so both walk alike
     data = mapped()
-    part = Slices(data.images[:n], data.labels[:n], None, CLASSES, ())
-    copy = Slices(np.array(part.images), np.array(part.labels), None, CLASSES, ())
+    part = Slices(data.images[:n], data.masks[:n], {}, data.vocabulary)
+    copy = Slices(np.array(part.images), np.array(part.masks), {}, data.vocabulary)
     config, seconds = Config(), {"mapped": [], "memory": []}
     for round in range(args.rounds + 1):
         for name, source in (("mapped", part), ("memory", copy))[:: 1 if round % 2 else -1]:

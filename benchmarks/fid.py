@@ -37,7 +37,7 @@ from ddpm import UserError
 from ddpm.data import phantom
 from ddpm.metrics.fid import frechet_distance, frechet_distance_by_factors, frechet_distance_of_features
 from ddpm.metrics.inception import ConvNorm, Inception, load_inception, to_rgb
-from ddpm.runtime.config import one_line_errors
+from ddpm.runtime.command_line import one_line_errors
 
 try:
     import cpu_torchvision  # noqa: F401, before pytorch-fid imports torchvision

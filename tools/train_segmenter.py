@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm.data import phantom
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import EMBEDDED, load_segmenter, save_segmenter, train_segmenter
-from ddpm.runtime.config import one_line_errors
+from ddpm.runtime.command_line import one_line_errors
 
 SIZE = (64, 64)
 SIZES = ((12, 40), (40, 80), (80, 160), (160, 10**9))  # pixels of a lesion
