@@ -170,6 +170,7 @@ def test_ddim_with_eta_1_is_the_ancestral_step(t, s):
     one = last(ddim(oracle, LINEAR, x_t, [t, s], lambda: z, eta=1.0))
     other = last(ancestral(oracle, LINEAR, x_t, [t, s], lambda: z, "beta_tilde"))
     assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+    assert torch.equal(other, last(ancestral(oracle, LINEAR, x_t, [t, s], lambda: z)))  # what it is unless told
 
 
 def test_eps_is_derived_from_the_clipped_x_0():
@@ -210,7 +211,8 @@ def test_samplers_yield_every_x_t_beginning_with_x_T(sampler):
     x_T = torch.randn(1, 1, 2, 2, dtype=torch.float64)
     times = times_for(sampler, LINEAR, 7)
     oracle = gaussian_oracle(LINEAR, 0.25)
-    path = list(trajectory(sampler, oracle, LINEAR, x_T, times, lambda: torch.randn_like(x_T)))
+    noise = (lambda: torch.randn_like(x_T)) if sampler == "ancestral" else None  # the others are deterministic
+    path = list(trajectory(sampler, oracle, LINEAR, x_T, times, noise))
     assert len(path) == 8 and torch.equal(path[0], x_T)
 
 
@@ -250,6 +252,38 @@ def test_a_second_call_is_made_only_where_it_differs(condition, guidance, calls)
     asked = []
     denoiser(lambda x, t, c: asked.append(c) or x, LINEAR, "x_0", condition, guidance)(torch.zeros(1, 1, 1, 2), 500)
     assert len(asked) == calls
+
+
+def test_unless_told_otherwise_the_network_is_called_once_in_float32_and_its_x_0_is_clipped():
+    """And it gets the times where the images are, whatever the default device."""
+    calls = []
+
+    def network(x, t, condition):
+        calls.append((t.tolist(), t.dtype, t.device == x.device, torch.is_autocast_enabled("cpu")))
+        return 7 * x
+
+    predict_x_0 = denoiser(network, LINEAR, "x_0", EVERYTHING)
+    x_t = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
+    with torch.device("meta"):
+        x_0_hat = predict_x_0(x_t, 500)
+    assert calls == [([500, 500], torch.int64, True, False)] and torch.equal(x_0_hat, x_t)
+
+
+def test_bf16_is_bfloat16_where_the_default_is_float16():
+    """As on a GPU. What the network answers is float32 before anything is done with it."""
+    inside = []
+
+    def network(x, t, condition):
+        inside.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return torch.full_like(x, 1 / 3, dtype=torch.bfloat16)
+
+    default = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)
+    try:
+        x_0_hat = denoiser(network, LINEAR, "x_0", EVERYTHING, 1.5, bf16=True)(torch.zeros(1, 1, 1, 2), 500)
+    finally:
+        torch.set_autocast_dtype("cpu", default)
+    assert inside == [(True, torch.bfloat16)] * 2 and x_0_hat.dtype == torch.float32
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
