@@ -8,6 +8,7 @@ this code, in float64.
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from ddpm.reverse import (
     trajectory,
     uniform_times,
 )
-from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
+from ddpm.schedule import OBJECTIVES, SCHEDULES, Schedule, make_schedule
 
 LINEAR = make_schedule("linear")
 EVERY_STEP = uniform_times(1000, 1000)
@@ -196,6 +197,28 @@ def test_times():
             uniform_times(1000, n)
 
 
+def test_each_sampler_has_the_times_that_suit_it():
+    assert times_for("dpm-solver", LINEAR, 10) == log_snr_times(LINEAR, 10)
+    assert times_for("ddim", LINEAR, 10) == times_for("ancestral", LINEAR, 10) == uniform_times(1000, 10)
+
+
+@pytest.mark.parametrize("n", [5, 30, 799])  # at 799, nodes in float32 would be nearest to other times
+def test_log_snr_times_are_nearest_to_even_nodes(n):
+    lam = LINEAR.half_log_snr()[1:].numpy()
+    nearest = {int(abs(lam - node).argmin()) + 1 for node in np.linspace(lam[-1], lam[0], n)}
+    assert log_snr_times(LINEAR, n) == sorted(nearest | {0}, reverse=True)
+
+
+def test_a_schedule_that_never_reaches_noise_is_still_walked_once():
+    alpha_bar = torch.tensor([1, 0.9, 0.5, 0.3], dtype=torch.float64).view(-1, 1, 1, 1)
+    assert log_snr_times(Schedule(alpha_bar, alpha_bar, alpha_bar), 3) == [3, 2, 1, 0]  # only alpha_bar is read
+
+
+def test_the_lowest_log_snr_is_itself_kept():
+    lowest = LINEAR.half_log_snr()[900].item()
+    assert log_snr_times(LINEAR, 1000, lowest)[:3] == [1000, 900, 899]  # 900 holds signal, so the walk begins at T
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SCHEDULES), st.integers(21, 1000), st.data())
 def test_times_fall_from_near_T_to_0(kind, T, data):
@@ -214,6 +237,22 @@ def test_samplers_yield_every_x_t_beginning_with_x_T(sampler):
     noise = (lambda: torch.randn_like(x_T)) if sampler == "ancestral" else None  # the others are deterministic
     path = list(trajectory(sampler, oracle, LINEAR, x_T, times, noise))
     assert len(path) == 8 and torch.equal(path[0], x_T)
+
+
+def test_a_trajectory_is_the_walk_of_its_sampler():
+    x_T, z, times = *torch.randn(2, 1, 1, 2, 2, dtype=torch.float64).unbind(0), [1000, 700, 300, 0]
+    oracle = gaussian_oracle(LINEAR, 0.25)
+    for eta in (0.0, 0.7):
+        walks = {
+            "ancestral": ancestral(oracle, LINEAR, x_T, times, lambda: z),
+            "ddim": ddim(oracle, LINEAR, x_T, times, lambda: z, eta),
+            "dpm-solver": dpm_solver(oracle, LINEAR, x_T, times),
+        }
+        for sampler, walk in walks.items():
+            path = trajectory(sampler, oracle, LINEAR, x_T, times, lambda: z, eta)
+            assert all(torch.equal(mine, other) for mine, other in zip(path, walk, strict=True))
+    with pytest.raises(ValueError, match="none of"):
+        trajectory("euler", oracle, LINEAR, x_T, times, lambda: z)
 
 
 # Guidance (Ho & Salimans 2022)

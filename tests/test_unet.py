@@ -9,7 +9,7 @@ from unet_vector import VECTOR, answer, fixed_input, ho_network
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.model import make_unet
 from ddpm.runtime.config import PRESETS, Config
-from ddpm.unet import Attention, ResBlock, UNet, norm, time_embedding
+from ddpm.unet import Attention, ResBlock, UNet, conv, norm, time_embedding
 
 KNOWN = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
 
@@ -43,7 +43,10 @@ def test_ho_preset_is_the_cifar10_network():
 def test_parameter_counts_of_smaller_networks():
     with torch.device("meta"):
         counts = [sum(p.numel() for p in UNet(channels=base).parameters()) for base in (32, 64)]
+        paper = UNet()  # unless told otherwise, but for a grey image
     assert counts == [2_244_609, 8_949_761]
+    assert sum(p.numel() for p in paper.parameters()) == 35_746_307 - 2 * 128 * 9 - 2 * (128 * 9 + 1)
+    assert all(module.p == 0 for module in paper.modules() if isinstance(module, torch.nn.Dropout))
 
 
 def test_weights_start_as_ho_wrote():
@@ -59,6 +62,11 @@ def test_weights_start_as_ho_wrote():
                 bound = (6 / (w[0].numel() + w[:, 0].numel())) ** 0.5
                 assert 0.97 * bound < w.abs().max() <= bound, name
                 assert w.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_convolutions_of_stride_1_keep_height_and_width(size):
+    assert conv(2, 4, size)(torch.zeros(1, 2, 6, 7)).shape == (1, 4, 6, 7)
 
 
 def test_dropout_is_before_the_second_convolution_and_only_in_training():
@@ -84,6 +92,13 @@ def test_time_embedding_has_the_published_values():
     published = [-0.54402, 0.44767, 0.02154, 0.001, -0.83907, 0.89420, 0.99977, 1.0]
     assert time_embedding(torch.tensor([10]), 8)[0].tolist() == pytest.approx(published, abs=1e-5)
     assert time_embedding(torch.tensor([10]), 9)[0].tolist() == pytest.approx([*published, 0], abs=1e-5)
+
+
+def test_time_embedding_is_made_where_the_time_is():
+    t = torch.tensor([10])
+    with torch.device("meta"):
+        elsewhere = time_embedding(t, 8)
+    assert torch.equal(elsewhere, time_embedding(t, 8))
 
 
 def test_times_next_to_each_other_differ_even_under_autocast():
@@ -158,6 +173,7 @@ def test_time_and_contrast_are_heard_through_the_norms(channels):
 
 def test_norm_has_32_groups_where_the_paper_has():
     assert [norm(c).num_groups for c in (128, 256, 384, 512, 64, 16, 9, 6)] == [32, 32, 32, 32, 16, 4, 1, 1]
+    assert [norm(c).num_groups for c in (40, 8)] == [8, 2]
     assert norm(128).eps == 1e-6
 
 
