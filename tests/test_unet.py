@@ -111,6 +111,19 @@ def test_times_next_to_each_other_differ_even_under_autocast():
     assert not torch.equal(unet(x, torch.tensor([998])), unet(x, torch.tensor([999])))
 
 
+def test_a_label_has_a_row_for_each_value_and_one_for_null():
+    assert {name: table.num_embeddings for name, table in small().labels.items()} == {"contrast": 4}
+
+
+def test_labels_are_added_to_the_time():
+    unet = alive(small(vocabulary=Vocabulary(labels={"contrast": ("T1", "T2"), "sex": ("f", "m")})))
+    torch.nn.init.zeros_(unet.time_2.weight)
+    labels = {"contrast": torch.tensor([2, 0]), "sex": torch.tensor([1, 1])}
+    rows = sum(unet.labels[name].weight[numbers] for name, numbers in labels.items())
+    found = unet.embed(torch.tensor([7, 70]), Condition(labels=labels))
+    assert torch.allclose(found, torch.nn.functional.silu(unet.time_2.bias + rows), atol=1e-6)
+
+
 def test_output_is_zero_at_the_start():
     assert not small()(torch.randn(2, 1, 8, 8), torch.tensor([1, 1000])).any()
 
