@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate data test test-slow parity lint format bench soak figures atlas segmenter examples clean
+.PHONY: help setup train sample evaluate data test test-slow parity mutants lint format bench soak figures atlas segmenter examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,14 +48,17 @@ test: lint $(STAMP)-dev ## lint, then every test but the slow ones
 test-slow: $(STAMP)-dev ## the slow proofs
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
-# The reference packages must not meet ours: they have an environment of their own.
-.venv-parity/.installed: requirements/parity.txt requirements.txt
-	$(call venv,.venv-parity)
-	.venv-parity/bin/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
+# What the reference packages and the mutation tool need must not meet ours: each has an environment of its own.
+.venv-%/.installed: requirements/%.txt requirements.txt
+	$(call venv,.venv-$*)
+	.venv-$*/bin/pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r $<
 	@touch $@
 
 parity: .venv-parity/.installed ## our metrics and our network against the reference packages
 	.venv-parity/bin/python tools/parity.py $(ARGS)
+
+mutants: .venv-mutants/.installed ## break the core in 1500 small ways: which of them does no test notice? (about an hour)
+	.venv-mutants/bin/python tools/mutants.py $(ARGS)
 
 lint: $(STAMP)-dev ## ruff
 	$(BIN)/ruff check .
@@ -87,5 +90,5 @@ examples: $(STAMP) ## make examples/masks again
 	$(BIN)/python tools/example_masks.py $(ARGS)
 
 clean: ## remove .venv and the caches, not results/
-	rm -rf .venv .venv-parity .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-parity .venv-mutants .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -110,14 +110,14 @@ def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> 
         case "cosine":
             beta = betas_from(torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)
         case "sigmoid":
-            low, high = torch.sigmoid(torch.tensor([-3.0, 3.0], dtype=torch.float64))
-            beta = betas_from((high - torch.sigmoid(6 * u - 3)) / (high - low))
+            curve = torch.sigmoid(6 * u - 3)
+            beta = betas_from(curve[-1] - curve)
         case _:
             raise ValueError(f"schedule {kind!r} is none of {SCHEDULES}")
     if beta.max() >= 1:  # linear, with T of 20 or less
         raise ValueError(f"a {kind} schedule of {T} steps would have a beta of 1 or more; it needs more steps")
 
-    beta = torch.cat([torch.zeros(1, dtype=torch.float64), beta])
+    beta = torch.cat([beta.new_zeros(1), beta])
     if zero_terminal_snr:
         beta = with_zero_terminal_snr(beta)
     beta = beta.view(-1, 1, 1, 1)

@@ -68,6 +68,15 @@ def test_loss_is_the_mean_over_pixels_of_each_sample():
     assert torch.allclose(loss, torch.full((2,), 0.25))
 
 
+def test_the_network_gets_the_time_where_the_image_is():
+    """Times are drawn on the CPU. (On the device `meta` there are shapes and no values.)"""
+    x_0, eps = torch.empty(2, 2, 1, 4, 4, device="meta")
+    devices = []
+    network = lambda x_t, t, condition: devices.append(t.device.type) or x_t  # noqa: E731
+    loss = denoising_loss(make_schedule("linear"), network, "eps", x_0, torch.tensor([1, 9]), eps, Condition())
+    assert devices == ["meta"] and loss.shape == (2,)
+
+
 def test_min_snr_weights_have_the_published_values():
     schedule, t = make_schedule("linear"), torch.tensor([101])
     assert schedule.snr(101).item() == pytest.approx(8.5366696, rel=1e-6)
@@ -124,3 +133,10 @@ def test_times_are_uniform_on_1_to_T_and_spread_over_the_range():
     by_place = draws.double().mean(dim=0)
     assert (by_place - 10.5).abs().max() < 0.5  # every place in the batch sees every time
     assert (draw_times(1000, 1000).sort().values == torch.arange(1, 1001)).all()
+
+
+def test_rounding_neither_repeats_a_time_nor_leads_past_T(monkeypatch):
+    n = 2**18  # float32 would have six bits left for the place within a part
+    assert (draw_times(n, n).sort().values == torch.arange(1, n + 1)).all()
+    monkeypatch.setattr(torch, "rand", lambda n, dtype: torch.full((n,), 1 - 2**-53, dtype=dtype))
+    assert draw_times(8, 20).max() == 20

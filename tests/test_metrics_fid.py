@@ -60,6 +60,12 @@ def test_distance_has_the_published_values(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_what_comes_in_float32_is_computed_in_float64(way):
+    singles = [array.astype(np.float32) for x in (correlated(0, 50, 6), correlated(1, 60, 6)) for array in moments(x)]
+    assert way(*singles) == way(*(array.astype(np.float64) for array in singles))
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_equal_covariances_leave_the_means(way):
     mu, cov = moments(correlated(0, 50, 6))
     assert way(mu, cov, mu + [3, 0, 0, 4, 0, 0], cov) == pytest.approx(25, abs=1e-9)
@@ -114,9 +120,17 @@ def test_as_many_samples_as_features():
 
 
 def test_few_samples_never_form_a_covariance(monkeypatch):
-    x, y = correlated(0, 9, 10), correlated(1, 8, 10)
+    x, y = correlated(0, 10, 10), correlated(1, 8, 10)  # as many as features are few, too
     truth = frechet_distance_by_factors(*moments(x), *moments(y))
     monkeypatch.setattr(fid, "covariance_factor", None)
+    assert frechet_distance_of_features(x, y) == pytest.approx(truth, rel=1e-9)
+
+
+def test_many_samples_are_taken_part_by_part():
+    """Rows beside the ends of the parts weigh so much that none can be missed, or count twice."""
+    x, y = correlated(0, 2 * 4096 + 5, 2), correlated(1, 20, 2)
+    x[4095:4098] += [[100, 0], [0, 200], [300, 300]]
+    truth = frechet_distance_by_factors(*moments(x), *moments(y))
     assert frechet_distance_of_features(x, y) == pytest.approx(truth, rel=1e-9)
 
 
@@ -250,6 +264,25 @@ def test_fid_infinity_draws_its_subsets_at_random():
 def test_fid_infinity_of_few_samples_keeps_two_sizes():
     result = fid_infinity(correlated(0, 10, 30), correlated(1, 10, 30))
     assert result.sizes.tolist() == [5, 6, 7, 8, 9, 10] and np.isfinite(result.fid_infinity)
+
+
+def test_sizes_run_evenly_from_a_tenth_to_all_but_not_below_two_samples():
+    x = correlated(0, 39, 1)
+    assert fid_infinity(x, x, sizes=9).sizes.tolist() == [3, 7, 12, 16, 21, 25, 30, 34, 39]
+    assert fid_infinity(x[:10], x).sizes.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    x = correlated(0, 13, 30)  # from half of the samples, if there are more features
+    assert fid_infinity(x, x, sizes=5).sizes.tolist() == [6, 7, 9, 11, 13]
+
+
+def test_fid_infinity_has_15_sizes_and_the_seed_0_unless_told_otherwise():
+    x, y = correlated(0, 200, 3), correlated(1, 200, 3)
+    assert np.array_equal(fid_infinity(x, y).values, fid_infinity(x, y, sizes=15, seed=0).values)
+
+
+def test_fid_infinity_takes_ten_samples():
+    for sets in ((9, 10), (10, 9)):
+        with pytest.raises(UserError, match="9 where this score needs at least 10"):
+            fid_infinity(*(correlated(0, n, 2) for n in sets))
 
 
 def test_floor_is_what_n_new_real_images_would_get():

@@ -57,9 +57,19 @@ def test_subsets_are_of_the_size_that_was_asked_for_or_of_the_smaller_set(monkey
     x, y = np.random.default_rng(0).normal(size=(30, 2)), np.random.default_rng(1).normal(size=(20, 2))
     assert kid(x, y, subsets=5, subset_size=8)[1] > 0
     assert shapes == [(8, 8)] * 15
-    shapes.clear()
-    kid(x, y, subsets=5, subset_size=1000)
-    assert shapes == [(20, 20)] * 15
+    for one, other in ((x, y), (y, x)):
+        shapes.clear()
+        kid(one, other, subsets=5, subset_size=1000)
+        assert shapes == [(20, 20)] * 15
+
+
+def test_unless_told_otherwise_there_are_100_subsets_of_1000_and_the_seed_is_0(monkeypatch):
+    """As in the paper. A kernel that looks at one row of each is enough to tell the draws apart."""
+    shapes = []
+    monkeypatch.setattr(module, "cubic", lambda x, y: shapes.append((len(x), len(y))) or x[:1] * y[:1])
+    x, y = np.arange(1100.0)[:, None], np.arange(1200.0)[:, None]
+    assert kid(x, y) == kid(x, y, subsets=100, subset_size=1000, seed=0)
+    assert shapes == [(1000, 1000)] * 600
 
 
 def test_rows_of_a_subset_differ_and_a_seed_repeats_it():

@@ -71,7 +71,7 @@ def test_what_was_left_open_is_filled_in(model):
     assert Sampling().complete(model, ()).guidance == 1.0  # there is nothing to follow
     assert Sampling(guided=("contrast",)).complete(model, ("mask",)).guidance == 1.0
     assert Sampling(guided=("mask", "contrast")).complete(model, ("mask", "contrast")).guidance == GUIDANCE
-    assert Sampling("ancestral").complete(model, ()).steps == 250
+    assert [Sampling(sampler).complete(model, ()).steps for sampler in ("ancestral", "ddim")] == [250, 100]
 
 
 @pytest.mark.parametrize(

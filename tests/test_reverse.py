@@ -8,6 +8,7 @@ this code, in float64.
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from ddpm.reverse import (
     trajectory,
     uniform_times,
 )
-from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
+from ddpm.schedule import OBJECTIVES, SCHEDULES, Schedule, make_schedule
 
 LINEAR = make_schedule("linear")
 EVERY_STEP = uniform_times(1000, 1000)
@@ -170,6 +171,7 @@ def test_ddim_with_eta_1_is_the_ancestral_step(t, s):
     one = last(ddim(oracle, LINEAR, x_t, [t, s], lambda: z, eta=1.0))
     other = last(ancestral(oracle, LINEAR, x_t, [t, s], lambda: z, "beta_tilde"))
     assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+    assert torch.equal(other, last(ancestral(oracle, LINEAR, x_t, [t, s], lambda: z)))  # what it is unless told
 
 
 def test_eps_is_derived_from_the_clipped_x_0():
@@ -195,6 +197,28 @@ def test_times():
             uniform_times(1000, n)
 
 
+def test_each_sampler_has_the_times_that_suit_it():
+    assert times_for("dpm-solver", LINEAR, 10) == log_snr_times(LINEAR, 10)
+    assert times_for("ddim", LINEAR, 10) == times_for("ancestral", LINEAR, 10) == uniform_times(1000, 10)
+
+
+@pytest.mark.parametrize("n", [5, 30, 799])  # at 799, nodes in float32 would be nearest to other times
+def test_log_snr_times_are_nearest_to_even_nodes(n):
+    lam = LINEAR.half_log_snr()[1:].numpy()
+    nearest = {int(abs(lam - node).argmin()) + 1 for node in np.linspace(lam[-1], lam[0], n)}
+    assert log_snr_times(LINEAR, n) == sorted(nearest | {0}, reverse=True)
+
+
+def test_a_schedule_that_never_reaches_noise_is_still_walked_once():
+    alpha_bar = torch.tensor([1, 0.9, 0.5, 0.3], dtype=torch.float64).view(-1, 1, 1, 1)
+    assert log_snr_times(Schedule(alpha_bar, alpha_bar, alpha_bar), 3) == [3, 2, 1, 0]  # only alpha_bar is read
+
+
+def test_the_lowest_log_snr_is_itself_kept():
+    lowest = LINEAR.half_log_snr()[900].item()
+    assert log_snr_times(LINEAR, 1000, lowest)[:3] == [1000, 900, 899]  # 900 holds signal, so the walk begins at T
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SCHEDULES), st.integers(21, 1000), st.data())
 def test_times_fall_from_near_T_to_0(kind, T, data):
@@ -210,8 +234,25 @@ def test_samplers_yield_every_x_t_beginning_with_x_T(sampler):
     x_T = torch.randn(1, 1, 2, 2, dtype=torch.float64)
     times = times_for(sampler, LINEAR, 7)
     oracle = gaussian_oracle(LINEAR, 0.25)
-    path = list(trajectory(sampler, oracle, LINEAR, x_T, times, lambda: torch.randn_like(x_T)))
+    noise = (lambda: torch.randn_like(x_T)) if sampler == "ancestral" else None  # the others are deterministic
+    path = list(trajectory(sampler, oracle, LINEAR, x_T, times, noise))
     assert len(path) == 8 and torch.equal(path[0], x_T)
+
+
+def test_a_trajectory_is_the_walk_of_its_sampler():
+    x_T, z, times = *torch.randn(2, 1, 1, 2, 2, dtype=torch.float64).unbind(0), [1000, 700, 300, 0]
+    oracle = gaussian_oracle(LINEAR, 0.25)
+    for eta in (0.0, 0.7):
+        walks = {
+            "ancestral": ancestral(oracle, LINEAR, x_T, times, lambda: z),
+            "ddim": ddim(oracle, LINEAR, x_T, times, lambda: z, eta),
+            "dpm-solver": dpm_solver(oracle, LINEAR, x_T, times),
+        }
+        for sampler, walk in walks.items():
+            path = trajectory(sampler, oracle, LINEAR, x_T, times, lambda: z, eta)
+            assert all(torch.equal(mine, other) for mine, other in zip(path, walk, strict=True))
+    with pytest.raises(ValueError, match="none of"):
+        trajectory("euler", oracle, LINEAR, x_T, times, lambda: z)
 
 
 # Guidance (Ho & Salimans 2022)
@@ -250,6 +291,38 @@ def test_a_second_call_is_made_only_where_it_differs(condition, guidance, calls)
     asked = []
     denoiser(lambda x, t, c: asked.append(c) or x, LINEAR, "x_0", condition, guidance)(torch.zeros(1, 1, 1, 2), 500)
     assert len(asked) == calls
+
+
+def test_unless_told_otherwise_the_network_is_called_once_in_float32_and_its_x_0_is_clipped():
+    """And it gets the times where the images are, whatever the default device."""
+    calls = []
+
+    def network(x, t, condition):
+        calls.append((t.tolist(), t.dtype, t.device == x.device, torch.is_autocast_enabled("cpu")))
+        return 7 * x
+
+    predict_x_0 = denoiser(network, LINEAR, "x_0", EVERYTHING)
+    x_t = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
+    with torch.device("meta"):
+        x_0_hat = predict_x_0(x_t, 500)
+    assert calls == [([500, 500], torch.int64, True, False)] and torch.equal(x_0_hat, x_t)
+
+
+def test_bf16_is_bfloat16_where_the_default_is_float16():
+    """As on a GPU. What the network answers is float32 before anything is done with it."""
+    inside = []
+
+    def network(x, t, condition):
+        inside.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return torch.full_like(x, 1 / 3, dtype=torch.bfloat16)
+
+    default = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)
+    try:
+        x_0_hat = denoiser(network, LINEAR, "x_0", EVERYTHING, 1.5, bf16=True)(torch.zeros(1, 1, 1, 2), 500)
+    finally:
+        torch.set_autocast_dtype("cpu", default)
+    assert inside == [(True, torch.bfloat16)] * 2 and x_0_hat.dtype == torch.float32
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

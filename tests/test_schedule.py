@@ -65,6 +65,14 @@ def test_velocity_has_the_published_value():
     assert schedule.v_from(x_0, eps, 501).item() == pytest.approx(-0.8148617226, rel=1e-9)
 
 
+def test_conversions_keep_the_type_of_the_image():
+    schedule, x = make_schedule("cosine"), torch.randn(2, 2, 1, 2, 2)
+    for t in (500, torch.tensor([3, 500])):
+        results = [schedule.v_from(*x, t), schedule.eps_from(*x, t)]
+        results += [schedule.x_0_from(objective, *x, t) for objective in OBJECTIVES]
+        assert all(result.dtype == torch.float32 for result in results)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(SCHEDULES), st.integers(1, 999), st.floats(-1, 1), st.floats(-4, 4))
 def test_each_of_eps_x_0_and_v_gives_the_others(kind, t, x_0, eps):

@@ -10,7 +10,7 @@ from unet_vector import VECTOR, answer, fixed_input, ho_network
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.model import make_unet
 from ddpm.runtime.config import PRESETS, Config
-from ddpm.unet import Attention, ResBlock, UNet, norm, time_embedding
+from ddpm.unet import Attention, ResBlock, UNet, conv, norm, time_embedding
 
 KNOWN = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
 
@@ -44,7 +44,10 @@ def test_ho_preset_is_the_cifar10_network():
 def test_parameter_counts_of_smaller_networks():
     with torch.device("meta"):
         counts = [sum(p.numel() for p in UNet(channels=base).parameters()) for base in (32, 64)]
+        paper = UNet()  # unless told otherwise, but for a grey image
     assert counts == [2_244_609, 8_949_761]
+    assert sum(p.numel() for p in paper.parameters()) == 35_746_307 - 2 * 128 * 9 - 2 * (128 * 9 + 1)
+    assert all(module.p == 0 for module in paper.modules() if isinstance(module, torch.nn.Dropout))
 
 
 def test_weights_start_as_ho_wrote():
@@ -60,6 +63,11 @@ def test_weights_start_as_ho_wrote():
                 bound = (6 / (w[0].numel() + w[:, 0].numel())) ** 0.5
                 assert 0.97 * bound < w.abs().max() <= bound, name
                 assert w.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_convolutions_of_stride_1_keep_height_and_width(size):
+    assert conv(2, 4, size)(torch.zeros(1, 2, 6, 7)).shape == (1, 4, 6, 7)
 
 
 def test_dropout_is_before_the_second_convolution_and_only_in_training():
@@ -87,6 +95,13 @@ def test_time_embedding_has_the_published_values():
     assert time_embedding(torch.tensor([10]), 9)[0].tolist() == pytest.approx([*published, 0], abs=1e-5)
 
 
+def test_time_embedding_is_made_where_the_time_is():
+    t = torch.tensor([10])
+    with torch.device("meta"):
+        elsewhere = time_embedding(t, 8)
+    assert torch.equal(elsewhere, time_embedding(t, 8))
+
+
 def test_times_next_to_each_other_differ_even_under_autocast():
     unet = alive(small())
     x = torch.randn(1, 1, 8, 8)
@@ -95,6 +110,19 @@ def test_times_next_to_each_other_differ_even_under_autocast():
         a, b = (unet.embed(torch.tensor([t]), Condition()) for t in (998, 999))
     assert torch.equal(a, without) and not torch.equal(a, b)
     assert not torch.equal(unet(x, torch.tensor([998])), unet(x, torch.tensor([999])))
+
+
+def test_a_label_has_a_row_for_each_value_and_one_for_null():
+    assert {name: table.num_embeddings for name, table in small().labels.items()} == {"contrast": 4}
+
+
+def test_labels_are_added_to_the_time():
+    unet = alive(small(vocabulary=Vocabulary(labels={"contrast": ("T1", "T2"), "sex": ("f", "m")})))
+    torch.nn.init.zeros_(unet.time_2.weight)
+    labels = {"contrast": torch.tensor([2, 0]), "sex": torch.tensor([1, 1])}
+    rows = sum(unet.labels[name].weight[numbers] for name, numbers in labels.items())
+    found = unet.embed(torch.tensor([7, 70]), Condition(labels=labels))
+    assert torch.allclose(found, torch.nn.functional.silu(unet.time_2.bias + rows), atol=1e-6)
 
 
 def test_output_is_zero_at_the_start():
@@ -159,6 +187,7 @@ def test_time_and_contrast_are_heard_through_the_norms(channels):
 
 def test_norm_has_32_groups_where_the_paper_has():
     assert [norm(c).num_groups for c in (128, 256, 384, 512, 64, 16, 9, 6)] == [32, 32, 32, 32, 16, 4, 1, 1]
+    assert [norm(c).num_groups for c in (40, 8)] == [8, 2]
     assert norm(128).eps == 1e-6
 
 
