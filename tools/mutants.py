@@ -40,6 +40,14 @@ for name in [name for name in sys.modules if name.split(".")[0] in ("ddpm", "tra
     del sys.modules[name]
 gc.freeze()
 
+hypothesis.settings.register_profile(
+    "mutants",
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # no time for a smallest example
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # a busy machine kills no mutant
+    derandomize=True,
+    database=None,
+)
+
 KILLED, LIVING, REPORT = ROOT / ".cache/mutants.txt", ROOT / "tools/mutants_that_live.txt", ROOT / "docs/mutants.md"
 SECONDS = 60  # of processor time for the tests of one mutant
 JUDGES = {  # cheap tests first: the first failure is the end
@@ -56,7 +64,7 @@ HEAD = """# Mutants: what the tests would notice
 Written by `make mutants` (tools/mutants.py), which makes one small change at a time to the files that the paper's
 equations stand in, and runs the tests of that file. A change that no test notices lives. Not mutated are docstrings,
 annotations, and what a `raise` says. Each reason stands in tools/mutants_that_live.txt, given by hand; a mutant is
-*equivalent* if no input could tell it from the original, apart from the last digits, the speed and the memory.
+*equivalent* if no input that can come could tell it from the original, apart from the last digits, speed and memory.
 
 | file | mutants | killed | equivalent | survived | killed of those that are not equivalent |
 |---|---|---|---|---|---|
@@ -114,8 +122,6 @@ def survives(path: str, text: str) -> bool:
         importlib.machinery.SourceFileLoader.get_code = lambda self, name: (
             compile(text, path, "exec") if self.path == str(ROOT / path) else load(self, name)
         )
-        profile = {"phases": [hypothesis.Phase.explicit, hypothesis.Phase.generate], "database": None}
-        hypothesis.settings.register_profile("mutants", derandomize=True, **profile)
         hypothesis.settings.load_profile("mutants")
         with tempfile.TemporaryDirectory() as folder:
             options = [
