@@ -147,8 +147,11 @@ def test_the_gaussian_mmd_has_no_bias_and_a_closed_form():
     x, y = rng.normal(0, 1, (4000, 1)), rng.normal(1, 1, (4000, 1))
     expected = 2 * 2 / np.sqrt(6) * (1 - np.exp(-1 / 12))
     assert gaussian_mmd(x, y, sigma=2.0, scale=1.0) == pytest.approx(expected, rel=0.1)
+    assert gaussian_mmd(x, y, sigma=2.0) == pytest.approx(1000 * gaussian_mmd(x, y, sigma=2.0, scale=1.0))
 
 
 def test_the_median_is_taken_over_pairs_of_different_rows():
     assert median_distance([[0.0], [1], [3]]) == 2  # 1, 2, 3
     assert median_distance(np.arange(5000.0)[:, None], most=3) == 2500  # rows 0, 2499, 4999
+    many = np.random.default_rng(0).normal(size=(1500, 2))
+    assert median_distance(many) == median_distance(many, most=1000) != median_distance(many, most=1001)

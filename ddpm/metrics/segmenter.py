@@ -157,7 +157,7 @@ def train_segmenter(
         optimizer.step()
         optimizer.zero_grad()
         if step % 20 == 0:
-            bar.set_postfix_str(f"loss {loss.item():.3f}")
+            bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     segmenter.eval().requires_grad_(False)
     for parameter in segmenter.parameters():
         parameter.copy_(parameter.half())
