@@ -67,20 +67,12 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--real", metavar="DIR", help="compare two folders: real images ...")
     add("--fake", metavar="DIR", help="... and samples")
-    add(
-        "--metrics",
-        nargs="+",
-        choices=[*QUESTIONS, "all"],
-        help="; ".join(
-            f"{name}: {q.help}{'' if q.default else ', only if asked for'}" for name, q in QUESTIONS.items()
-        ),
-    )
+    asked = (f"{name}: {q.help}{'' if q.default else ', only if asked for'}" for name, q in QUESTIONS.items())
+    add("--metrics", nargs="+", choices=[*QUESTIONS, "all"], help="; ".join(asked))
     add("--n", type=int, help="samples (default 1000, or half of the held-out images)")
-    add(
-        "--features",
-        default="segmenter",
-        help="segmenter (default), inception (with --inception-weights), or a TorchScript FILE that takes (B, 3, H, W) in [0, 1] and returns (B, D)",
-    )
+    file = "a TorchScript FILE that takes (B, 3, H, W) in [0, 1] and returns (B, D)"
+    known = f"segmenter (default), inception (with --inception-weights), or {file}"
+    add("--features", default="segmenter", help=known)
     add("--inception-weights", default="", metavar="FILE", help="pt_inception-2015-12-05-6726825d.pth")
     add("--subject-pattern", default="", help="with --real: a regular expression that finds the subject in a name")
     add("--skip-bad", action="store_true", help="with --real: leave unreadable files out, and count them")
@@ -99,14 +91,11 @@ def read_arguments(argv):
     given = args.metrics or [name for name, question in QUESTIONS.items() if question.default]
     if args.real and args.metrics and (wrong := [name for name in given if name != "all" and QUESTIONS[name].needs]):
         raise UserError(f"--metrics {wrong[0]} needs --ckpt; two folders do not say what was asked for")
-    args.metrics = [
-        name for name in QUESTIONS if (name in given or "all" in given) and not (args.real and QUESTIONS[name].needs)
-    ]
+    asked = QUESTIONS if "all" in given else given
+    args.metrics = [name for name in QUESTIONS if name in asked and not (args.real and QUESTIONS[name].needs)]
     if args.features == "inception" and not args.inception_weights:
-        raise UserError(
-            "--features inception needs --inception-weights FILE: see 'Inception' in docs/evaluation.md; "
-            "or use --features segmenter"
-        )
+        remedy = "see 'Inception' in docs/evaluation.md; or use --features segmenter"
+        raise UserError(f"--features inception needs --inception-weights FILE: {remedy}")
     if args.inception_weights and args.features != "inception":
         raise UserError("--inception-weights belongs to --features inception")
     args.out = args.out or f"results/evaluation-{time.strftime('%Y%m%d-%H%M%S')}"

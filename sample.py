@@ -79,13 +79,12 @@ def prepare(argv):
     if model.vocabulary.classes and args.mask is None and model.config.mask_drop == 0:
         raise UserError(f"{model.name} was trained with --mask-drop 0: it needs --mask, and knows no --guidance")
     args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
-    print(
-        f"{model.name}: step {model.step}, {args.weights} weights, {sampling.steps} {sampling.sampler} steps, "
-        f"{sampling.guidance_text} -> {args.out}"
-    )
+    how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps, {sampling.guidance_text}"
+    print(f"{model.name}: step {model.step}, {how} -> {args.out}")
     masks = read_masks(args.mask, model)
-    if args.film:
-        check_film(len(masks), args.n + (args.mask is not None), model)
+    height, width = images.grid_size(len(masks), args.n + (args.mask is not None), *model.shape[1:])
+    if args.film and max(height, width) > 65535:
+        raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
     return args, model, sampling, masks, labels
 
 
@@ -93,31 +92,17 @@ def make_parser() -> Parser:
     parser = Parser(prog="sample.py", description="Draw images that follow a mask (Algorithm 2).")
     add_sampling_flags(parser, batch_size=16)
     add = parser.add_argument
-    add(
-        "--mask",
-        nargs="?",
-        const=EXAMPLES,
-        metavar="PATH",
-        help="a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional",
-    )
+    masks = "a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional"
+    add("--mask", nargs="?", const=EXAMPLES, metavar="PATH", help=masks)
     add("--n", type=int, default=6, help="images for each mask (default 6)")
+    values = "one of its values as the checkpoint knows them; 'each' in turn (default), or 'none'"
     for name in LABELS:
-        add(
-            f"--{name}",
-            default="each",
-            help="one of its values as the checkpoint knows them; 'each' in turn (default), or 'none'",
-        )
+        add(f"--{name}", default="each", help=values)
     add("--eta", type=float, default=0.0, help="ddim's noise: 0 deterministic (default), 1 as much as ancestral")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or the last ones")
     add("--film", action="store_true", help="also film.gif, from noise to images")
     add("--out", help="folder for the images (default results/samples-TIME)")
     return parser
-
-
-def check_film(rows: int, columns: int, model: Model) -> None:
-    height, width = images.grid_size(rows, columns, *model.shape[1:])
-    if max(height, width) > 65535:
-        raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
 
 
 def read_masks(wanted: str | Path | None, model: Model) -> dict[str, np.ndarray | None]:

@@ -65,16 +65,13 @@ def open_data(config: Config) -> tuple[Slices, Slices]:
     with distributed.rank_0_first():
         data, held_out = load_data(config, "train"), load_data(config, "val")
     if config.evaluate_every and len(held_out) < 4:  # two are drawn, and compared with two others
-        raise UserError(
-            f"--evaluate-every needs 4 validation images or more, and {config.data} has {len(held_out)}; leave it out"
-        )
+        found = f"{config.data} has {len(held_out)}"
+        raise UserError(f"--evaluate-every needs 4 validation images or more, and {found}; leave it out")
     distributed.broadcast(check_writable, config.out)  # process 0 alone writes
     if data.index:
         print(folders.table(data, held_out))
-    print(
-        f"{config.out}: {len(data)} training and {len(held_out)} validation images of "
-        f"{config.image_size[0]}x{config.image_size[1]}, classes {', '.join(data.classes) or 'none'}"
-    )
+    what = "images of {}x{}, classes ".format(*config.image_size) + (", ".join(data.classes) or "none")
+    print(f"{config.out}: {len(data)} training and {len(held_out)} validation {what}")
     return data, held_out
 
 

@@ -43,8 +43,7 @@ def bits_per_dim(
     times: {t: how many terms it stands for}; default is every t once, T network calls. `stratified_times` takes fewer,
     and the total is then an estimate without bias.
     """
-    if times is None:
-        times = dict.fromkeys(range(1, schedule.T + 1), 1)
+    times = times or dict.fromkeys(range(1, schedule.T + 1), 1)
     if not all(1 <= t <= schedule.T for t in times):
         raise ValueError(f"times must lie in 1 .. {schedule.T}: t = 0 is the image itself")
 
@@ -108,10 +107,10 @@ def on_grid(x_0: Tensor) -> Tensor:
     nearest = level.round().clamp(0, 255)
     off = ~((level - nearest).abs() < 1e-3)  # NaN is off too
     if off.any():
-        raise UserError(
-            f"bits per dimension: {off.double().mean():.1%} of the pixels are none of the 256 grey levels of [-1, 1] "
-            f"(one is {x_0.cpu()[off][0]:.5g}); give 8-bit images, not resized or normalised after they were read"
+        found = (
+            f"{off.double().mean():.1%} of the pixels (one is {x_0.cpu()[off][0]:.5g}) are none of the 256 grey levels"
         )
+        raise UserError(f"bits per dimension: {found} of [-1, 1]; give 8-bit images, not resized or normalised since")
     return nearest / 127.5 - 1
 
 

@@ -96,49 +96,49 @@ def deep_tiff(colours):
 # Pictures that cannot be read
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def truncated_png(root):
     spoil(root, encoded(noise(1))[:200])
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def zero_bytes(root):
     spoil(root, b"")
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def text_named_png(root):
     spoil(root, b"this is no picture at all\n" * 20)
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def header_alone(root):
     spoil(root, encoded(noise(1))[:33])
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def flipped_bytes_in_the_middle(root):
     content = bytearray(encoded(noise(1)))
     content[100:120] = bytes(b ^ 0xFF for b in content[100:120])
     spoil(root, bytes(content))
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def bmp_named_png(root):
     spoil(root, encoded(noise(1), "BMP"))
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def gif_named_png(root):
     spoil(root, encoded(noise(1), "GIF"))
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def html_of_a_failed_download(root):
     spoil(root, b"<!DOCTYPE html><html><body>Sign in</body></html>")
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def archive_named_png(root):
     spoil(root, b"PK\x03\x04" + bytes(200))
 
@@ -153,22 +153,22 @@ def too_many_pixels(root):
     spoil(root, png(5000, 5000, depth=1, data=bytes(5000 * 626)))
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def no_width(root):
     spoil(root, png(0, 20))
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def bit_depth_that_does_not_exist(root):
     spoil(root, png(24, 20, depth=7, data=bytes(600)))
 
 
-@case("s1.jpg: not a picture")
+@case("s1.jpg: damaged, or not a picture")
 def truncated_jpeg(root):
     spoil(root, encoded(noise(1), "JPEG")[:300], "s1.jpg")
 
 
-@case("s1.tif: not a picture")
+@case("s1.tif: damaged, or not a picture")
 def truncated_tiff(root):
     spoil(root, encoded(noise(1), "TIFF")[:200], "s1.tif")
 
@@ -286,7 +286,7 @@ def folder_named_png(root):
     path.mkdir()
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def unreadable(root):
     path = spoil(root, b"")
     path.unlink()
@@ -359,7 +359,7 @@ def negative_label(root):
     spoil(root, encoded(-noise(1, top=2).astype(np.int32), "TIFF"), "s1.tif", "masks")
 
 
-@case("s1.png: not a picture")
+@case("s1.png: damaged, or not a picture")
 def truncated_mask(root):
     spoil(root, encoded(255 * noise(1, top=2))[:60], kind="masks")
 
@@ -464,7 +464,7 @@ def pattern_that_finds_nothing(root):
     return ["--subject-pattern", "^case"]
 
 
-@case("finds an empty subject in p0/0", "refuses")
+@case("finds nothing in p0/0", "refuses")
 def pattern_that_finds_the_empty_word(root):
     subject_set(root)
     return ["--subject-pattern", "x*"]
@@ -487,7 +487,7 @@ def subject_in_two_splits_by_its_name(root):
     return ["--subject-pattern", "s."]
 
 
-@case("s0.png: not a picture", "refuses")
+@case("s0.png: damaged, or not a picture", "refuses")
 def nothing_left(root):
     for path in (split_set(root) / "train" / "images").iterdir():
         path.write_bytes(b"")
@@ -497,27 +497,27 @@ def nothing_left(root):
 # Names
 
 
-@case("träger größe 切片.png: not a picture")
+@case("träger größe 切片.png: damaged, or not a picture")
 def name_that_is_not_ascii(root):
     spoil(root, b"", "träger größe 切片.png")
     write(root / "train" / "masks" / "träger größe 切片.png", noise(1, top=2))
     (root / "train" / "masks" / "s1.png").unlink()
 
 
-@case(r"\udcff\udcfe.png: not a picture")
+@case(r"\udcff\udcfe.png: damaged, or not a picture")
 def name_that_is_not_text(root):
     name = os.fsdecode(b"\xff\xfe.png")
     spoil(root, b"", name)
     (root / "train" / "masks" / "s1.png").rename(root / "train" / "masks" / name)
 
 
-@case(r"a\nb\t.png: not a picture")
+@case(r"a\nb\t.png: damaged, or not a picture")
 def name_of_two_lines(root):
     spoil(root, b"", "a\nb\t.png")
     (root / "train" / "masks" / "s1.png").rename(root / "train" / "masks" / "a\nb\t.png")
 
 
-@case("x.png: not a picture")
+@case("x.png: damaged, or not a picture")
 def name_as_long_as_a_name_may_be(root):
     name = "x" * 251 + ".png"
     spoil(root, b"", name)
@@ -644,23 +644,23 @@ def brats_with_time(root):
     save_nifti(path, np.stack([values, values], -1), affine)
 
 
-@case("_t1.nii: not a NIfTI volume that can be read")
+@case("_t1.nii: damaged, or not a NIfTI volume")
 def brats_truncated(root):
     path = brats_file(root, "t1")
     path.write_bytes(path.read_bytes()[:1000])
 
 
-@case("_t1.nii: not a NIfTI volume that can be read")
+@case("_t1.nii: damaged, or not a NIfTI volume")
 def brats_zero_bytes(root):
     brats_file(root, "t1").write_bytes(b"")
 
 
-@case("_t1.nii: not a NIfTI volume that can be read")
+@case("_t1.nii: damaged, or not a NIfTI volume")
 def brats_text(root):
     brats_file(root, "t1").write_text("not a volume" * 100)
 
 
-@case("_t1.nii.gz: not a NIfTI volume that can be read")
+@case("_t1.nii.gz: damaged, or not a NIfTI volume")
 def brats_broken_gz(root):
     path = brats_set(root, cases=5) / "BraTS20_Training_002" / "BraTS20_Training_002_t1.nii.gz"
     content = path.read_bytes()
@@ -702,12 +702,12 @@ def slice_arrays():
     return {"image": np.random.default_rng(0).normal(size=(*SIZE, 4)), "mask": np.zeros((*SIZE, 3), np.uint8)}
 
 
-@case("volume_3_slice_1.h5: not an HDF5 file")
+@case("volume_3_slice_1.h5: damaged, or not an HDF5 file")
 def slice_that_is_no_hdf5(root):
     slice_file(root).write_text("no HDF5")
 
 
-@case("volume_3_slice_1.h5: not an HDF5 file")
+@case("volume_3_slice_1.h5: damaged, or not an HDF5 file")
 def slice_cut_off(root):
     path = slice_file(root)
     path.write_bytes(path.read_bytes()[:3000])

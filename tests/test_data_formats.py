@@ -61,7 +61,7 @@ def test_lgg(tmp_path):
         assert data.classes == ("background", "tumour") and not data.vocabulary.labels
         assert "LGG" in data.index["about"] and "FLAIR" in data.index["about"]
         assert len(set(data.index["subjects"])) == {"train": 3, "val": 1, "test": 1}[split]
-        assert data.index["empty_masks"] == len(data) / 2
+        assert sum(not any(lesions) for _, *lesions in data.index["class_pixels"]) == len(data) / 2
         found |= dict(zip(data.index["names"], zip(data.images, data.masks, strict=True), strict=True))
     assert len(found) == 10
     for c in range(5):
@@ -310,7 +310,7 @@ def test_skip_bad_and_the_seed_reach_the_data(tmp_path, capsys):
     (root / "train" / "images" / "s1.png").write_bytes(b"")
     flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "1", "--sample-every", "100"]
     assert train.main(["--data", str(root), "--skip-bad", "--out", str(tmp_path / "run"), *flags]) == 0
-    assert re.search(r"^skipped 1 bad: .*s1.png: not a picture", capsys.readouterr().out, re.M)
+    assert re.search(r"^skipped 1 bad: .*s1.png: damaged, or not a picture", capsys.readouterr().out, re.M)
     subject_set(tmp_path / "s", subjects=12)
     configs = [Config(data=str(tmp_path / "s"), image_size=[16, 16], seed=seed) for seed in (0, 0, 1)]
     found = [folders.load(config, "train").index["names"] for config in configs]

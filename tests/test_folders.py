@@ -38,9 +38,10 @@ def test_pixels_and_labels_are_those_of_the_files(tmp_path):
         for i in range(3):
             assert np.array_equal(data.images[i, 0], noise(s, i))
             assert np.array_equal(data.masks[i], noise(s, i, 1, top=2) * (i > 0))
-        assert data.index["empty_masks"] == 1
-        assert sum(data.index["class_pixels"]) == data.masks.size
-        assert data.index["class_pixels"][1] == data.masks.sum()
+        pixels = np.array(data.index["class_pixels"])  # (N, K)
+        assert (pixels[:, 1] == 0).sum() == 1
+        assert (pixels.sum(axis=1) == data.masks[0].size).all()
+        assert np.array_equal(pixels[:, 1], data.masks.sum(axis=(1, 2)))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "tif", "tiff", "PNG"])
@@ -241,8 +242,8 @@ def test_no_image_of_train_is_held_out(tmp_path):
     kept = load(root, "val", skip_bad=True)
     assert kept.index["names"] == ["s0", "s2"] and len(kept) == len(kept.masks) == 2
     assert np.array_equal(kept.images[1, 0], noise(1, 2)) and np.array_equal(kept.masks[1], noise(1, 2, 1, top=2))
-    assert len(kept.index["bad"]) == 1 and kept.index["empty_masks"] == 1
-    assert kept.index["class_pixels"][1] == kept.masks.sum()
+    assert len(kept.index["bad"]) == 1 and len(kept.index["class_pixels"]) == len(kept)
+    assert [counts[1] for counts in kept.index["class_pixels"]] == kept.masks.sum(axis=(1, 2)).tolist()
 
 
 def test_black_images_are_no_leak(tmp_path):

@@ -698,7 +698,7 @@ def test_folders_with_something_missing_or_unreadable_are_refused(tmp_path, caps
     data = folder_of_pairs(tmp_path / "c")
     path = data / "train" / "images" / "slice1.png"
     path.write_bytes(path.read_bytes()[:100])
-    complains(data, "slice1.png: not a picture that can be read")
+    complains(data, "slice1.png: damaged, or not a picture")
     data = folder_of_pairs(tmp_path / "d")
     Image.fromarray(np.full((40, 36), 7, np.uint8)).save(data / "train" / "masks" / "slice0.png")
     complains(data, "slice0.png: the mask has labels 7")

@@ -23,7 +23,7 @@ from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
 
 CODE = cache.code(*(f"data/{name}.py" for name in ("folders", "layouts", "decode", "volumes", "images", "store")))
-COLUMNS = ("names", "subjects", "contrasts", "fingerprints")  # of the index: a value for each image
+COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -47,18 +47,13 @@ def load(config, split: str) -> Slices:
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
         "unused": layout.unused,
         "bad": findings.bad + index["bad"],
-        "folder": str(store.folder_of(index["key"])),
     }
-    contrasts = np.array(index["contrasts"], dtype=np.int64)
+    labels, known = {}, {}
+    if layout.contrasts:
+        labels, known = {"contrast": np.array(index["contrasts"]) + 1}, {"contrast": layout.contrasts}
     names, numbers = np.unique(index["subjects"], return_inverse=True)
-    return Slices(
-        images,
-        masks,
-        {"contrast": contrasts + 1} if layout.contrasts else {},
-        Vocabulary(layout.classes, {"contrast": layout.contrasts} if layout.contrasts else {}),
-        None if "" in names else numbers,  # "" is where the layout does not tell
-        index,
-    )
+    whose = None if "" in names else numbers  # "" is where the layout does not tell
+    return Slices(images, masks, labels, Vocabulary(layout.classes, known), whose, index)
 
 
 def find(config, findings: Findings) -> Layout:
@@ -90,11 +85,9 @@ def subject_of(name: str, pattern: str) -> str:
         match = re.search(pattern, name)
     except re.error as error:
         raise UserError(f"--subject-pattern {pattern}: not a regular expression ({error}); mend it") from None
-    if not match:
-        raise UserError(f"--subject-pattern {pattern}: finds nothing in {name}; it must find a subject in every name")
-    found = match[1] if match.re.groups else match[0]
+    found = match and (match[1] if match.re.groups else match[0])
     if not found:
-        raise UserError(f"--subject-pattern {pattern}: finds an empty subject in {name}; it must find a name")
+        raise UserError(f"--subject-pattern {pattern}: finds nothing in {name}; it must find a subject in every name")
     return found
 
 
@@ -111,17 +104,14 @@ def split_by_subject(items: list[Item], seed: int, data: str) -> list[Item]:
         stray = next(item for item in items if not item.split)
         raise UserError(f"{stray.images[0]}: in no split, but others are; put it into train, val or test")
     if any(not item.subject for item in items):
-        raise UserError(
-            f"{data}: which pictures are of one subject? Say it by a folder a subject below images/, by train/ and val/, "
-            "or by --subject-pattern '^[^_]+' for SUBJECT_n.png ('.+' if every picture is another subject)"
-        )
+        pattern = "--subject-pattern '^[^_]+' for SUBJECT_n.png ('.+' if every picture is another subject)"
+        remedy = f"by a folder a subject below images/, by train/ and val/, or by {pattern}"
+        raise UserError(f"{data}: which pictures are of one subject? Say it {remedy}")
     number = {item.subject: subject_number(seed, item.subject) for item in items}
     order = sorted(number, key=number.get)
     if len(order) < 3:
-        raise UserError(
-            f"{data}: {len(order)} subject(s), {order[0]!r} for one, cannot be split into three; "
-            "name subjects by --subject-pattern, or make folders train/ and val/"
-        )
+        remedy = "name subjects by --subject-pattern, or make folders train/ and val/"
+        raise UserError(f"{data}: {len(order)} subject(s), {order[0]!r} for one, cannot be split into three; {remedy}")
     val = min(max(sum(u < HELD_OUT for u in number.values()), 1), len(order) - 2)
     test = min(max(sum(u < 2 * HELD_OUT for u in number.values()) - val, 1), len(order) - 1 - val)
     split = dict.fromkeys(order, "train") | dict.fromkeys(order[val : val + test], "test")
@@ -159,10 +149,8 @@ def decoded(layout: Layout, config, split: str):
     try:
         decode_all(layout, items, config, key, split)
     except OSError as error:
-        raise UserError(
-            f"{error.filename or cache.CACHE}: {error.strerror}; decoded images go to {cache.CACHE}: "
-            "make room there, and let it be written"
-        ) from None
+        remedy = f"decoded images go to {cache.CACHE}: make room there, and let it be written"
+        raise UserError(f"{error.filename or cache.CACHE}: {error.strerror}; {remedy}") from None
     if whole := store.read(key):
         return whole
     raise UserError(f"{store.folder_of(key)}: changed while it was read; start again")
@@ -174,32 +162,23 @@ def decode_all(layout: Layout, items: list[Item], config, key: str, split: str) 
     for item in items:
         groups[item.subject].append(item)
     findings, size, rows, windows = Findings(config.skip_bad), tuple(config.image_size), [], {}
-    pixels, empty = np.zeros(max(len(layout.classes), 1), dtype=np.int64), 0
     with store.Writer(key, (config.image_channels, *size), labelled=bool(layout.classes)) as writer:
         for subject, group in progress(groups.items(), desc=f"decoding {split}"):
             for one in layout.decode(group, findings):
                 image = resize(to_grey(one.image, *one.window) if one.window else one.image, size)
                 labels = resize_labels(one.labels, size) if layout.classes else None
                 writer.add(image, labels)
-                rows.append((one.name, subject, one.contrast, fingerprint(one.image)))
+                pixels = [] if labels is None else np.bincount(labels.ravel(), minlength=len(layout.classes)).tolist()
+                rows.append((one.name, subject, one.contrast, fingerprint(one.image), pixels))
                 if one.window:
                     windows[f"{subject} {layout.contrasts[one.contrast]}" if layout.contrasts else subject] = one.window
-                if labels is not None:
-                    pixels += np.bincount(labels.ravel(), minlength=len(pixels))
-                    empty += not labels.any()
         if not rows:
             why = (findings.bad or ["air only"])[0]
             raise UserError(f"{items[0].images[0]}: nothing in {split} can be used ({why})")
-        writer.index = {
-            "key": key,
-            "split": split,
-            **dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)),
-            "windows": windows,  # the intensities that became 0 and 255
-            "empty_masks": empty,
-            "class_pixels": pixels.tolist(),
-            "bad": findings.bad,
-            "left_out": findings.left_out,
-        }
+        columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+        # windows: the intensities that became 0 and 255
+        writer.index = {"key": key, "split": split, "windows": windows, **columns}
+        writer.index |= {"bad": findings.bad, "left_out": findings.left_out}
 
 
 def fingerprint(image: np.ndarray) -> str:
@@ -225,11 +204,7 @@ def without_doubles(images, labels, index: dict, train: dict, findings: Findings
         raise UserError(f"{index['names'][0]}: every image of {split} is in train too; keep the splits apart")
     for name in COLUMNS:
         index[name] = [index[name][i] for i in kept]
-    if labels is not None:
-        labels = labels[kept]
-        index["empty_masks"] = int((~labels.any(axis=(1, 2))).sum())
-        index["class_pixels"] = np.bincount(labels.ravel(), minlength=len(index["class_pixels"])).tolist()
-    return images[kept], labels, index
+    return images[kept], None if labels is None else labels[kept], index
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -241,16 +216,15 @@ def table(*splits: Slices) -> str:
     first = splits[0].index
     lines = [first["about"], f"{'':6} {'images':>8} {'subjects':>9} {'empty masks':>12}"]
     for data in splits:
-        index = data.index
-        empty = f"{index['empty_masks'] / len(data):.1%}" if data.classes else "no masks"
-        subjects = len(set(index["subjects"]))
-        lines.append(f"{index['split']:6} {len(data):8} {subjects if subjects > 1 else '?':>9} {empty:>12}")
-    loaded = {data.index["split"] for data in splits}
+        pixels = np.array(data.index["class_pixels"])  # (N, K)
+        empty = f"{(pixels[:, 1:] == 0).all(axis=1).mean():.1%}" if data.classes else "no masks"
+        subjects = len(set(data.index["subjects"]))
+        lines.append(f"{data.index['split']:6} {len(data):8} {subjects if subjects > 1 else '?':>9} {empty:>12}")
     for name, (items, subjects) in first["elsewhere"].items():
-        if items and name not in loaded:
+        if items and name not in [data.index["split"] for data in splits]:
             lines.append(f"{name:6} {'-':>8} {subjects if subjects > 1 else '?':>9} {'not read':>12}")
-    pixels = sum(np.array(data.index["class_pixels"]) for data in splits)
     if splits[0].classes:
+        pixels = np.sum([counts for data in splits for counts in data.index["class_pixels"]], axis=0)
         shares = ", ".join(f"{name} {n / pixels.sum():.2%}" for name, n in zip(splits[0].classes, pixels, strict=True))
         lines.append(f"share of the pixels: {shares}")
     if unused := first["unused"]:

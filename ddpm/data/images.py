@@ -62,8 +62,7 @@ def read_mask(path: str | Path, classes: tuple[str, ...], size: tuple[int, int] 
     """
     with open_picture(path) as picture:
         if picture.mode not in ("1", "L", "P", "I", "I;16"):
-            channel = f"one channel holding labels, not mode {picture.mode}; save it in one channel"
-            raise UserError(f"{path}: a mask must have {channel}")
+            raise UserError(f"{path}: a mask must have one channel holding labels, not mode {picture.mode}; save it so")
         labels = np.array(picture)
     values = np.unique(labels).tolist()
     if len(classes) == 2 and set(values) <= {0, 255}:
@@ -104,8 +103,7 @@ def open_picture(path: str | Path) -> Image.Image:
         if getattr(picture, "n_frames", 1) > 1:
             raise UserError(f"{path}: {picture.n_frames} pages in one file; save each slice as a file of its own")
         if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
-            remedy = "save it in grey with 16 bits, or with 8 bits a channel"
-            raise UserError(f"{path}: 16 bits a channel in colour or with transparency would lose 8 bits; {remedy}")
+            raise UserError(f"{path}: 16 bits a channel in colour or with transparency; save it in grey, or in 8 bits")
         picture.load()
     return picture
 

@@ -179,10 +179,8 @@ def pair(request: Request, images: Path, masks: Path | None) -> list[Item]:
         labelled = pictures_below(request, masks, to_pair=True)
         no_mask, no_image = f"no mask of that name in {masks}", f"no image of that name in {images}"
         refuse_lonely(request, named, labelled, no_mask, no_image)
-    return [
-        Item(name, (path,), labelled.get(name), name.partition("/")[0] if "/" in name else "")
-        for name, path in named.items()
-    ]
+    subjects = {name: os.path.dirname(name).partition("/")[0] for name in named}  # the first folder, or ""
+    return [Item(name, (path,), labelled.get(name), subjects[name]) for name, path in named.items()]
 
 
 def refuse_lonely(request: Request, images: dict, masks: dict, no_mask: str, no_image: str) -> None:

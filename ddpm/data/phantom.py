@@ -225,14 +225,8 @@ def _anatomy(subject, size):
 
 # T1 [ms], T2 [ms], proton density at 1.5 T: BrainWeb (Cocosco et al. 1997; Kwan, Evans, Pike 1999).
 # The lesion stands for oedema, watery tissue: in between GM and CSF.
-TISSUE = np.array(
-    [
-        [2569, 329, 1.00],  # CSF
-        [833, 83, 0.86],  # GM
-        [500, 70, 0.77],  # WM
-        [1300, 150, 0.92],  # lesion
-    ]
-)
+CSF, GM, WM, LESION = (2569, 329, 1.00), (833, 83, 0.86), (500, 70, 0.77), (1300, 150, 0.92)
+TISSUE = np.array([CSF, GM, WM, LESION])
 FLAIR_TR, FLAIR_TE = 9000, 120  # ms
 # The inversion time at which 1 - 2 exp(-TI/T1) + exp(-TR/T1) = 0 for CSF: solve for TI.
 FLAIR_TI = TISSUE[0, 0] * np.log(2 / (1 + np.exp(-FLAIR_TR / TISSUE[0, 0])))
@@ -301,14 +295,13 @@ def load(split, size, seed=0, n=None):
         raise ValueError(f"n = {n} is out of range: {split} has 1 to {SPLITS[split]} subjects")
 
     def rendered():
-        images = np.empty((n, 1, height, width), np.uint8)
-        labels = np.empty((n, height, width), np.uint8)
+        images, labels = np.empty((2, n, height, width), np.uint8)
         kinds = np.empty(n, np.int64)
         for i in progress(range(n), desc=f"rendering {split}", unit="image"):
             subject = draw_subject(seed, split, i)
-            images[i, 0], labels[i] = render(subject, (height, width))
+            images[i], labels[i] = render(subject, (height, width))
             kinds[i] = subject.contrast
-        return images, labels, kinds
+        return images[:, None], labels, kinds
 
     key = cache.key(CODE, ASSET.read_bytes(), split, height, width, seed, n)
     return cache.kept(f"phantom-{key}.npz", rendered)

@@ -24,10 +24,6 @@ def load_phantom(config, split: str) -> Slices:
         names, subjects, pixels, tissue = (config.contrast,), subjects[chosen], pixels[chosen], tissue[chosen]
         contrasts = np.zeros(len(pixels), dtype=np.int64)
     masked = config.labels != "none"
-    return Slices(
-        pixels,
-        phantom.to_label_set(tissue, config.labels) if masked else None,
-        {"contrast": contrasts + 1},
-        Vocabulary(phantom.CLASSES[config.labels] if masked else (), {"contrast": names}),
-        subjects,
-    )
+    masks = phantom.to_label_set(tissue, config.labels) if masked else None
+    vocabulary = Vocabulary(phantom.CLASSES[config.labels] if masked else (), {"contrast": names})
+    return Slices(pixels, masks, {"contrast": contrasts + 1}, vocabulary, subjects)

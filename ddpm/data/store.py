@@ -95,9 +95,8 @@ class Writer:
             os.fsync(file.fileno())
             file.close()
         self.index["files"] = {name: status_of(self.temporary / name) for name in self.files}
-        write_whole(
-            self.temporary / "index.json", lambda file: file.write(json.dumps(self.index).encode()), durable=True
-        )
+        index = json.dumps(self.index).encode()
+        write_whole(self.temporary / "index.json", lambda file: file.write(index), durable=True)
         if read(self.key) is None:
             shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
             os.replace(self.temporary, self.folder)

@@ -36,8 +36,7 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             shape = shape[:-1]
         if len(shape) != 3:
             raise UserError(f"{path}: {len(shape)} dimensions {shape}, not three; save one volume of it")
-        check_voxels(path, shape)
-        check_type(path, image.get_data_dtype(), "buif")
+        check_header(path, shape, image.get_data_dtype(), "buif")
         image = nibabel.as_closest_canonical(image)
         volume = np.asarray(image.dataobj).reshape(image.shape[:3])
     check_finite(path, volume)
@@ -53,8 +52,7 @@ def read_hdf5(path: str | Path, name: str) -> np.ndarray | None:
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{path}: {name!r} is not an array; fetch the file again")
-        check_type(path, dataset.dtype, "buifc")
-        check_voxels(path, dataset.shape)
+        check_header(path, dataset.shape, dataset.dtype, "buifc")
         stored = dataset.id.get_storage_size()
         if dataset.nbytes > max(FREE_BYTES, PACKED * stored):
             size = f"{dataset.nbytes / 1e6:.0f} MB in {name!r}"
@@ -64,15 +62,12 @@ def read_hdf5(path: str | Path, name: str) -> np.ndarray | None:
     return values
 
 
-def check_voxels(path, shape: tuple[int, ...]) -> None:
-    if not 0 < np.prod([int(n) for n in shape], dtype=object) <= MAX_VOXELS:
-        raise UserError(f"{path}: its header says {shape} voxels; empty, damaged or too large for a scan; remove it")
-
-
-def check_type(path, dtype: np.dtype, kinds: str) -> None:
-    """Before anything is read. kinds: numpy's letters of integers, floats, complex numbers."""
+def check_header(path, shape: tuple[int, ...], dtype: np.dtype, kinds: str) -> None:
+    """Before anything is read. kinds: numpy's letters of integers, floats, complex numbers. Raises UserError."""
     if dtype.kind not in kinds:
         raise UserError(f"{path}: values of type {dtype} make no image; save it as integers or floats")
+    if not 0 < np.prod([int(n) for n in shape], dtype=object) <= MAX_VOXELS:
+        raise UserError(f"{path}: its header says {shape} voxels; empty, damaged or too large for a scan; remove it")
 
 
 def check_finite(path, values: np.ndarray) -> None:

@@ -67,10 +67,8 @@ class Comparison:
             told = "all held-out images are of one subject: no margins, and distances that mean nothing, real or not"
             self.warnings.append(told)
         elif min(map(len, sides)) < FEW:
-            told = (
-                f"distances tell of these few heads more than of the model, and margins are rough under {FEW} subjects"
-            )
-            self.warnings.append(f"{self.choices['subjects']}: {told}")
+            told = "distances tell of these few heads more than of the model, and margins are rough"
+            self.warnings.append(f"{self.choices['subjects']}: {told} under {FEW} subjects")
 
     # Computed when first asked for. Of each image of each set:
     stand_in = cached_property(lambda c: c.real.part(c.chosen))
@@ -146,15 +144,12 @@ def from_model(
         raise UserError(f"--n {wanted}: give {least} to {len(real) - 40}, as {split} has {len(real)} images")
     chosen, others = split_by_subject(real, wanted, seed)
     if len(chosen) < least or (n and len(chosen) < n) or len(others) < 40:
-        raise UserError(
-            f"--n {wanted}: {split} gives {len(chosen)} images for samples and {len(others)} of other subjects, "
-            f"{least} and 40 are needed; try a smaller --n or another --seed"
-        )
+        found = f"{len(chosen)} images for samples and {len(others)} of other subjects, {least} and 40 are needed"
+        raise UserError(f"--n {wanted}: {split} gives {found}; try a smaller --n or another --seed")
     check_writable(out)
     how = how.complete(model, ("mask",) * bool(real.classes) + tuple(real.labels))
-    drawn = (
-        f"{len(chosen)}, {how.sampler} in {how.steps} steps, guidance {how.guidance:g}, {how.precision}, seed {seed}"
-    )
+    drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, guidance {how.guidance:g}"
+    drawn += f", {how.precision}, seed {seed}"
     print(f"{model.name}: step {model.step}, ema weights; samples: {drawn}; {len(others)} other images of {split}")
     samples = draw_for(model, real, distributed.shard(chosen), how, seed, batch_size)
     samples = np.concatenate(distributed.gather(samples))
@@ -249,9 +244,8 @@ def from_folders(
     wanted = min(n or len(fakes), len(fakes), len(reals) // 2)
     chosen, others = split_by_subject(reals, wanted, seed)
     if min(len(chosen), len(others)) < 40:
-        raise UserError(
-            f"--real {real}: its subjects fall into {len(chosen)} and {len(others)} images; 40 each are needed"
-        )
+        parts = f"{len(chosen)} and {len(others)} images"
+        raise UserError(f"--real {real}: its subjects fall into {parts}; 40 each are needed")
     taken = np.sort(generator(seed, 1).permutation(len(fakes))[: len(chosen)])  # as many as stand in for them
     extractor = own or features.segmenter_features(segmenter.load_segmenter(), "of the embedded data")
     check_writable(out)

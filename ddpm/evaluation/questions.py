@@ -209,10 +209,8 @@ def condition_fidelity(c: Comparison) -> list[Row]:
             found = (np.bincount(ndimage.label(labels == index)[0].ravel())[1:] for labels in verdict.labels)
             return np.array([max(sizes, default=0) for sizes in found])
 
-        for size, chosen in (
-            (f"{SMALL} pixels or more", area >= SMALL),
-            (f"under {SMALL} pixels", (area > 0) & (area < SMALL)),
-        ):
+        large, small = area >= SMALL, (area > 0) & (area < SMALL)
+        for size, chosen in ((f"{SMALL} pixels or more", large), (f"under {SMALL} pixels", small)):
             if chosen.any():
                 rows.append(row(f"Dice of {name}, {size}", chosen, overlap, note=f"mean over {chosen.sum()} masks"))
         if (none := area == 0).any():
@@ -236,10 +234,9 @@ def train_on_synthetic(c: Comparison) -> list[Row]:
     name, wanted = c.samples.classes[last], c.reference.masks == last
     counted = wanted.sum((1, 2)) >= SMALL
     if not counted.any() or not (c.samples.masks == last).any():
-        raise UserError(
-            f"{counted.sum()} of {len(wanted)} real images to test on show {SMALL} pixels or more of {name}, and "
-            f"{(c.samples.masks == last).any((1, 2)).sum()} of {len(c.samples)} masks to train on any; both are needed"
-        )
+        tested = f"{counted.sum()} of {len(wanted)} real images to test on show {SMALL} pixels or more of {name}"
+        shown = (c.samples.masks == last).any((1, 2)).sum()
+        raise UserError(f"{tested}, and {shown} of {len(c.samples)} masks to train on any; both are needed")
 
     def dice_after(images):
         judge = train_segmenter(images, c.samples.masks, *contrasts_of(c.samples), USEFUL_STEPS, c.seed, mirror)

@@ -34,15 +34,12 @@ def figure(value: float | None, margin: float | None = None) -> str:
 
 def table(rows: list[Row]) -> str:
     """The table, for the terminal."""
-    head = ("", "samples", "real images", "shuffled masks", "goal")
-    lines = [
-        (row.metric, figure(row.samples, row.margin), figure(row.real), figure(row.wrong), row.goal) for row in rows
-    ]
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *lines)
-    )
+    lines = [("", "samples", "real images", "shuffled masks", "goal")]
+    for row in rows:
+        lines.append((row.metric, figure(row.samples, row.margin), figure(row.real), figure(row.wrong), row.goal))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def write_report(out: Path, title: str, rows: list[Row], c: Comparison) -> str:
@@ -107,20 +104,17 @@ def plots(c: Comparison) -> list[tuple[str, str]]:
     """FID against 1/N, grey levels, power spectrum: (name, PNG in base64). Raises ImportError without matplotlib."""
     from matplotlib.figure import Figure
 
-    levels = {
-        name: (np.arange(256), x.mean(0)) for name, x in (("real", c.grey_levels[2]), ("samples", c.grey_levels[0]))
-    }
-    spectra = {name: (f, x.mean(0)) for name, (f, x) in (("real", c.spectra[2]), ("samples", c.spectra[0]))}
+    sides = {"real": 2, "samples": 0}
+    levels = {name: (np.arange(256), c.grey_levels[i].mean(0)) for name, i in sides.items()}
+    spectra = {name: (c.spectra[i][0], c.spectra[i][1].mean(0)) for name, i in sides.items()}
     panels = [
         ("grey levels", levels, {"xlabel": "grey level", "ylabel": "share of pixels", "yscale": "log"}),
         ("power spectrum", spectra, {"xlabel": "cycles per pixel", "ylabel": "power", "yscale": "log"}),
     ]
     if line := c.fid_line:
         reach = np.array([0, 1 / line.sizes.min()])
-        curves = {
-            "samples": (1 / line.sizes, line.values, "o"),
-            "straight line to 1/N = 0": (reach, line.fid_infinity + line.slope * reach),
-        }
+        curves = {"samples": (1 / line.sizes, line.values, "o")}
+        curves["straight line to 1/N = 0"] = (reach, line.fid_infinity + line.slope * reach)
         panels.insert(0, ("FID and the number of samples", curves, {"xlabel": "1 / N", "ylabel": "FID"}))
     drawn = []
     for name, curves, labels in panels:

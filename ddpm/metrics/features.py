@@ -19,6 +19,7 @@ from ddpm.data.images import to_float
 from ddpm.metrics.inception import load_inception, to_rgb
 from ddpm.metrics.segmenter import Segmenter
 from ddpm.runtime import cache
+from ddpm.runtime.files import reading
 from ddpm.runtime.progress import progress
 
 CODE = cache.code(
@@ -58,19 +59,15 @@ def inception_features(path: str) -> Extractor:
 def torchscript_features(path: str) -> Extractor:
     """A TorchScript network that takes (B, 3, H, W) in [0, 1] and returns (B, D). Loading one runs its code: use only
     files that you trust. Raises UserError if it is none."""
-    try:
+    with reading(f"--features {path}", "a TorchScript file", "write one with torch.jit.save"):
         network = torch.jit.load(path, map_location="cpu").eval()
-    except (RuntimeError, ValueError, OSError):
-        raise UserError(f"--features {path}: not a TorchScript file (torch.jit.save) that can be read") from None
 
     def function(images):
         try:
             return network(to_rgb(images))
         except RuntimeError as error:  # a traceback in TorchScript, whose last line says what happened
             told = str(error).strip().splitlines()[-1][:200]
-            raise UserError(
-                f"--features {path}: cannot take (batch, 3, height, width) ({told}); wrap it so that it does"
-            ) from None
+            raise UserError(f"--features {path}: takes no (batch, 3, height, width) ({told}); wrap it") from None
 
     return Extractor(Path(path).name, file_hash(path), function)
 

@@ -15,6 +15,7 @@ come from a TensorFlow file of 2015-12-05. The port of that file by mseitzer/pyt
 Photographs taught it what matters in an image. For MRI, read its scores as a habit of the field, not as the truth.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm import UserError
+from ddpm.runtime.files import reading
 
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
 WHERE = f'{WEIGHTS_FILE} is usually found in the GitHub release "fid_weights" of mseitzer/pytorch-fid'
@@ -45,16 +46,9 @@ def prepare(images: Tensor) -> Tensor:
     return 2 * x - 1
 
 
-def average_pool(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def max_pool(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, stride=1, padding=1)
-
-
-def halve(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, stride=2)
+average_pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+max_pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
+halve = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
 class ConvNorm(nn.Module):
@@ -191,14 +185,13 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
         self.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 2048) of images float (B, 3, H, W) in [0, 1]. Raises ValueError for anything else."""
-        return self.features_and_logits(images)[0]
-
     @torch.no_grad()
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 2048), and logits (B, 1008) without the last layer's bias, as the Inception Score takes them
-        (Salimans et al. 2016, arXiv:1606.03498). Raises ValueError."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 2048) of images float (B, 3, H, W) in [0, 1]. Raises ValueError for anything else.
+
+        Their product with fc.weight are the logits (B, 1008) that the Inception Score takes, without fc's bias (Salimans
+        et al. 2016, arXiv:1606.03498).
+        """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, not float (B, 3, H, W); see to_rgb")
         low, high = images.aminmax()
@@ -211,27 +204,17 @@ class Inception(nn.Module):
         x = self.Mixed_6a(x)  # (B, 768, 17, 17)
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (B, 2048, 8, 8)
-        features = x.float().mean(dim=(2, 3))
-        with torch.autocast(x.device.type, enabled=False):
-            return features, F.linear(features, self.fc.weight)
+        return x.float().mean(dim=(2, 3))
 
 
 def load_inception(path: str | Path) -> Inception:
     """The network with the weights of the usual file. It is never fetched. Raises UserError in one line if the file is
     missing, damaged or another network's."""
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such weights file; {WHERE}, and --features segmenter needs no file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # what a damaged or hostile pickle raises is open-ended; none of its code has run
-        raise UserError(f"{path}: damaged, or not a file of PyTorch weights; {WHERE}") from None
-    inception = Inception()
-    try:
+    missing = f"no such weights file; {WHERE}, and --features segmenter needs no file"
+    with reading(path, "the weights of this network", WHERE, missing):
+        weights = torch.load(path, map_location="cpu", weights_only=True)  # runs no code that is in the file
+        inception = Inception()
         inception.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError):
-        raise UserError(f"{path}: not the weights of this network; {WHERE}") from None
-    if not all(values.isfinite().all() for values in inception.state_dict().values()):
-        raise UserError(f"{path}: some of its weights are not finite; {WHERE}")
+        if not all(values.isfinite().all() for values in inception.state_dict().values()):
+            raise ValueError("some are not finite")
     return inception

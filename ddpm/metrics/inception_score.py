@@ -26,9 +26,6 @@ def inception_score(probabilities, splits: int = 10) -> tuple[float, float]:
     [p] = feature_sets(probabilities, at_least=splits)
     if (p < 0).any() or not np.allclose(p.sum(axis=1), 1, atol=1e-3):  # float16 softmax is off by that much
         raise ValueError("rows must be probabilities that sum to 1, not logits")
-    bounds = [i * len(p) // splits for i in range(splits + 1)]
-    scores = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        part = p[start:stop]
-        scores.append(np.exp(rel_entr(part, part.mean(axis=0)).sum(axis=1).mean()))
+    parts = np.split(p, [i * len(p) // splits for i in range(1, splits)])
+    scores = [np.exp(rel_entr(part, part.mean(axis=0)).sum(axis=1).mean()) for part in parts]
     return float(np.mean(scores)), float(np.std(scores))

@@ -45,12 +45,9 @@ def precision_recall_density_coverage(real, fake, k: int = 5) -> Manifold:
         balls += holds.sum().item()
         covered += holds.any(dim=1).sum().item()
         recalled += (distance < fake_radius).any(dim=1).sum().item()
-    return Manifold(
-        precision=inside_real.double().mean().item(),
-        recall=recalled / len(real),
-        density=balls / (k * len(fake)),
-        coverage=covered / len(real),
-    )
+    precision, recall = inside_real.double().mean().item(), recalled / len(real)
+    density, coverage = balls / (k * len(fake)), covered / len(real)
+    return Manifold(precision, recall, density, coverage)
 
 
 def nearest(queries, references) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +68,7 @@ def nearest(queries, references) -> tuple[np.ndarray, np.ndarray]:
         distance = torch.stack([(part - references[column]).square().sum(dim=1).sqrt() for column in candidates.T], 1)
         best = distance.min(dim=1)
         found.append((best.values, candidates.gather(1, best.indices[:, None])[:, 0]))
-    values, indices = (torch.cat(column).numpy() for column in zip(*found, strict=True))
-    return values, indices
+    return tuple(torch.cat(column).numpy() for column in zip(*found, strict=True))
 
 
 def memorisation(to_fake: np.ndarray, to_held_out: np.ndarray) -> float:

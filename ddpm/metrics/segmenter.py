@@ -7,8 +7,6 @@ like in MRI, which the features of a network trained on photographs do not.
 """
 
 import hashlib
-import pickle
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm import UserError
 from ddpm.data.images import to_float
 from ddpm.runtime import cache
-from ddpm.runtime.files import is_whole, write_whole
+from ddpm.runtime.files import is_whole, reading, write_whole
 from ddpm.runtime.progress import progress
 from ddpm.seeds import generator, torch_seed
 from ddpm.unet import ResBlock, conv
@@ -169,25 +166,22 @@ def train_segmenter(
 
 
 def moved(images: np.ndarray, labels: np.ndarray, rng, mirror: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of images (B, C, H, W) and labels (B, H, W), shifted together; what leaves on one side is lost, and what
-    enters is air."""
+    """Copies of images (B, C, H, W) and labels (B, H, W), both uint8, shifted together; what leaves on one side is
+    lost, and what enters is air."""
     height, width = labels.shape[1:]
-    images = np.pad(images, [(0, 0), (0, 0), (4, 4), (4, 4)])
-    labels = np.pad(labels, [(0, 0), (4, 4), (4, 4)])
-    shifts = rng.integers(0, 9, (len(images), 2))
-    x = np.stack([image[:, v : v + height, u : u + width] for image, (v, u) in zip(images, shifts, strict=True)])
-    y = np.stack([label[v : v + height, u : u + width] for label, (v, u) in zip(labels, shifts, strict=True)])
+    pairs = np.pad(np.concatenate([images, labels[:, None]], axis=1), [(0, 0), (0, 0), (4, 4), (4, 4)])
+    shifts = rng.integers(0, 9, (len(pairs), 2))
+    pairs = np.stack([pair[:, v : v + height, u : u + width] for pair, (v, u) in zip(pairs, shifts, strict=True)])
     if mirror:
-        flipped = rng.random(len(x)) < 0.5
-        x[flipped], y[flipped] = x[flipped, :, :, ::-1], y[flipped, :, ::-1]
-    return x, y
+        flipped = rng.random(len(pairs)) < 0.5
+        pairs[flipped] = pairs[flipped, ..., ::-1]
+    return pairs[:, :-1], pairs[:, -1]
 
 
 def save_segmenter(segmenter: Segmenter, path: str | Path) -> None:
     """Write the segmenter to `path`, its weights in float16, whole or not at all. Raises OSError."""
-    header = {"version": VERSION, "classes": list(segmenter.classes), "contrasts": list(segmenter.contrasts)}
-    header |= {"size": list(segmenter.size), "image_channels": segmenter.image_channels}
-    header |= {"widths": list(segmenter.widths)}
+    header = {"version": VERSION, "image_channels": segmenter.image_channels}
+    header |= {name: list(getattr(segmenter, name)) for name in ("classes", "contrasts", "size", "widths")}
     state = {name: value.half() for name, value in segmenter.state_dict().items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: torch.save({**header, "state": state}, file))
@@ -195,17 +189,11 @@ def save_segmenter(segmenter: Segmenter, path: str | Path) -> None:
 
 def load_segmenter(path: str | Path = EMBEDDED) -> Segmenter:
     """The segmenter stored at `path`. Raises UserError if it is missing, damaged or something else."""
-    try:
+    missing = "no such segmenter; `make segmenter` makes the one of the embedded data"
+    with reading(path, "a segmenter of this program", "name another", missing):
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        assert stored.pop("version") == VERSION and is_whole(path)
+        assert stored.pop("version") == VERSION and is_whole(path), "damaged, or of another version"
         state = stored.pop("state")
         segmenter = Segmenter(**stored)
         segmenter.load_state_dict({name: value.float() for name, value in state.items()})
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such segmenter; `make segmenter` makes the one of the embedded data") from None
-    except (
-        *(RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError),
-        *(pickle.UnpicklingError, zipfile.BadZipFile),
-    ):
-        raise UserError(f"{path}: damaged, or not a segmenter of this program; name another") from None
     return segmenter.eval().requires_grad_(False)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 
 from ddpm import UserError
 from ddpm.metrics.margin import margin
@@ -71,10 +71,8 @@ def check(real: np.ndarray, fake: np.ndarray) -> None:
         if len(images) < FEWEST:
             raise UserError(f"two-sample test: {len(images)} {name} images; it needs at least {FEWEST} of each kind")
     if real.shape[1:] != fake.shape[1:]:
-        raise UserError(
-            f"two-sample test: real images are {real.shape[1:]}, fake ones {fake.shape[1:]} (channels, height, width); "
-            "give both in one size"
-        )
+        shapes = f"real images are {real.shape[1:]}, fake ones {fake.shape[1:]}"
+        raise UserError(f"two-sample test: {shapes} (channels, height, width); give both in one size")
 
 
 def split(real_subjects: np.ndarray, fake_subjects: np.ndarray, rng) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -86,9 +84,7 @@ def split(real_subjects: np.ndarray, fake_subjects: np.ndarray, rng) -> list[tup
     for name, subjects in (("real", real_subjects), ("fake", fake_subjects)):
         names, number, count = np.unique(subjects, return_inverse=True, return_counts=True)
         if len(names) < 4:
-            raise UserError(
-                f"two-sample test: {name} images of {len(names)} subjects; it needs at least 4 on each side"
-            )
+            raise UserError(f"two-sample test: {name} images of {len(names)} subjects; it needs at least 4 of each")
         if not np.array_equal(names, known):
             known, order = names, rng.permutation(len(names))
             middle = (np.cumsum(count[order]) - count[order] / 2) / len(subjects)  # of each subject's share
@@ -131,19 +127,15 @@ def fit(net: nn.Module, train, validation, steps: int, rng: np.random.Generator)
     for step in progress(range(1, steps + 1), desc="two-sample test", unit="step"):
         batch = torch.cat([images[rng.integers(len(images), size=BATCH)] for images in train])
         net.train()
-        loss = F.binary_cross_entropy_with_logits(net(moved(batch, rng))[:, 0], is_fake)
+        loss = loss_of(net(moved(batch, rng))[:, 0], is_fake)
         optimizer.zero_grad()
         loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - (step - 1) / steps)  # to 0, for BatchNorm's averages to settle
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - (step - 1) / steps)  # to 0: BatchNorm's averages settle
         optimizer.step()
         if step % CHECK_EVERY == 0 or step == steps:
-            losses = [
-                F.binary_cross_entropy_with_logits(said, truth, reduction="sum").item()
-                for said, truth in answers(net, validation)
-            ]
-            if sum(losses) < best:
-                best, kept = sum(losses), copy.deepcopy(net.state_dict())
+            now = sum(loss_of(said, truth, reduction="sum").item() for said, truth in answers(net, validation))
+            if now < best:
+                best, kept = now, copy.deepcopy(net.state_dict())
     net.load_state_dict(kept)
 
 
@@ -152,12 +144,8 @@ def moved(batch: Tensor, rng: np.random.Generator) -> Tensor:
 
     Not flipped: a generator that confuses left and right is to be found out.
     """
-    height, width = batch.shape[2:]
-    down = rng.integers(-(height // 16), height // 16 + 1, len(batch))
-    right = rng.integers(-(width // 16), width // 16 + 1, len(batch))
-    return torch.stack(
-        [image.roll(by, (1, 2)) for image, *by in zip(batch, down.tolist(), right.tolist(), strict=True)]
-    )
+    down, right = (rng.integers(-(side // 16), side // 16 + 1, len(batch)).tolist() for side in batch.shape[2:])
+    return torch.stack([image.roll(by, (1, 2)) for image, *by in zip(batch, down, right, strict=True)])
 
 
 @torch.no_grad()

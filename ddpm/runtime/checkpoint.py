@@ -11,8 +11,6 @@ a save: that would ask the memory in front of the disk, not the disk. A damaged 
 the run's older checkpoints are there for that moment.
 """
 
-import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ import torch
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import Config
-from ddpm.runtime.files import is_whole, write_whole
+from ddpm.runtime.files import is_whole, reading, write_whole
 
 VERSION = 2
 KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
@@ -36,14 +34,11 @@ def save(path: str | Path, **parts) -> None:
 def load(path: str | Path) -> dict:
     """The checkpoint at `path`, on the CPU, its config a Config and its conditions a Vocabulary. Raises UserError if it
     is missing, damaged or not one of ours."""
-    if not Path(path).exists():
-        raise UserError(f"{path}: no such checkpoint; `make train` makes one")
-    try:
-        if not is_whole(path):
-            raise zipfile.BadZipFile
+    missing = "no such checkpoint; `make train` makes one"
+    with reading(path, "a checkpoint of this program", "name another", missing):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise UserError(f"{path}: damaged, or not a checkpoint of this program; name another") from None
+        if not is_whole(path):
+            raise ValueError("a checksum is wrong")
     if not isinstance(checkpoint, dict) or not {"version", "config", "model"} <= checkpoint.keys():
         raise UserError(f"{path}: a checkpoint of some other program; train one with train.py")
     if checkpoint["version"] == 1:
@@ -65,29 +60,23 @@ def load(path: str | Path) -> dict:
 
 def description(vocabulary: Vocabulary) -> dict:
     """What a checkpoint's `conditions` holds."""
-    return {
-        "mask": list(vocabulary.classes),
-        "labels": {name: list(known) for name, known in vocabulary.labels.items()},
-    }
+    labels = {name: list(known) for name, known in vocabulary.labels.items()}
+    return {"mask": list(vocabulary.classes), "labels": labels}
 
 
 def from_version_1(checkpoint: dict) -> dict:
     """Version 1 knew masks and one label, the contrast, and called some things by other names."""
     checkpoint = {**checkpoint, "version": VERSION, "config": dict(checkpoint["config"])}
     contrasts = checkpoint.pop("contrasts")
-    checkpoint["conditions"] = {
-        "mask": checkpoint.pop("classes"),
-        "labels": {"contrast": contrasts} if contrasts else {},
-    }
+    labels = {"contrast": contrasts} if contrasts else {}
+    checkpoint["conditions"] = {"mask": checkpoint.pop("classes"), "labels": labels}
     config = checkpoint["config"]
     config["label_drop"] = config.pop("contrast_drop")
     gamma = config.pop("min_snr")
     config |= {"loss_weight": "min-snr" if gamma else "plain", "gamma": gamma or 5.0}
+    renamed = {"contrast.weight": "labels.contrast.weight"}
     for weights in ("model", "ema"):
-        checkpoint[weights] = {
-            "labels.contrast.weight" if name == "contrast.weight" else name: value
-            for name, value in checkpoint[weights].items()
-        }
+        checkpoint[weights] = {renamed.get(name, name): value for name, value in checkpoint[weights].items()}
     return checkpoint
 
 

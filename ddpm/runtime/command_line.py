@@ -15,6 +15,9 @@ from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
 from ddpm.runtime.config import PRESETS, Config, check_limits, flag
 
+# What PyTorch says of a GPU, and of the CPU on Linux and on Windows. Python and NumPy raise a MemoryError.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line like all the others."""
@@ -33,33 +36,23 @@ def one_line_errors(main):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(sys.argv[1:] if argv is None else argv)
+            return 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            told = error
         except OSError as error:  # a full disk, a folder that went away
-            print("error:", printable(f"{error.filename or 'disk'}: {error.strerror or error}"), file=sys.stderr)
-            return 2
+            told = printable(f"{error.filename or 'disk'}: {error.strerror or error}")
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
                 raise
-            print(
-                "error: out of memory; give a smaller --batch-size (or train.py a larger --grad-accum), or make the "
-                "network or the images smaller",
-                file=sys.stderr,
-            )
-            return 2
+            less = "a smaller --batch-size (or train.py a larger --grad-accum), or a smaller network or images"
+            told = f"out of memory; give {less}"
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
-        return 0
+        print(f"error: {told}", file=sys.stderr)
+        return 2
 
     return wrapped
-
-
-def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Python's and NumPy's, a GPU's, or what PyTorch says of the CPU on Linux and on Windows."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in words)
 
 
 def pick_device(name: str) -> torch.device:
@@ -82,25 +75,19 @@ def train_parser() -> Parser:
     """The command line of train.py: --preset, --resume, and a flag for each field of Config."""
     parser = Parser(prog="train.py", description="Train a mask-conditioned DDPM (Algorithm 1).")
     parser.add_argument("--preset", choices=PRESETS, help="a set of defaults (default laptop)")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="latest",
-        metavar="PATH",
-        help="go on with a checkpoint, a run's folder, or the newest run",
-    )
+    resume = "go on with a checkpoint, a run's folder, or the newest run"
+    parser.add_argument("--resume", nargs="?", const="latest", metavar="PATH", help=resume)
     for f in fields(Config):
-        default = f.default_factory() if callable(f.default_factory) else f.default
+        default = f.default_factory()
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        default_text = f" (default {shown})" if shown != "" else ""
-        arguments = dict(help=(f.metadata["help"] + default_text).replace("%", "%%"), default=None)
+        text = f.metadata["help"] + (f" (default {shown})" if shown != "" else "")
         if f.type is bool:
-            arguments |= dict(action=argparse.BooleanOptionalAction)
+            kind = dict(action=argparse.BooleanOptionalAction)
         elif isinstance(f.type, types.GenericAlias):
-            arguments |= dict(type=int, nargs="+")
+            kind = dict(type=int, nargs="+")
         else:
-            arguments |= dict(type=f.type, choices=f.metadata["choices"])
-        parser.add_argument(flag(f.name), **arguments)
+            kind = dict(type=f.type, choices=f.metadata["choices"])
+        parser.add_argument(flag(f.name), help=text.replace("%", "%%"), **kind)
     return parser
 
 
@@ -125,43 +112,20 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     add("--seed", type=int, default=0, help="image k of a mask under a seed is always the same (default 0)")
     add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
     add("--sample-steps", type=int, help=f"steps an image (default {STEPS})")
-    add(
-        "--guidance",
-        type=float,
-        help=f"how strongly to follow what is guided: 1 as trained, 0 not at all (default {GUIDANCE}); "
-        "other than 1 it takes two network calls a step",
-    )
-    add(
-        "--guided",
-        nargs="+",
-        choices=("mask", *LABELS),
-        default=["mask"],
-        help="what guidance strengthens: the second call goes without it, and keeps the rest (default mask)",
-    )
-    add(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="bf16 is faster where the processor has it, and then the batch size may show (default fp32)",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        default=batch_size,
-        help=f"images at a time; changes no image by more than one grey level (default {batch_size})",
-    )
+    strength = f"1 as trained, 0 not at all (default {GUIDANCE}); other than 1, two network calls a step"
+    add("--guidance", type=float, help=f"how strongly to follow what is guided: {strength}")
+    guided = "what guidance strengthens: the second call goes without it, and keeps the rest (default mask)"
+    add("--guided", nargs="+", choices=("mask", *LABELS), default=["mask"], help=guided)
+    bf16 = "bf16 is faster where the processor has it, and then the batch size may show (default fp32)"
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help=bf16)
+    at_a_time = f"images at a time; changes no image by more than one grey level (default {batch_size})"
+    add("--batch-size", type=int, default=batch_size, help=at_a_time)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda and mps: not yet run")
 
 
 def check_range(args, **limits: tuple[float, float]) -> None:
     """Raises UserError if one of the named flags was given a number outside its limits (lowest, highest)."""
-    limits = {
-        "batch_size": (1, 2**31),
-        "seed": (0, 2**63 - 1),
-        "sample_steps": (1, 10**6),
-        "guidance": (0, 1000),
-        **limits,
-    }
+    limits |= dict(batch_size=(1, 2**31), seed=(0, 2**63 - 1), sample_steps=(1, 10**6), guidance=(0, 1000))
     for name, (low, high) in limits.items():
         if (value := getattr(args, name)) is not None:
             check_limits(name, value, at_least=low, at_most=high)

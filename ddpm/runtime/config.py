@@ -1,7 +1,8 @@
 """What a run is made of: one dataclass, whose fields are the flags of train.py, and the presets."""
 
-import operator
+from copy import copy
 from dataclasses import dataclass, field, fields
+from operator import ge, gt, le
 
 from ddpm import UserError
 from ddpm.forward import LOSS_WEIGHTS
@@ -12,9 +13,7 @@ from ddpm.unet import size_multiple
 def option(default, help: str, choices: tuple | None = None, **limits: float):
     """A field that is also a command-line flag. limits: those of `check_limits`."""
     metadata = {"help": help, "choices": choices, "limits": limits}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default_factory=lambda: copy(default), metadata=metadata)
 
 
 @dataclass
@@ -25,11 +24,9 @@ class Config:
     data: str = option("phantom", "'phantom' (embedded), or a folder; docs/data.md shows what may lie in it")
     masks: str = option("", "folder of masks, if they do not lie in masks/ beside images/")
     labels: str = option(
-        "lesion", "the phantom's label set; 'none' trains without masks, also on a folder", ("lesion", "tissue", "none")
+        "lesion", "the phantom's label set; none: no masks, also in a folder", ("lesion", "tissue", "none")
     )
-    num_classes: int = option(
-        2, "classes in masks that are pictures, background counted (2: also 0/255)", at_least=1, at_most=256
-    )
+    num_classes: int = option(2, "classes in masks, background counted (2: also 0/255)", at_least=1, at_most=256)
     subject_pattern: str = option("", "regular expression that finds the subject in an image's name, to split by")
     skip_bad: bool = option(False, "count and leave out a folder's bad files instead of refusing them")
     image_channels: int = option(1, "of a folder's images: 1 grey, 3 in colour (LGG: its three contrasts)", (1, 3))
@@ -57,12 +54,7 @@ class Config:
 
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide", at_least=0)
-    minutes: float = option(
-        17.0,
-        "plan the number of steps so that the whole run takes this long; --steps overrides",
-        above=0,
-        at_most=1_000_000,
-    )
+    minutes: float = option(17.0, "plan the steps to take this long; --steps overrides", above=0, at_most=1_000_000)
     batch_size: int = option(16, "images an optimiser step", at_least=1, at_most=65_536)
     grad_accum: int = option(1, "parts each batch is computed in, in turn (less memory, same gradient)", at_least=1)
     lr: float = option(8e-4, "learning rate: a linear warm-up to it, then a straight line to 0 at the end", above=0)
@@ -71,12 +63,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm", above=0)
     ema_decay: float = option(0.995, "decay of the averaged weights, after a warm-up", at_least=0, at_most=1)
     precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
-    threads: int = option(
-        0,
-        "CPU threads of PyTorch; 0 takes its own choice, or one, if that is faster when timed at start",
-        at_least=0,
-        at_most=1024,
-    )
+    threads: int = option(0, "CPU threads; 0: PyTorch's choice, or one where that is faster", at_least=0, at_most=1024)
     seed: int = option(0, "of the weights, the data order and the noise", at_least=0, at_most=2**63 - 1)
 
     # The run
@@ -142,13 +129,8 @@ def flag(name: str) -> str:
 
 def check_limits(name: str, value, at_least=None, above=None, at_most=None) -> None:
     """Raises UserError if the value of a flag (or one of its values, in a list) is beyond a limit."""
-    limits = (
-        (at_least, operator.ge, "at least"),
-        (above, operator.gt, "greater than"),
-        (at_most, operator.le, "at most"),
-    )
     for number in value if isinstance(value, list) else [value]:
-        for limit, holds, words in limits:
+        for limit, holds, words in ((at_least, ge, "at least"), (above, gt, "greater than"), (at_most, le, "at most")):
             if limit is not None and not holds(number, limit):
                 raise UserError(f"{flag(name)} is {value}; it must be {words} {limit:,}")
 
@@ -171,8 +153,7 @@ def make_config(preset: str, given: dict) -> Config:
         if size < multiple or size % multiple:
             below = size // multiple * multiple
             nearest = f"{below} or {below + multiple}" if below else multiple
-            needs = f"a multiple of {multiple}, as this network needs"
-            raise UserError(f"--image-size {size} is not {needs}; nearest: {nearest}")
+            raise UserError(f"--image-size {size}: this network needs a multiple of {multiple}; nearest: {nearest}")
     if config.data == "phantom":
         misplaced = [name for name in FOLDER_ONLY if name in given]
     else:

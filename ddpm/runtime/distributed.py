@@ -67,10 +67,10 @@ def take_gpu() -> None:
     """Compute on a GPU of this process's own, by algorithms that give the same bits again where PyTorch has such (it
     warns where not). Not yet run. Raises UserError if this machine has fewer GPUs than processes."""
     if size() > 1:
-        processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if processes > gpus:
+        processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), f"{torch.cuda.device_count()} GPU(s)"
+        if processes > torch.cuda.device_count():
             raise UserError(
-                f"--nproc-per-node {processes}, but this machine has {gpus} GPU(s); start so many, or use --device cpu"
+                f"--nproc-per-node {processes}, but this machine has {gpus}; start so many, or --device cpu"
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in another order
@@ -83,10 +83,8 @@ def exchange(message, *arguments) -> None:
     try:
         message(*arguments)
     except RuntimeError as error:
-        raise UserError(
-            "another process ended or did not answer (its own message says why); the checkpoints are whole, go on with "
-            f"--resume ({str(error).splitlines()[0][:100]})"
-        ) from None
+        found = f"another process ended or did not answer ({str(error).splitlines()[0][:100]})"
+        raise UserError(f"{found}; its own message says why; the checkpoints are whole, go on with --resume") from None
 
 
 def broadcast(function, *arguments):

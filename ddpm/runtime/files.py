@@ -51,18 +51,18 @@ def remove_left_overs(folder: Path, days: float = 7) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, what: str, remedy: str):
+def reading(path: str | Path, what: str, remedy: str, missing: str = "no such file"):
     """Within it, whatever a damaged file makes a reader raise becomes a UserError: it is not `what` it should be."""
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: {missing}") from None
     except Exception as error:  # damaged bytes make a reader fail in any way at all
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         reason = reason.replace(f" {str(path)!r}", "")
-        raise UserError(f"{path}: not {what} that can be read ({reason[:100]}); {remedy}") from None
+        raise UserError(f"{path}: damaged, or not {what} ({reason[:100]}); {remedy}") from None
 
 
 def is_whole(path: str | Path) -> bool:

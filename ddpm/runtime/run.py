@@ -52,8 +52,8 @@ class Run:
     def set_aside_after(self, step: int) -> None:
         """Move checkpoints of later steps out of the way: from here on another branch is trained, and the newest
         checkpoint must be one of its own, also if it is stopped before it gets as far as they did."""
-        later = {n: path for n, path in self.saved().items() if n > step}
-        for path in later.values():
+        later = [path for n, path in self.saved().items() if n > step]
+        for path in later:
             (path.parent / "abandoned").mkdir(exist_ok=True)
             os.replace(path, path.parent / "abandoned" / path.name)
         if later:
@@ -71,10 +71,8 @@ class Run:
         figures = [[torch.atleast_1d(x).cpu() for x in column] for column in zip(*self.window, strict=True)]
         t, losses, grad_norms = map(torch.cat, figures)
         if not (losses.isfinite().all() and grad_norms.isfinite().all()):
-            raise UserError(
-                f"{self.folder}: the loss is no longer finite near step {step}; checkpoints before it are whole; "
-                "start again with a lower --lr, or with --precision fp32"
-            )
+            found = f"the loss is no longer finite near step {step}; checkpoints before it are whole"
+            raise UserError(f"{self.folder}: {found}; start again with a lower --lr, or with --precision fp32")
         seconds = time.perf_counter() - self.window_began
         quarter = (t - 1) * 4 // self.config.timesteps
         quarters = {f"loss_q{q + 1}": losses[quarter == q].mean().item() for q in quarter.unique().tolist()}
@@ -88,11 +86,8 @@ class Run:
             "memory_gb": peak_memory_gb(self.training.device),
         }
         self.write(line)
-        bar.set_postfix_str(
-            f"loss {line['loss']:.4f} grad {line['grad_norm']:.2f} lr {line['lr']:.1e} "
-            f"{line['images_per_second']:.0f} img/s mem {line['memory_gb']:.1f}G",
-            refresh=False,  # with the next update, if one is due
-        )
+        shown = "loss {loss:.4f} grad {grad_norm:.2f} lr {lr:.1e} {images_per_second:.0f} img/s mem {memory_gb:.1f}G"
+        bar.set_postfix_str(shown.format(**line), refresh=False)  # with the next update, if one is due
         self.window, self.window_began = [], time.perf_counter()
 
     def write(self, line: dict) -> None:
@@ -149,21 +144,15 @@ class Run:
         self.window_began += time.perf_counter() - begun
 
     def save(self, step: int) -> None:
+        parts = {"model": self.training.unet, "ema": self.training.ema, "opt": self.training.optimizer}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        conditions = checkpoint.description(self.held_out.vocabulary)
+        path = self.folder / "checkpoints" / f"step_{step:06d}.pt"
         try:
-            checkpoint.save(
-                self.folder / "checkpoints" / f"step_{step:06d}.pt",
-                config=asdict(self.config),
-                conditions=checkpoint.description(self.held_out.vocabulary),
-                step=step,
-                model=self.training.unet.state_dict(),
-                ema=self.training.ema.state_dict(),
-                opt=self.training.optimizer.state_dict(),
-            )
+            checkpoint.save(path, config=asdict(self.config), conditions=conditions, step=step, **states)
         except OSError as error:
-            raise UserError(
-                f"{self.folder}/checkpoints: step {step} could not be saved ({error.strerror}); "
-                "older checkpoints are whole; make room and --resume"
-            ) from None
+            found = f"step {step} could not be saved ({error.strerror}); older checkpoints are whole"
+            raise UserError(f"{self.folder}/checkpoints: {found}; make room and --resume") from None
         self.remove_old(step)
 
     def remove_old(self, step: int) -> None:

@@ -105,9 +105,8 @@ def plan(training: Training, data: Slices, started: float) -> Config:
 def seconds(training: Training, data: Slices, images: int, precision: str) -> float:
     """The time of a step of so many images in each process, on a copy of the training: the median of a few after the
     first, or the first alone if it takes over 3 s."""
-    config = replace(
-        training.config, batch_size=images * distributed.size(), grad_accum=1, precision=precision, steps=1, lr=0.0
-    )
+    changed = {"batch_size": images * distributed.size(), "grad_accum": 1, "precision": precision}
+    config = replace(training.config, **changed, steps=1, lr=0.0)
     unet, ema = copy.deepcopy(training.unet), copy.deepcopy(training.ema)
     trial = replace(training, config=config, unet=unet, ema=ema, optimizer=make_optimizer(unet, config))
     times: list[float] = []
