@@ -255,10 +255,10 @@ def test_an_empty_name_is_not_the_newest_and_no_new_run(flags, tiny_run, tmp_pat
     copy_of(tiny_run, tmp_path / "results" / "run")
     assert train.main([*flags, "--preset", "tiny", "--steps", "1"]) == 2
     error = capsys.readouterr().err
-    assert "an empty name (an unset variable?)" in error and error.count("\n") == 1
+    assert "an empty name for a checkpoint (an unset variable?)" in error and error.count("\n") == 1
     assert sample.main(["--ckpt", "", "--out", "o"]) == 2
     error = capsys.readouterr().err
-    assert "an empty name where a checkpoint is asked for" in error and error.count("\n") == 1
+    assert "an empty name for a checkpoint (an unset variable?)" in error and error.count("\n") == 1
     assert not Path("o").exists() and len(list(Path("results").iterdir())) == 1
 
 
