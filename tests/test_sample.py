@@ -13,6 +13,7 @@ from PIL import Image
 
 import sample
 import train
+from benchmarks import samplers
 from ddpm.reverse import SAMPLERS
 from ddpm.runtime import checkpoint
 
@@ -253,6 +254,22 @@ def test_a_network_without_masks_refuses_them(small_phantom, tmp_path, capsys):
     assert sample.main(["--ckpt", newest, "--mask", write_mask(tmp_path / "m.png")]) == 2
     assert "without masks" in capsys.readouterr().err
     draw(newest, "--n", "2", "--out", "o")
+    capsys.readouterr()
+    assert samplers.main(["--ckpt", newest, "--n", "50"]) == 2
+    error = capsys.readouterr().err
+    assert "give a checkpoint of the phantom with masks" in error and error.count("\n") == 1
+
+
+def test_letters_that_the_terminal_lacks_cost_nothing(small_phantom, tmp_path, monkeypatch):
+    flags = ["--preset", "tiny", "--labels", "none", "--steps", "1", "--precision", "fp32", "--out", "прогон"]
+    for main, argv in ((train.main, flags), (sample.main, ["--ckpt", "прогон", "--n", "1", "--out", "образцы"])):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", terminal)
+            assert main(argv) == 0
+            terminal.flush()
+        assert rb"\u043f\u0440\u043e\u0433\u043e\u043d" in terminal.buffer.getvalue()
+    assert Path("образцы/grid.png").exists()
 
 
 def test_tissue_labels_choose_the_tissue_examples(small_phantom, tmp_path):
