@@ -7,23 +7,16 @@ are drawn by a rule. `make parity` gives both networks these weights and fails i
 import numpy as np
 import torch
 
+from ddpm.conditions import Vocabulary
+from ddpm.model import make_unet
 from ddpm.runtime.config import PRESETS, Config
 from ddpm.unet import UNet
 
 
 def ho_network() -> UNet:
     """The network of `--preset ho` without masks; Ho's CIFAR-10 has three channels. In eval mode, weights drawn."""
-    ho = Config(**PRESETS["ho"])
     with torch.device("meta"):  # no time lost on weights that are replaced
-        unet = UNet(
-            image_channels=3,
-            channels=ho.channels,
-            mults=tuple(ho.mults),
-            blocks=ho.blocks,
-            attention=tuple(ho.attention),
-            patch=ho.patch,
-            dropout=ho.dropout,
-        )
+        unet = make_unet(Config(**PRESETS["ho"], image_channels=3), Vocabulary())
     unet.load_state_dict(drawn_weights(unet.state_dict()), assign=True)
     return unet.eval()
 
