@@ -148,7 +148,7 @@ def from_model(
         raise UserError(f"--n {wanted}: {split} gives {found}; try a smaller --n or another --seed")
     check_writable(out)
     how = how.complete(model, ("mask",) * bool(real.classes) + tuple(real.labels))
-    drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, guidance {how.guidance:g}"
+    drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, {how.guidance_text}"
     drawn += f", {how.precision}, seed {seed}"
     print(f"{model.name}: step {model.step}, ema weights; samples: {drawn}; {len(others)} other images of {split}")
     samples = draw_for(model, real, distributed.shard(chosen), how, seed, batch_size)
