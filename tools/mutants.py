@@ -34,9 +34,9 @@ from mutmut.mutation.pragma_handling import IgnoredCode  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import train  # noqa: E402, F401 (for all that it imports; of that, what is ours must be imported anew by each child)
+import ddpm.runtime.start  # noqa: E402, F401 (for all that it imports; what is ours each child must import anew)
 
-for name in [name for name in sys.modules if name.split(".")[0] in ("ddpm", "train")]:
+for name in [name for name in sys.modules if name.split(".")[0] == "ddpm"]:
     del sys.modules[name]
 gc.freeze()
 
