@@ -14,9 +14,9 @@ import pytest
 import torch
 from test_train import folder_of_pairs, go_on_from, last_checkpoint, log_of, same
 
-import ddpm.runtime.run
 import sample
 import train
+from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, files
 from tools.soak import soak
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small_phantom")
 
 @pytest.fixture(autouse=True)
 def quick_grids(monkeypatch):
-    monkeypatch.setattr(ddpm.runtime.run, "GRID_STEPS", 1)
+    monkeypatch.setitem(STEPS, "dpm-solver", 1)
 
 
 def names(folder):

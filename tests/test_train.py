@@ -19,6 +19,7 @@ from ddpm.data import Slices, phantom
 from ddpm.data.sources import load_data
 from ddpm.forward import denoising_loss
 from ddpm.model import Sampling, draw, load_model, make_unet
+from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, progress, start
 from ddpm.runtime.command_line import one_line_errors
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
@@ -129,7 +130,7 @@ def last_checkpoint(folder):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_the_run_that_never_stopped(precision, tmp_path, monkeypatch):
     """With the settings of `make train` (six steps of them), and dropout, which also draws random numbers."""
-    monkeypatch.setattr(ddpm.runtime.run, "GRID_STEPS", 1)
+    monkeypatch.setitem(STEPS, "dpm-solver", 1)
     flags = ["--steps", "6", "--save-every", "3", "--log-every", "1", "--precision", precision, "--dropout", "0.1",
              "--batch-size", "8"]  # fmt: skip
     whole = tmp_path / "whole"

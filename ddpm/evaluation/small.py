@@ -11,14 +11,13 @@ from ddpm.metrics.segmenter import load_segmenter
 from ddpm.model import Model, Sampling
 
 IMAGES = 100
-STEPS = 10
 
 
 def small_evaluation(model: Model, held_out: Slices) -> dict[str, float]:
     """KID of samples for a few held-out masks to the held-out images of other subjects, in the features of the embedded
     data's judge; on that data also whether they obey (Dice of the lesion, contrast)."""
     chosen, others = split_by_subject(held_out, min(IMAGES, len(held_out) // 2), seed=0)
-    sampling = Sampling(steps=min(STEPS, model.config.timesteps), precision=model.config.precision)
+    sampling = Sampling(precision=model.config.precision)
     samples = replace(held_out.part(chosen), images=draw_for(model, held_out, chosen, sampling, batch_size=24))
     judge = load_segmenter()
     c = Comparison(samples, held_out, chosen, others, segmenter_features(judge, "of the embedded data"), judge)

@@ -26,7 +26,7 @@ except ImportError:  # Windows
     resource = None
 
 VALIDATION_IMAGES = 256
-GRID_ROWS, GRID_SAMPLES, GRID_STEPS = 6, 4, 10
+GRID_ROWS, GRID_SAMPLES = 6, 4
 GRID_IMAGES = GRID_ROWS * GRID_SAMPLES
 LOOKED_AT = 2000  # held-out images among which those of the grid are chosen: a set may be larger than memory
 
@@ -123,7 +123,7 @@ class Run:
         """samples/step_N.png, a row for each of a few held-out masks: mask | real | samples. Same noise every time."""
         rows = pick_rows(self.held_out)
         condition = self.held_out.condition(np.repeat(rows, GRID_SAMPLES))
-        how = Sampling(steps=min(GRID_STEPS, self.config.timesteps), precision=self.config.precision)
+        how = Sampling(precision=self.config.precision)
         *_, (_, x_0) = draw(self.averaged(step), condition, range(GRID_SAMPLES * len(rows)), how)
         samples = to_uint8(x_0)
         cells = samples.reshape(len(rows), GRID_SAMPLES, *samples.shape[1:])
@@ -153,9 +153,9 @@ class Run:
         except OSError as error:
             found = f"step {step} could not be saved ({error.strerror}); older checkpoints are whole"
             raise UserError(f"{self.folder}/checkpoints: {found}; make room and --resume") from None
-        self.remove_old(step)
+        self.remove_old()
 
-    def remove_old(self, step: int) -> None:
+    def remove_old(self) -> None:
         """Keep the newest few checkpoints and the best one."""
         saved = self.saved()
         for kept in sorted(saved)[-self.config.keep :]:

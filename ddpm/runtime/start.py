@@ -11,10 +11,11 @@ import torch
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices
+from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, check_fields, flag, make_config
-from ddpm.runtime.run import GRID_IMAGES, GRID_STEPS, VALIDATION_IMAGES
+from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES
 from ddpm.training import Training, make_optimizer, training_step
 
 
@@ -95,7 +96,12 @@ def plan(training: Training, data: Slices, started: float) -> Config:
     if config.steps == 0:
         step = seconds(training, data, part, precision) * config.grad_accum
         # A forward pass takes about a third of a step; validation and the sample grid (two, with guidance) are forward passes.
-        extra = (VALIDATION_IMAGES + 2 * GRID_IMAGES * GRID_STEPS) / (config.batch_size / distributed.size()) * step / 3
+        extra = (
+            (VALIDATION_IMAGES + 2 * GRID_IMAGES * STEPS["dpm-solver"])
+            / (config.batch_size / distributed.size())
+            * step
+            / 3
+        )
         left = 60 * config.minutes - distributed.broadcast(lambda: time.perf_counter() - started)
         config.steps = max(1, int((left - extra) / (step + extra / config.sample_every)))
         print(f"plan: {config.steps} steps of {step:.2f} s fill {config.minutes:g} minutes")
