@@ -94,8 +94,5 @@ class Vocabulary:
 
 def one_hot(label_maps, num_classes: int) -> Tensor:
     """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included."""
-    return (
-        torch.nn.functional.one_hot(torch.as_tensor(np.asarray(label_maps)).long(), num_classes)
-        .permute(0, 3, 1, 2)
-        .float()
-    )
+    channels_last = torch.nn.functional.one_hot(torch.as_tensor(np.asarray(label_maps)).long(), num_classes)
+    return channels_last.permute(0, 3, 1, 2).float()

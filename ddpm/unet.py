@@ -227,6 +227,7 @@ class UNet(nn.Module):
             return F.silu(time)
 
     def check(self, x_t: Tensor, condition: Condition) -> None:
+        """Raises ValueError, as `forward` says: what does not fit would be broadcast, or not heard."""
         B, C, H, W = x_t.shape
         if C != self.image_channels or H % self.multiple or W % self.multiple:
             raise ValueError(
