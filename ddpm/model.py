@@ -1,13 +1,15 @@
 """A trained model: the configuration, the schedule and the network of a checkpoint together, and images drawn from it.
 
-from ddpm.data.images import read_mask, to_uint8
-from ddpm.model import draw, load_model
+In a notebook:
 
-model = load_model()  # the newest run in results/, or a checkpoint's path
-mask = read_mask("examples/masks/lesion/large_left.png", model.vocabulary.classes, model.config.image_size)
-condition = model.vocabulary.condition([mask] * 4, contrast=["FLAIR"] * 4)
-*_, (t, x_0) = draw(model, condition, seeds=range(4))  # every x_t comes by; the last one is the image
-images = to_uint8(x_0)  # (4, 1, H, W)
+    from ddpm.data.images import read_mask, to_uint8
+    from ddpm.model import draw, load_model
+
+    model = load_model()  # the newest run in results/, or a checkpoint's path
+    mask = read_mask("examples/masks/lesion/large_left.png", model.vocabulary.classes, model.config.image_size)
+    condition = model.vocabulary.condition([mask] * 4, contrast=["FLAIR"] * 4)
+    *_, (t, x_0) = draw(model, condition, seeds=range(4))  # every x_t comes by; the last one is the image
+    images = to_uint8(x_0)  # (4, 1, H, W)
 """
 
 from collections.abc import Iterator, Sequence
