@@ -119,6 +119,7 @@ def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
     assert 0 < rows["bits per dimension, at most"]["samples"] < 20
     choices = json.loads(Path("out/report.json").read_text())["choices"]
     assert load_segmenter().fingerprint() in choices["features"] and "step 40" in choices["model"]
+    assert "guidance 1.5 by mask, " in choices["samples"]
     page = Path("out/report.html").read_text()
     assert "data:image/png;base64," in page and "://" not in page  # nothing to load from elsewhere
 
