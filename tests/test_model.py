@@ -94,6 +94,23 @@ def test_a_label_that_the_network_does_not_know_is_not_ignored(model):
         list(draw(model, Condition(labels={"contrast": torch.tensor([1])}), [0, 1]))
 
 
+def test_a_loaded_model_draws_without_dropout_and_keeps_no_graph(tiny_run, tmp_path):
+    path = altered(tiny_run, tmp_path, lambda raw: raw["config"].update(dropout=0.5))
+    drawn = []
+    for model in (load_model(tiny_run), load_model(path)):
+        *_, (_, x_0) = draw(model, Condition(), [0], Sampling(steps=3))
+        assert not x_0.requires_grad
+        drawn.append(x_0)
+    assert torch.equal(*drawn)
+
+
+def test_the_condition_goes_where_the_network_is(model, monkeypatch):
+    moved = []
+    monkeypatch.setattr(Condition, "to", lambda self, device: moved.append(device) or self)
+    list(draw(model, KNOWN.condition(contrast=["T1"]), [0], Sampling(steps=2)))
+    assert moved == [torch.device("cpu")]
+
+
 # What a checkpoint says
 
 
