@@ -1,0 +1,99 @@
+"""Muon against the singular value decomposition, and what the optimisers share out between them."""
+
+import pytest
+import torch
+
+from ddpm.conditions import Vocabulary
+from ddpm.muon import MOMENTUM, Muon, orthogonal
+from ddpm.runtime.config import Config
+from ddpm.training import make_optimizers, make_unet
+
+
+def with_singular_values(values, m, n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.linalg.qr(torch.randn(m, m, generator=generator, dtype=torch.float64))[0][:, : len(values)]
+    v = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0][:, : len(values)]
+    return u, v, u @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ v.T
+
+
+@pytest.mark.parametrize("m, n", [(4, 4), (4, 9), (9, 4)])
+def test_orthogonal_keeps_the_singular_vectors_and_sets_the_values_near_1(m, n):
+    u, v, G = with_singular_values([3.0, 1.0, 0.3, 0.05], m, n)
+    values = torch.diag(u.T @ orthogonal(G.float()).double() @ v)
+    assert ((values > 0.65) & (values < 1.3)).all()
+    off = u.T @ orthogonal(G.float()).double() @ v - torch.diag(values)
+    assert off.abs().max() < 1e-4
+
+
+def test_orthogonal_is_the_iteration_as_published():
+    """X <- a X + b (X X^T) X + c (X X^T)^2 X, five times, on the matrix itself."""
+    G = torch.randn(6, 20, generator=torch.Generator().manual_seed(1))
+    X = G.double() / G.double().norm()
+    for _ in range(5):
+        gram = X @ X.T
+        X = 3.4445 * X - 4.7750 * gram @ X + 2.0315 * gram @ gram @ X
+    assert torch.allclose(orthogonal(G).double(), X, atol=1e-4)
+
+
+def test_the_scale_of_the_gradient_does_not_matter_and_a_zero_gradient_is_no_step():
+    G = torch.randn(2, 5, 7)
+    assert torch.allclose(orthogonal(1000 * G), orthogonal(G), atol=1e-4)
+    assert torch.equal(orthogonal(torch.zeros(2, 5, 7)), torch.zeros(2, 5, 7))
+
+
+def test_each_of_several_matrices_is_made_orthogonal_by_itself():
+    G = torch.randn(3, 5, 7)
+    for one, alone in zip(orthogonal(G), G, strict=True):
+        assert torch.allclose(one, orthogonal(alone), atol=1e-5)
+
+
+def test_a_step_is_nesterov_momentum_made_orthogonal():
+    """Two steps by hand, for a tall convolution: (8, 1 * 2 * 2), so sqrt(8 / 4) times as long."""
+    weight = torch.nn.Parameter(torch.zeros(8, 1, 2, 2))
+    optimizer = Muon([weight], lr=0.1)
+    expected, momentum = torch.zeros(8, 4), torch.zeros(8, 4)
+    for seed in range(2):
+        G = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+        weight.grad = G.view(8, 1, 2, 2).clone()
+        optimizer.step()
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * G
+        expected = expected - 0.1 * 2**0.5 * orthogonal((1 - MOMENTUM) * G + MOMENTUM * momentum)
+    assert torch.allclose(weight.data.flatten(1), expected, atol=1e-5)
+
+
+def test_parts_of_a_weight_are_matrices_of_their_own_and_the_gradient_is_left_alone():
+    weight = torch.nn.Parameter(torch.zeros(6, 4, 1, 1))
+    weight.grad = torch.randn(6, 4, 1, 1)
+    before = weight.grad.clone()
+    Muon([{"params": [weight], "parts": 3}], lr=1.0).step()
+    for rows in range(0, 6, 2):
+        expected = -orthogonal(before[rows : rows + 2].flatten(1))
+        assert torch.allclose(weight.data[rows : rows + 2].flatten(1), expected, atol=1e-4)
+    assert torch.equal(weight.grad, before)
+
+
+def test_a_weight_without_gradient_stays():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    Muon([weight], lr=1.0).step()
+    assert torch.equal(weight.data, torch.ones(2, 2))
+
+
+def test_muon_has_the_inner_convolutions_and_adamw_all_else():
+    config = Config(channels=16, mults=[1, 2])
+    unet = make_unet(config, Vocabulary(("background", "lesion"), {"contrast": ("T1",)}))
+    names = {parameter: name for name, parameter in unet.named_parameters()}
+    adamw, muon = make_optimizers(unet, config)
+    parts = {names[weight]: group["parts"] for group in muon.param_groups for weight in group["params"]}
+    rest = {names[weight] for group in adamw.param_groups for weight in group["params"]}
+    assert parts.keys() | rest == set(names.values()) and not parts.keys() & rest
+    inner = {name for name, weight in unet.named_parameters() if weight.ndim == 4}
+    assert parts.keys() == inner - {"conv_in.weight", "conv_out.weight"}
+    assert {name for name, number in parts.items() if number == 3} == {name for name in parts if "qkv" in name}
+    assert all(number in (1, 3) for number in parts.values())
+
+
+def test_without_muon_adamw_has_everything():
+    config = Config(channels=16, mults=[1, 2], muon_lr=0.0)
+    unet = make_unet(config, Vocabulary())
+    (adamw,) = make_optimizers(unet, config)
+    assert sum(len(group["params"]) for group in adamw.param_groups) == len(list(unet.parameters()))
