@@ -27,12 +27,14 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim % 2))  # an odd dim ends in a 0
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with Ho's 32 groups, or fewer where a group would have under 4 channels.
+def norm(channels: int, lean: bool = False) -> nn.GroupNorm:
+    """GroupNorm with Ho's 32 groups, or fewer where a group would have under 4 channels; under 16 if lean.
 
-    With one channel a group, subtracting the mean would subtract all that the time embedding adds.
+    With one channel a group, subtracting the mean would subtract all that the time embedding adds. And with under 16,
+    its backward pass is 10 to 50 times slower on a CPU in the layout that lean networks compute in.
     """
-    groups = next(n for n in (32, 16, 8, 4, 2, 1) if channels % n == 0 and (channels >= 4 * n or n == 1))
+    least = 16 if lean else 4
+    groups = next(n for n in (32, 16, 8, 4, 2, 1) if channels % n == 0 and (channels >= least * n or n == 1))
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -56,29 +58,38 @@ def linear(c_in: int, c_out: int) -> nn.Linear:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a shortcut, with the time embedding added in between."""
+    """Two convolutions around a shortcut, and the time embedding in between.
 
-    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float):
+    The paper adds it before the second normalisation. A lean block scales and shifts by it after that (Dhariwal &
+    Nichol 2021, arXiv:2105.05233, section 3.1), where no mean is subtracted any more.
+    """
+
+    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float, lean: bool = False):
         super().__init__()
-        self.norm_1, self.conv_1 = norm(c_in), conv(c_in, c_out)
-        self.time = linear(c_time, c_out)
-        self.norm_2, self.conv_2 = norm(c_out), conv(c_out, c_out, scale=0)
+        self.lean = lean
+        self.norm_1, self.conv_1 = norm(c_in, lean), conv(c_in, c_out)
+        self.time = linear(c_time, 2 * c_out if lean else c_out)
+        self.norm_2, self.conv_2 = norm(c_out, lean), conv(c_out, c_out, scale=0)
         self.dropout = nn.Dropout(dropout)
         self.shortcut = conv(c_in, c_out, size=1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))  # (B, c_out, H, W)
-        h = h + self.time(time)[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
-        return self.shortcut(x) + h
+        time = self.time(time)[:, :, None, None]
+        if self.lean:
+            scale, shift = time.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
+        else:
+            h = self.norm_2(h + time)
+        return self.shortcut(x) + self.conv_2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
     """Single-head self-attention over all places of a feature map, with a residual connection."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, lean: bool = False):
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, lean)
         self.qkv = conv(channels, 3 * channels, size=1)
         for weight in self.qkv.weight.data.chunk(3):  # Ho's q, k and v are three layers, each initialised by itself
             nn.init.xavier_uniform_(weight)
@@ -107,9 +118,9 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double height and width by repeating pixels, then a convolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.conv = conv(channels, channels)
+        self.conv = conv(c_in, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -118,10 +129,10 @@ class Up(nn.Module):
 class Stage(nn.Module):
     """One residual block, followed by attention where the level has it."""
 
-    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float, attention: bool):
+    def __init__(self, c_in: int, c_out: int, c_time: int, dropout: float, attention: bool, lean: bool):
         super().__init__()
-        self.block = ResBlock(c_in, c_out, c_time, dropout)
-        self.attention = Attention(c_out) if attention else nn.Identity()
+        self.block = ResBlock(c_in, c_out, c_time, dropout, lean)
+        self.attention = Attention(c_out, lean) if attention else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.attention(self.block(x, time))
@@ -143,6 +154,9 @@ class UNet(nn.Module):
     attention        the levels with attention, counted from 0; the middle always has it
     patch            patch x patch pixels are folded into channels before the first level (1 is the paper's
                      network); at 2, a quarter of the places makes every layer about four times cheaper
+    lean             three changes that learn more in equal time: norms of 16 channels or more a group, so that the
+                     fast channels_last layout can be used; the time as scale and shift; and the way up narrows before
+                     it joins the larger level, not after. False is the paper's network
     """
 
     def __init__(
@@ -155,46 +169,50 @@ class UNet(nn.Module):
         attention: tuple[int, ...] = (1,),
         patch: int = 1,
         dropout: float = 0.0,
+        lean: bool = False,
     ):
         super().__init__()
+        self.lean = lean
         self.image_channels, self.num_classes = image_channels, len(vocabulary.classes)
         self.channels, self.patch = channels, patch
         self.multiple = size_multiple(patch, mults)
 
         c_time = 4 * channels
         self.time_1, self.time_2 = linear(channels, c_time), linear(c_time, c_time)
-        # Row 0 is the null label. Embeddings start at zero, so that at first every value is treated alike.
+        # Row 0 is the null label. Rows start as N(0, 1), so that the blocks can tell the values apart from the start.
         self.labels = nn.ModuleDict(
             {name: nn.Embedding(len(known) + 1, c_time) for name, known in vocabulary.labels.items()}
         )
-        for embedding in self.labels.values():
-            nn.init.zeros_(embedding.weight)
         self.conv_in = conv((image_channels + self.num_classes) * patch**2, channels)
 
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
         for level, mult in enumerate(mults):
             for _ in range(blocks):
-                self.down.append(Stage(c, channels * mult, c_time, dropout, level in attention))
+                self.down.append(Stage(c, channels * mult, c_time, dropout, level in attention, lean))
                 c = channels * mult
                 skips.append(c)
             if level < len(mults) - 1:
                 self.down.append(Down(c))
                 skips.append(c)
 
-        self.middle_1 = Stage(c, c, c_time, dropout, attention=True)
-        self.middle_2 = Stage(c, c, c_time, dropout, attention=False)
+        self.middle_1 = Stage(c, c, c_time, dropout, True, lean)
+        self.middle_2 = Stage(c, c, c_time, dropout, False, lean)
 
         self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(mults))):
             for _ in range(blocks + 1):
-                self.up.append(Stage(c + skips.pop(), channels * mult, c_time, dropout, level in attention))
+                self.up.append(Stage(c + skips.pop(), channels * mult, c_time, dropout, level in attention, lean))
                 c = channels * mult
             if level > 0:
-                self.up.append(Up(c))
+                narrowed = channels * mults[level - 1] if lean else c
+                self.up.append(Up(c, narrowed))
+                c = narrowed
 
-        self.norm_out = norm(c)
+        self.norm_out = norm(c, lean)
         self.conv_out = conv(c, image_channels * patch**2, scale=0)
+        if lean:
+            self.to(memory_format=torch.channels_last)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition = Condition()) -> Tensor:  # noqa: B008
         """x_t (B, C, H, W); t (B,) in 1 .. T; the answer is shaped like x_t.
@@ -208,7 +226,10 @@ class UNet(nn.Module):
         time = self.embed(t, condition)  # (B, c_time)
 
         x = torch.cat([x_t, mask], dim=1)  # (B, C + K, H, W)
-        x = self.conv_in(F.pixel_unshuffle(x, self.patch))  # (B, channels, H / patch, W / patch)
+        x = F.pixel_unshuffle(x, self.patch)
+        if self.lean:  # every layer after this one keeps the layout
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.conv_in(x)  # (B, channels, H / patch, W / patch)
         skips = [x]
         for layer in self.down:
             x = layer(x) if isinstance(layer, Down) else layer(x, time)

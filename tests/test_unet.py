@@ -54,10 +54,12 @@ def test_weights_start_as_ho_wrote():
     """Glorot's uniform law with the fans of each layer; last layers and all shifts are zero; norms do nothing."""
     unet = small(channels=32)
     for name, weight in unet.named_parameters():
-        if name.endswith("bias") or any(part in name for part in ("conv_2", "attention.out", "conv_out", "contrast")):
+        if name.endswith("bias") or any(part in name for part in ("conv_2", "attention.out", "conv_out")):
             assert not weight.any(), name
         elif "norm" in name:
             assert (weight == 1).all(), name
+        elif "labels" in name:
+            assert weight.std().item() == pytest.approx(1, abs=0.1) and weight.mean().abs() < 0.1, name
         else:
             for w in weight.chunk(3) if "qkv" in name else [weight]:  # q, k and v are three layers
                 bound = (6 / (w[0].numel() + w[:, 0].numel())) ** 0.5
@@ -242,3 +244,48 @@ def test_presets_make_networks_that_take_their_own_image_size(preset):
         unet = make_unet(config, KNOWN)
     assert all(size % unet.multiple == 0 for size in config.image_size)
     assert 32 % unet.multiple == 0
+
+
+# The lean network
+
+
+def test_a_lean_block_scales_and_shifts_by_the_time():
+    block, x, time = ResBlock(32, 32, 8, dropout=0.0, lean=True), torch.randn(2, 32, 4, 4), torch.randn(2, 8)
+    torch.nn.init.dirac_(block.conv_2.weight)  # passes on what it gets
+    h = block.norm_2(block.conv_1(torch.nn.functional.silu(block.norm_1(x))))
+    scale, shift = (time @ block.time.weight.T + block.time.bias)[:, :, None, None].split(32, dim=1)
+    assert torch.allclose(block(x, time) - x, torch.nn.functional.silu(h * (1 + scale) + shift), atol=1e-5)
+
+
+def test_lean_norms_have_16_channels_a_group():
+    assert [norm(channels, lean=True).num_groups for channels in (16, 64, 128, 512, 1024)] == [1, 4, 8, 32, 32]
+
+
+def test_a_lean_network_narrows_on_the_way_up_before_it_joins_the_larger_level():
+    wide, lean = (small(channels=16, mults=(1, 2, 4), lean=lean) for lean in (False, True))
+    ups = [[layer.conv.weight.shape[:2] for layer in unet.up if hasattr(layer, "conv")] for unet in (wide, lean)]
+    assert ups == [[(64, 64), (32, 32)], [(32, 64), (16, 32)]]
+    assert [unet(torch.zeros(1, 1, 16, 16), torch.tensor([3])).shape for unet in (wide, lean)] == [(1, 1, 16, 16)] * 2
+
+
+def test_a_lean_network_computes_in_channels_last_throughout():
+    unet, layouts = alive(small(channels=16, lean=True, patch=2)), {}
+    for name, module in unet.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.GroupNorm):
+            module.register_forward_pre_hook(
+                lambda module, args, name=name: layouts.update(
+                    {name: args[0].is_contiguous(memory_format=torch.channels_last)}
+                )
+            )
+    unet(torch.randn(2, 1, 32, 32), torch.tensor([3, 4]), of_contrast(1, 2, mask=torch.zeros(2, 2, 32, 32)))
+    assert len(layouts) > 20 and all(layouts.values())
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_the_layout_is_not_heard(lean):
+    """What a network of channels_last answers is what its weights answer in the usual layout."""
+    unet = alive(small(channels=16, lean=lean))
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([3, 4])
+    answer = unet(x, t)
+    unet.lean = False  # the input stays as it is, and so do all layers after it
+    assert torch.allclose(unet.to(memory_format=torch.contiguous_format)(x, t), answer, atol=1e-5)
