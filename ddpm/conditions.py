@@ -42,25 +42,29 @@ class Condition:
         """The condition of some samples: part is a slice or an index tensor."""
         return self.map(lambda x: x[part])
 
-    def without(self, *names: str) -> "Condition":
-        """The condition in which these are null, whether they were given or not."""
-        mask = None if "mask" in names else self.mask
-        return Condition(mask, {name: label for name, label in self.labels.items() if name not in names})
+    def beside_without(self, *names: str) -> "Condition":
+        """The condition twice, one after the other (2 B samples): as it is, and with these made null."""
 
-    def withhold(self, mask: float, labels: float) -> "Condition":
-        """Each sample's mask, and each of its labels, made null with these probabilities, independently.
+        def doubled(name: str, x: Tensor) -> Tensor:
+            return torch.cat([x, torch.zeros_like(x) if name in names else x])
+
+        mask = None if self.mask is None else doubled("mask", self.mask)
+        return Condition(mask, {name: doubled(name, label) for name, label in self.labels.items()})
+
+    def withhold(self, mask: float, labels: float, both: float) -> "Condition":
+        """Of each sample, with these probabilities, the mask made null, or its labels, or both; else nothing.
 
         It is how a network learns to do without, as guidance needs (Ho & Salimans 2022, arXiv:2207.12598, Algorithm
-        1). Draws from torch's global random state, on the CPU.
+        1). One number decides: two independent ones would leave both out too rarely to learn it. Draws from torch's
+        global random state, on the CPU.
         """
-
-        def drop(x: Tensor, probability: float) -> Tensor:
-            return x * (torch.rand(len(x), *[1] * (x.ndim - 1)) >= probability)
-
-        return Condition(
-            None if self.mask is None else drop(self.mask, mask),
-            {name: drop(label, labels) for name, label in self.labels.items()},
-        )
+        if not self.given:
+            return self
+        u = torch.rand(len(next(x for x in (self.mask, *self.labels.values()) if x is not None)))
+        # On a line from 0: the mask alone, both, the labels alone, nothing.
+        keep_mask, keep_labels = u >= mask + both, (u < mask) | (u >= mask + both + labels)
+        withheld = {name: label * keep_labels for name, label in self.labels.items()}
+        return Condition(None if self.mask is None else self.mask * keep_mask[:, None, None, None], withheld)
 
     def mirror(self, chosen: Tensor) -> "Condition":
         """What has left and right, exchanged where chosen (B, 1, 1, 1) is true."""

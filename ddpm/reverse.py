@@ -24,6 +24,7 @@ def denoiser(
     condition: Condition,
     guidance: float = 1.0,
     guided: tuple[str, ...] = ("mask",),
+    interval: tuple[float, float] = (0.0, 1.0),
     clip: bool = True,
     bf16: bool = False,
 ) -> Callable[[Tensor, int], Tensor]:
@@ -31,20 +32,24 @@ def denoiser(
 
     guidance k mixes u + k (c - u), where c is the network's answer under the condition and u its answer without what
     `guided` names; the rest of the condition stays in both. (Ho & Salimans 2022, arXiv:2207.12598; their w is k - 1.)
-    So 1 is plain conditional sampling, and 0 ignores what is guided. It takes a second call, unless it is 1 or nothing
-    that is guided was given.
+    So 1 is plain conditional sampling, and 0 ignores what is guided. Unless it is 1, or nothing that is guided was
+    given, both answers come from one call with twice the batch.
+    interval bounds the guidance to low <= t / T <= high (Kynkaanniemi et al. 2024, arXiv:2404.07724): elsewhere it is 1.
     clip keeps x_0_hat in [-1, 1]. The samplers derive eps from the clipped value, never beside it.
     bf16 computes inside the network in bfloat16, and there alone.
     """
-    unguided = condition.without(*guided)
+    guides = guidance != 1.0 and any(name in condition.given for name in guided)
+    both = condition.beside_without(*guided) if guides else condition
 
     def predict_x_0(x_t: Tensor, t: int) -> Tensor:
-        times = torch.full((len(x_t),), t, device=x_t.device)
+        guided_now = guides and interval[0] <= t / schedule.T <= interval[1]
+        x = torch.cat([x_t, x_t]) if guided_now else x_t
+        times = torch.full((len(x),), t, device=x_t.device)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=bf16):
-            output = unet(x_t, times, condition).float()
-            if guidance != 1.0 and unguided.given != condition.given:
-                without = unet(x_t, times, unguided).float()
-                output = without + guidance * (output - without)
+            output = unet(x, times, both if guided_now else condition).float()
+        if guided_now:
+            under, without = output.chunk(2)
+            output = without + guidance * (under - without)
         x_0_hat = schedule.x_0_from(objective, output, x_t, t)
         return x_0_hat.clamp(-1, 1) if clip else x_0_hat
 

@@ -36,33 +36,40 @@ def test_a_value_that_is_not_known_is_named():
         KNOWN.condition(contrast=["T1", "PD"])
 
 
-def test_part_and_without_treat_every_kind():
+def test_part_and_beside_without_treat_every_kind():
     condition = of_four()
     two = condition[torch.tensor([1, 3])]
     assert torch.equal(two.mask, condition.mask[[1, 3]]) and two.labels["contrast"].tolist() == [2, 1]
-    assert condition.without("mask").given == ("contrast", "sex")
-    assert condition.without("mask", "sex").given == ("contrast",)
-    assert condition.without("contrast").mask is condition.mask
-    assert condition.given == ("mask", "contrast", "sex")  # it is not changed itself
+    twice = condition.beside_without("mask", "sex")
+    assert torch.equal(twice.mask, torch.cat([condition.mask, 0 * condition.mask]))
+    assert twice.labels["contrast"].tolist() == [1, 2, 0, 1] * 2 and twice.labels["sex"].tolist() == [1] * 4 + [0] * 4
+    assert len(condition.mask) == 4 and condition.labels["sex"].tolist() == [1] * 4  # it is not changed itself
     assert condition.to("meta").labels["sex"].device.type == "meta" and condition.to("meta").mask.device.type == "meta"
 
 
 def test_an_empty_mask_is_not_null():
     empty, null = one_hot(np.zeros((1, 2, 2), int), 2), torch.zeros(1, 2, 2, 2)
     assert not torch.equal(empty, null)
-    assert torch.equal(Condition(empty).withhold(mask=1.0, labels=0.0).mask, null)
+    assert torch.equal(Condition(empty).withhold(mask=1.0, labels=0.0, both=0.0).mask, null)
 
 
-def test_each_sample_and_each_kind_is_withheld_by_itself_at_its_rate():
+def test_of_each_sample_mask_or_labels_or_both_are_withheld_at_their_rates():
     n = 20_000
     condition = Condition(torch.ones(n, 1, 1, 1), {"contrast": torch.ones(n).long(), "sex": torch.ones(n).long()})
-    condition = condition.withhold(mask=0.1, labels=0.3)
-    dropped = [(x.flatten() == 0).double() for x in (condition.mask, *condition.labels.values())]
-    for gone, rate in zip(dropped, (0.1, 0.3, 0.3), strict=True):
-        assert gone.mean().item() == pytest.approx(rate, abs=0.015)
-    assert torch.corrcoef(torch.stack(dropped)).triu(1).abs().max() < 0.03
-    kept = of_four().withhold(mask=0.0, labels=0.0)
+    condition = condition.withhold(mask=0.1, labels=0.3, both=0.2)
+    mask, contrast, sex = ((x.flatten() == 0) for x in (condition.mask, *condition.labels.values()))
+    assert torch.equal(contrast, sex)  # the labels go together
+    for gone, share in ((mask & ~sex, 0.1), (~mask & sex, 0.3), (mask & sex, 0.2), (~mask & ~sex, 0.4)):
+        assert gone.double().mean().item() == pytest.approx(share, abs=0.015)
+    kept = of_four().withhold(mask=0.0, labels=0.0, both=0.0)
     assert torch.equal(kept.mask, of_four().mask) and torch.equal(kept.labels["sex"], of_four().labels["sex"])
+
+
+@pytest.mark.parametrize("condition", [Condition(), KNOWN.condition(sex=["F", "M"]), Condition(torch.ones(2, 2, 1, 1))])
+def test_withholding_leaves_out_nothing_that_is_not_there(condition):
+    without = condition.withhold(mask=0.0, labels=0.0, both=1.0)
+    assert without.given == condition.given
+    assert not any(x.any() for x in (without.mask, *without.labels.values()) if x is not None)
 
 
 def test_mirror_turns_what_has_sides():

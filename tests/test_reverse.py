@@ -259,12 +259,14 @@ def test_a_trajectory_is_the_walk_of_its_sampler():
 
 
 def tells_what_it_sees(x, t, condition):
-    """A network whose answer is 1 for a mask it sees, plus 10 for a contrast, plus 100 for a sex."""
-    seen = ("mask" in condition.given) + 10 * ("contrast" in condition.given) + 100 * ("sex" in condition.given)
-    return torch.full_like(x, float(seen))
+    """A network whose answer for a sample is 1 for a mask it sees, plus 10 for a contrast, plus 100 for a sex."""
+    mask, labels = condition.mask.any(dim=(1, 2, 3)), condition.labels
+    seen = mask.float() + 10 * (labels["contrast"] > 0) + 100 * (labels["sex"] > 0)
+    return seen.view(-1, 1, 1, 1).expand_as(x)
 
 
-EVERYTHING = Condition(torch.zeros(1, 2, 1, 2), {"contrast": torch.tensor([1]), "sex": torch.tensor([2])})
+EVERYTHING = Condition(torch.ones(1, 2, 1, 2), {"contrast": torch.tensor([1]), "sex": torch.tensor([2])})
+UNMASKED = Condition(labels=EVERYTHING.labels)
 
 
 @pytest.mark.parametrize(
@@ -284,13 +286,23 @@ def test_guidance_strengthens_what_it_names_and_nothing_else(guided, guidance, e
 
 
 @pytest.mark.parametrize(
-    "condition, guidance, calls",
-    [(EVERYTHING, 1.5, 2), (EVERYTHING, 1.0, 1), (EVERYTHING.without("mask"), 1.5, 1), (Condition(), 1.5, 1)],
+    "condition, guidance, images",
+    [(EVERYTHING, 1.5, 2), (EVERYTHING, 1.0, 1), (UNMASKED, 1.5, 1), (Condition(), 1.5, 1)],
 )
-def test_a_second_call_is_made_only_where_it_differs(condition, guidance, calls):
+def test_both_answers_come_from_one_call_and_the_second_is_asked_for_only_where_it_differs(condition, guidance, images):
     asked = []
-    denoiser(lambda x, t, c: asked.append(c) or x, LINEAR, "x_0", condition, guidance)(torch.zeros(1, 1, 1, 2), 500)
-    assert len(asked) == calls
+    denoiser(lambda x, t, c: asked.append((x, t)) or x, LINEAR, "x_0", condition, guidance)(
+        torch.zeros(1, 1, 1, 2), 500
+    )
+    assert [(len(x), t.tolist()) for x, t in asked] == [(images, [500] * images)]
+
+
+@pytest.mark.parametrize("interval, guided", [((0, 1), (1, 500, 1000)), ((0.5, 1), (500, 1000)), ((0, 0.5), (1, 500))])
+def test_guidance_is_1_outside_its_interval(interval, guided):
+    predict_x_0 = denoiser(tells_what_it_sees, LINEAR, "x_0", EVERYTHING, 3.0, ("mask",), interval, clip=False)
+    for t in (1, 500, 1000):
+        expected = 110 + 3 * 1 if t in guided else 111
+        assert predict_x_0(torch.zeros(1, 1, 1, 2), t).flatten().tolist() == [expected] * 2
 
 
 def test_unless_told_otherwise_the_network_is_called_once_in_float32_and_its_x_0_is_clipped():
@@ -322,7 +334,7 @@ def test_bf16_is_bfloat16_where_the_default_is_float16():
         x_0_hat = denoiser(network, LINEAR, "x_0", EVERYTHING, 1.5, bf16=True)(torch.zeros(1, 1, 1, 2), 500)
     finally:
         torch.set_autocast_dtype("cpu", default)
-    assert inside == [(True, torch.bfloat16)] * 2 and x_0_hat.dtype == torch.float32
+    assert inside == [(True, torch.bfloat16)] and x_0_hat.dtype == torch.float32
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -332,7 +344,8 @@ def test_guidance_is_the_same_in_every_parameterisation(objective):
     x_t, with_mask, without = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64).unbind()
 
     def network(x, t, condition):
-        x_0 = without if condition.mask is None else with_mask
+        assert not condition.mask[2:].any()
+        x_0 = torch.cat([with_mask, without])
         eps = schedule.eps_from(x_0, x, 600)
         return {"x_0": x_0, "eps": eps, "v": schedule.v_from(x_0, eps, 600)}[objective]
 
