@@ -55,7 +55,8 @@ def compare(args) -> tuple[Comparison, str]:
     model = load_model(distributed.broadcast(checkpoint.find, args.ckpt), "ema", pick_device(args.device))
     if not model.vocabulary.classes and {QUESTIONS[name].needs for name in args.metrics} == {"masks"}:
         raise UserError(f"--metrics {args.metrics[0]}: {model.name} was trained without masks")
-    return from_model(model, sampling_of(args), args.batch_size, *rest), f"{model.name}, step {model.step}"
+    sampling = distributed.broadcast(sampling_of, args)
+    return from_model(model, sampling, args.batch_size, *rest), f"{model.name}, step {model.step}"
 
 
 # ---------------------------------------------------------------- the command line

@@ -1,7 +1,7 @@
 """Draw images that follow a mask: the paper's Algorithm 2 (the loop is `draw` in ddpm/model.py, its steps are in
 ddpm/reverse.py).
 
-`python sample.py --mask` takes the newest checkpoint and the masks in examples/masks. Nothing that training
+`python sample.py --mask` takes the newest checkpoint, or the model in the box, and the masks in examples/masks. Nothing that training
 chose has to be repeated here: it is read from the checkpoint.
 """
 
@@ -76,11 +76,11 @@ def prepare(argv):
     labels = {name: values for name, values in labels.items() if values}
     given = ("mask",) * (args.mask is not None) + tuple(labels)
     sampling = sampling_of(args).complete(model, given)
-    if model.vocabulary.classes and args.mask is None and model.config.mask_drop == 0:
-        raise UserError(f"{model.name} was trained with --mask-drop 0: it needs --mask, and knows no --guidance")
+    if model.vocabulary.classes and args.mask is None and not model.config.drop_of("mask"):
+        raise UserError(f"{model.name} was trained with --mask-drop 0 and --both-drop 0: it needs --mask")
     args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
-    how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps, {sampling.guidance_text}"
-    print(f"{model.name}: step {model.step}, {how} -> {args.out}")
+    how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
+    print(f"{model.name}: step {model.step}, {how}, {sampling.guidance_text} -> {args.out}")
     masks = read_masks(args.mask, model)
     height, width = images.grid_size(len(masks), args.n + (args.mask is not None), *model.shape[1:])
     if args.film and max(height, width) > 65535:
@@ -139,8 +139,10 @@ def label_values(name: str, wanted: str, model: Model, n: int) -> list[str]:
         raise UserError(f"--{name} {wanted}: {model.name} was trained without {name}s; leave --{name} out")
     if wanted != "none":
         raise UserError(f"--{name} {wanted}: {model.name} knows {', '.join(known)}")
-    if known and model.config.label_drop == 0:
-        raise UserError(f"--{name} none: {model.name} was trained with --label-drop 0; ask for {', '.join(known)}")
+    if known and not model.config.drop_of(name):
+        raise UserError(
+            f"--{name} none: {model.name} was trained with --label-drop 0 and --both-drop 0; ask for {', '.join(known)}"
+        )
     return []
 
 

@@ -18,7 +18,7 @@ from ddpm.runtime.config import Config
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
 from ddpm.runtime.run import Onlooker, Run
-from ddpm.runtime.start import go_on, plan, read_command_line
+from ddpm.runtime.start import go_on, plan, read_command_line, start_from
 from ddpm.training import make_training, training_step
 
 
@@ -36,6 +36,8 @@ def main(argv):
     if resumed:
         step = go_on(training, resumed, data.vocabulary)
     else:
+        if config.init:
+            start_from(training, data.vocabulary)
         training.config = plan(training, data, started)
     config = training.config
     if step >= config.steps:

@@ -69,11 +69,15 @@ def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma:
             return gamma / snr.clamp(min=gamma)  # min(SNR, gamma) / SNR, written so that it stays 1 where SNR = 0
 
 
-def draw_times(n: int, T: int) -> Tensor:
-    """n times, each uniform on 1 .. T, one from each n-th of the range, in random order; (n,) int64.
+def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0) -> Tensor:
+    """n times from 1 .. T, one from each n-th of their distribution, in random order; (n,) int64.
 
-    Each single t has the distribution of Algorithm 1, line 3; spreading the batch over the range only
-    lowers the variance of the batch mean (stratified sampling; compare Kingma et al. 2021, arXiv:2107.00630).
+    std 0 is uniform, as in Algorithm 1, line 3. Else t / T = u has logit(u) ~ N(mean, std^2), as in Esser et al. 2024,
+    arXiv:2403.03206, section 3.1: with the cosine schedule logit(u) is nearly -1/2 log SNR, so it is the log-normal
+    distribution of noise of Karras et al. 2022. Spreading the batch over the distribution only lowers the variance of
+    the batch's mean (stratified sampling; compare Kingma et al. 2021, arXiv:2107.00630).
     """
     u = (torch.randperm(n) + torch.rand(n, dtype=torch.float64)) / n
+    if std > 0:
+        u = torch.sigmoid(mean + std * torch.special.ndtri(u))
     return (u * T).long().clamp(max=T - 1) + 1

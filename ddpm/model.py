@@ -5,7 +5,7 @@ In a notebook:
     from ddpm.data.images import read_mask, to_uint8
     from ddpm.model import draw, load_model
 
-    model = load_model()  # the newest run in results/, or a checkpoint's path
+    model = load_model()  # the newest run in results/, else the model in the box; or a checkpoint's path
     mask = read_mask("examples/masks/lesion/large_left.png", model.vocabulary.classes, model.config.image_size)
     condition = model.vocabulary.condition([mask] * 4, contrast=["FLAIR"] * 4)
     *_, (t, x_0) = draw(model, condition, seeds=range(4))  # every x_t comes by; the last one is the image
@@ -28,7 +28,9 @@ from ddpm.runtime.config import Config
 from ddpm.schedule import Schedule, make_schedule
 from ddpm.unet import UNet
 
-GUIDANCE = 1.5  # how strongly to follow the mask unless asked otherwise: the README's table of samplers says why
+# How strongly to follow the condition unless asked otherwise, and for which t / T: docs/ablations.md says why.
+GUIDANCE = 1.25
+INTERVAL = (0.25, 1.0)
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,23 @@ def make_unet(config: Config, vocabulary: Vocabulary) -> UNet:
         attention=tuple(config.attention),
         patch=config.patch,
         dropout=config.dropout,
+        lean=config.lean,
     )
 
 
 def load_model(path: str | Path | None = None, weights: str = "ema", device: str | torch.device = "cpu") -> Model:
-    """The model of a checkpoint, of the newest one in a folder, or (None) of the newest in results/, ready to draw.
+    """The model of a checkpoint, ready to draw. path: as for `checkpoint.find`.
 
     weights: "ema", averaged over training, or "raw", the last ones. Raises UserError if there is none, or it is damaged.
     """
     path = checkpoint.find(path)
     loaded = checkpoint.load(path)
     config, vocabulary = loaded["config"], loaded["conditions"]
-    unet = make_unet(config, vocabulary)
+    unet, state = make_unet(config, vocabulary), loaded["ema" if weights == "ema" else "model"]
+    if not state:
+        raise UserError(f"{path}: it holds the averaged weights only; leave --weights out")
     try:
-        unet.load_state_dict(loaded["ema" if weights == "ema" else "model"])
+        unet.load_state_dict(state)
     except RuntimeError:
         raise UserError(f"{path}: its weights do not fit its own configuration; the file was altered") from None
     unet = unet.eval().requires_grad_(False).to(device)
@@ -84,33 +89,40 @@ class Sampling:
 
     sampler: str = "dpm-solver"
     steps: int | None = None  # None: STEPS[sampler], or T if that is fewer
-    guidance: float | None = None  # None: GUIDANCE, or 1 where what is guided was not given, or never withheld
-    guided: tuple[str, ...] = ("mask",)  # what guidance strengthens: its second call goes without
+    guidance: float | None = None  # None: GUIDANCE, or 1 where there is nothing to guide
+    guided: tuple[str, ...] | None = None  # what guidance strengthens; None: all that is given and was withheld once
+    interval: tuple[float, float] = INTERVAL  # guidance is 1 where t / T is outside
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
     precision: str = "fp32"  # or "bf16", inside the network
 
     @property
     def guidance_text(self) -> str:
-        """ "guidance 1.5 by mask", for the reader."""
-        return f"guidance {self.guidance:g}" + f" by {' and '.join(self.guided)}" * (self.guidance != 1)
+        """ "guidance 1.25 by mask and contrast for t / T in 0.25 to 1", for the reader."""
+        if self.guidance == 1:
+            return "guidance 1"
+        low, high = self.interval
+        within = "" if (low, high) == (0, 1) else f" for t / T in {low:g} to {high:g}"
+        return f"guidance {self.guidance:g} by {' and '.join(self.guided)}{within}"
 
     def complete(self, model: Model, given: Sequence[str]) -> "Sampling":
         """With every None filled in; given: the names of what the condition holds. Raises UserError for what the
         model cannot do."""
-        config, steps, guidance = model.config, self.steps, self.guidance
+        config, steps, guidance, guided = model.config, self.steps, self.guidance, self.guided
         if steps is None:
             steps = min(STEPS[self.sampler], config.timesteps)
         if steps > config.timesteps:
             raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {model.name}")
-        missing = [name for name in self.guided if name not in given]
-        undroppable = [name for name in self.guided if not config.drop_of(name)]
+        if guided is None:
+            guided = tuple(name for name in given if config.drop_of(name)) or tuple(given) or ("mask",)
+        missing = [name for name in guided if name not in given]
+        undroppable = [name for name in guided if not config.drop_of(name)]
         if guidance is None:
             guidance = 1.0 if missing or undroppable else GUIDANCE
         if guidance != 1 and missing:
             raise UserError(f"--guidance {guidance:g} needs --{missing[0]}, and a checkpoint that was trained with it")
         if guidance != 1 and undroppable:
             raise UserError(f"{model.name} never learnt to do without --{undroppable[0]}: it knows no --guidance by it")
-        return replace(self, steps=steps, guidance=guidance)
+        return replace(self, steps=steps, guidance=guidance, guided=guided)
 
 
 def draw(
@@ -135,6 +147,7 @@ def draw(
         condition.to(device),
         sampling.guidance,
         sampling.guided,
+        sampling.interval,
         bf16=sampling.precision == "bf16",
     )
     # Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.

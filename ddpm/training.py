@@ -18,6 +18,7 @@ from ddpm.conditions import Condition, Vocabulary
 from ddpm.data import Slices
 from ddpm.forward import denoising_loss, draw_times, loss_weight
 from ddpm.model import make_unet
+from ddpm.muon import Muon
 from ddpm.runtime import distributed
 from ddpm.runtime.config import Config
 from ddpm.schedule import Schedule, make_schedule
@@ -33,7 +34,7 @@ class Training:
     schedule: Schedule
     unet: UNet
     ema: UNet  # its weights are a running average of the network's
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]  # AdamW, and Muon where it has weights of its own
     device: torch.device
 
 
@@ -43,12 +44,23 @@ def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) 
     unet = make_unet(config, vocabulary).to(device)
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
-    return Training(config, schedule, unet, ema, make_optimizer(unet, config), device)
+    return Training(config, schedule, unet, ema, make_optimizers(unet, config), device)
 
 
-def make_optimizer(unet: UNet, config: Config) -> torch.optim.Optimizer:
-    fused = next(unet.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(unet.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+def make_optimizers(unet: UNet, config: Config) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions inside the network; AdamW for all else: the first and last one, norms, biases, the
+    layers of time and labels. With --muon-lr 0, AdamW for all."""
+    inner: dict[torch.nn.Parameter, int] = {}  # weight -> the matrices it holds
+    for name, layer in unet.named_modules() if config.muon_lr else ():
+        if isinstance(layer, torch.nn.Conv2d) and layer not in (unet.conv_in, unet.conv_out):
+            inner[layer.weight] = 3 if name.endswith("qkv") else 1
+    rest = [parameter for parameter in unet.parameters() if parameter not in inner]
+    fused = rest[0].device.type in ("cpu", "cuda")
+    optimizers = [torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, fused=fused)]
+    if inner:
+        groups = [{"params": [weight], "parts": parts} for weight, parts in inner.items()]
+        optimizers.append(Muon(groups, lr=config.muon_lr))
+    return optimizers
 
 
 class Step(NamedTuple):
@@ -64,9 +76,9 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     config, schedule, unet, device = training.config, training.schedule, training.unet, training.device
     torch.manual_seed(torch_seed(config.seed, step))
 
-    # Lines 2 to 4: x_0 ~ q(x_0), t ~ Uniform{1 .. T}, eps ~ N(0, I).
+    # Lines 2 to 4: x_0 ~ q(x_0), t ~ Uniform{1 .. T} or more often where it is worth more, eps ~ N(0, I).
     x_0, condition = draw_batch(data, config, step)
-    t, eps = draw_times(len(x_0), schedule.T), torch.randn_like(x_0)
+    t, eps = draw_times(len(x_0), schedule.T, config.time_mean, config.time_std), torch.randn_like(x_0)
 
     # Line 5: a gradient step on || eps - eps_hat(x_t, t) ||^2, in grad_accum parts.
     weight = loss_weight(schedule, config.loss_weight, config.objective, t, config.gamma)
@@ -82,10 +94,11 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     distributed.all_reduce([losses, *(parameter.grad for parameter in unet.parameters())])
 
     grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
-    for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    training.optimizer.step()
-    training.optimizer.zero_grad()
+    for optimizer, highest in zip(training.optimizers, (config.lr, config.muon_lr), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = highest * rate(config, step)
+        optimizer.step()
+        optimizer.zero_grad()
     update_ema(training.ema, unet, min(config.ema_decay, (1 + step) / (10 + step)))
     return Step(t, losses, grad_norm)
 
@@ -99,7 +112,7 @@ def draw_batch(data: Slices, config: Config, step: int) -> tuple[Tensor, Conditi
     positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
     chosen = [order(len(data), config.seed, p // len(data))[p % len(data)] for p in positions.tolist()]
     x_0, condition = data.batch(chosen)
-    condition = condition.withhold(mask=config.mask_drop, labels=config.label_drop)
+    condition = condition.withhold(config.mask_drop, config.label_drop, config.both_drop)
     if config.flip:
         mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
         x_0, condition = torch.where(mirrored, x_0.flip(-1), x_0), condition.mirror(mirrored)
@@ -111,11 +124,11 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
     return generator(seed, epoch).permutation(n)
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then a straight line to 0 at config.steps. It depends on nothing but the step, so a run
-    resumed with more steps jumps to the line that leads to the new end."""
+def rate(config: Config, step: int) -> float:
+    """The share of the highest learning rate at a step: a linear warm-up, then a straight line to 0 at config.steps. It
+    depends on nothing but the step, so a run resumed with more steps jumps to the line that leads to the new end."""
     warmup = min((step + 1) / max(config.warmup, 1), 1)
-    return config.lr * warmup * (1 - step / config.steps)
+    return warmup * (1 - step / config.steps)
 
 
 @torch.no_grad()

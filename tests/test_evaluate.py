@@ -119,7 +119,7 @@ def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
     assert 0 < rows["bits per dimension, at most"]["samples"] < 20
     choices = json.loads(Path("out/report.json").read_text())["choices"]
     assert load_segmenter().fingerprint() in choices["features"] and "step 40" in choices["model"]
-    assert "guidance 1.5 by mask, " in choices["samples"]
+    assert "guidance 1.25 by mask and contrast for t / T in 0.25 to 1, " in choices["samples"]
     page = Path("out/report.html").read_text()
     assert "data:image/png;base64," in page and "://" not in page  # nothing to load from elsewhere
 
@@ -215,7 +215,7 @@ def test_training_can_evaluate_itself(small_phantom, tiny_run, monkeypatch):
 
 def test_guidance_needs_a_network_that_met_missing_masks(ckpt, capsys):
     raw = torch.load(ckpt, weights_only=True)
-    raw["config"]["mask_drop"] = 0.0
+    raw["config"].update(mask_drop=0.0, label_drop=0.0, both_drop=0.0)
     torch.save(raw, "never.pt")
     command = ["--ckpt", "never.pt", *QUICK, "--metrics", "spectrum"]
     assert evaluate.main([*command, "--guidance", "2"]) == 2

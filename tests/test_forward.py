@@ -1,5 +1,7 @@
 """The closed form of q(x_t | x_0), the targets, and the loss (Eqs. 4 and 14)."""
 
+import math
+
 import pytest
 import torch
 
@@ -140,3 +142,15 @@ def test_rounding_neither_repeats_a_time_nor_leads_past_T(monkeypatch):
     assert (draw_times(n, n).sort().values == torch.arange(1, n + 1)).all()
     monkeypatch.setattr(torch, "rand", lambda n, dtype: torch.full((n,), 1 - 2**-53, dtype=dtype))
     assert draw_times(8, 20).max() == 20
+
+
+@pytest.mark.parametrize("mean, std", [(-0.5, 1.2), (0.4, 0.7)])
+def test_times_can_be_logit_normal(mean, std):
+    """P(t <= k) is the normal law's at logit(k / T); one time from each n-th of it."""
+    T, n = 1000, 4000
+    t = draw_times(n, T, mean, std)
+    for k in (10, 100, 300, 500, 800, 990):
+        z = (math.log(k / T / (1 - k / T)) - mean) / std
+        assert (t <= k).double().mean().item() == pytest.approx(0.5 * (1 + math.erf(z / 2**0.5)), abs=1.01 / n)
+    assert t.min() >= 1 and t.max() <= T
+    assert torch.corrcoef(torch.stack([t.double(), torch.arange(n).double()]))[0, 1].abs() < 0.1  # in random order

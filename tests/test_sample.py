@@ -59,7 +59,8 @@ def test_mask_alone_takes_the_newest_checkpoint_and_the_example_masks(tiny_run, 
         "results/run/checkpoints/step_000040.pt",
         "step 40",
         "ema weights",
-        "10 dpm-solver steps, guidance 1.5",
+        "10 dpm-solver steps in ",
+        "guidance 1.25 by mask and contrast for t / T in 0.25 to 1",
         "drawn",
     ):
         assert part in first
@@ -108,7 +109,7 @@ def test_seed_contrast_mask_weights_and_guidance_each_change_the_image(ckpt, tmp
     for name, flags in variants.items():
         draw(ckpt, "--n", "1", *flags, "--out", name)
         assert not np.array_equal(pixels("base/m_0.png"), pixels(f"{name}/m_0.png")), name
-    draw(ckpt, "--mask", mask, "--n", "1", "--contrast", "T1", "--guidance", "1.5", "--out", "again")
+    draw(ckpt, "--mask", mask, "--n", "1", "--contrast", "T1", "--guidance", "1.25", "--out", "again")
     assert np.array_equal(pixels("base/m_0.png"), pixels("again/m_0.png"))
 
 
@@ -220,7 +221,9 @@ def test_checkpoints_that_cannot_be_used_are_refused(how, says, ckpt, tmp_path, 
         (["--n", "0"], "at least 1"),
         (["--sample-steps", "2000"], "more than the 1000 steps"),
         (["--contrast", "PD"], "knows T1, T2, FLAIR"),
-        (["--guidance", "2"], "needs --mask"),
+        (["--guidance", "2", "--contrast", "none"], "needs --mask"),
+        (["--guidance", "2", "--guided", "mask"], "needs --mask"),
+        (["--guidance-interval", "0.5", "0.2"], "0 <= LOW <= HIGH <= 1"),
         (["--eta", "1"], "belongs to --sampler ddim"),
         (["--sampler", "euler"], "invalid choice"),
         (["--seed", "-1"], "at least 0"),
@@ -282,13 +285,13 @@ def test_tissue_labels_choose_the_tissue_examples(small_phantom, tmp_path):
 
 def test_what_training_never_withheld_cannot_be_left_out(ckpt, tmp_path, capsys):
     raw = torch.load(ckpt, weights_only=True)
-    raw["config"].update(mask_drop=0.0, label_drop=0.0)
+    raw["config"].update(mask_drop=0.0, label_drop=0.0, both_drop=0.0)
     torch.save(raw, tmp_path / "always.pt")
     mask = ["--mask", write_mask(tmp_path / "m.png")]
     for flags in ([], [*mask, "--guidance", "2"], [*mask, "--contrast", "none"]):
         assert sample.main(["--ckpt", str(tmp_path / "always.pt"), *flags]) == 2
         error = capsys.readouterr().err
-        assert "drop 0" in error or "never learnt to do without --mask" in error
+        assert "both-drop 0" in error or "never learnt to do without" in error
     draw(str(tmp_path / "always.pt"), *mask, "--n", "1", "--out", "o")
 
 

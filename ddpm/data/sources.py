@@ -15,7 +15,8 @@ def load_data(config, split: str) -> Slices:
 def load_phantom(config, split: str) -> Slices:
     """The phantom's slices (rendered once, then cached), each of a subject of its own."""
     try:
-        pixels, tissue, contrasts = phantom.load(split, config.image_size)
+        n = (config.phantom_images or None) if split == "train" else None
+        pixels, tissue, contrasts = phantom.load(split, config.image_size, n=n)
     except ValueError as error:
         raise UserError(f"--image-size: {error}") from None
     subjects, names = np.arange(len(pixels)), phantom.CONTRASTS

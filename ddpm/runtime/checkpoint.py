@@ -3,7 +3,8 @@
 A checkpoint holds version, config, conditions, step, model, ema, opt. It is loaded with weights_only=True, which
 reads tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and
 what their values are called: {"mask": [...], "labels": {"contrast": [...]}}. A kind that is not there is not known, so a
-new kind refuses no old file.
+new kind refuses no old file. `opt` has the state of each optimiser in turn. A file to draw from only, such as the model
+in the box, has no raw weights and no optimisers: `model` is {} and `opt` is [].
 
 What torch.save writes is a ZIP file with a checksum of each part. torch.load does not look at the checksums (of 400
 files with one flipped bit each it took 356), so `load` and `newest` do (files.is_whole). They are not read back after
@@ -20,7 +21,8 @@ from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
-VERSION = 2
+VERSION = 3
+PRETRAINED = Path(__file__).parents[1] / "pretrained.pt"  # the model in the box: docs/model-card.md; `make pretrained`
 KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
 
 
@@ -43,9 +45,11 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path}: a checkpoint of some other program; train one with train.py")
     if checkpoint["version"] == 1:
         checkpoint = from_version_1(checkpoint)
+    if checkpoint["version"] == 2:
+        checkpoint = from_version_2(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
-        raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 and {VERSION}")
+        raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
     if unknown := checkpoint["conditions"].keys() - {"mask", "labels"}:
         raise UserError(f"{path}: it follows {', '.join(sorted(unknown))}, which this program does not know")
     try:
@@ -66,7 +70,7 @@ def description(vocabulary: Vocabulary) -> dict:
 
 def from_version_1(checkpoint: dict) -> dict:
     """Version 1 knew masks and one label, the contrast, and called some things by other names."""
-    checkpoint = {**checkpoint, "version": VERSION, "config": dict(checkpoint["config"])}
+    checkpoint = {**checkpoint, "version": 2, "config": dict(checkpoint["config"])}
     contrasts = checkpoint.pop("contrasts")
     labels = {"contrast": contrasts} if contrasts else {}
     checkpoint["conditions"] = {"mask": checkpoint.pop("classes"), "labels": labels}
@@ -80,11 +84,28 @@ def from_version_1(checkpoint: dict) -> dict:
     return checkpoint
 
 
+def from_version_2(checkpoint: dict) -> dict:
+    """Version 2 knew one optimiser, and not what later became the defaults; it withheld mask and labels independently."""
+    config = dict(checkpoint["config"])
+    mask, labels = config["mask_drop"], config["label_drop"]
+    config |= {"mask_drop": mask * (1 - labels), "label_drop": labels * (1 - mask), "both_drop": mask * labels}
+    config |= {"lean": False, "time_mean": 0.0, "time_std": 0.0, "muon_lr": 0.0, "phantom_images": 0}
+    return {**checkpoint, "version": VERSION, "config": config, "opt": [checkpoint["opt"]]}
+
+
 def find(path: str | Path | None = None) -> Path:
-    """The checkpoint that is meant: a file, the newest of a folder, or (None) the newest of results/. Raises UserError."""
+    """The checkpoint that is meant: a file, the newest of a folder, "pretrained" (the model in the box), or (None) the
+    newest of results/, and the model in the box where there is none. Raises UserError."""
     if path == "":
         raise UserError("an empty name for a checkpoint (an unset variable?); leave it out for the newest")
+    if path == "pretrained" or (path is None and not checkpoints_in(Path("results"))):
+        return PRETRAINED
     return newest(path or "results") if path is None or Path(path).is_dir() else Path(path)
+
+
+def checkpoints_in(place: Path) -> list[Path]:
+    """Those of a run's folder, or of a folder of runs."""
+    return [*place.glob("checkpoints/*.pt"), *place.glob("*/checkpoints/*.pt")]
 
 
 def newest(place: str | Path) -> Path:
@@ -93,7 +114,7 @@ def newest(place: str | Path) -> Path:
     Damaged ones are passed over, with a line each. Raises UserError if there is none.
     """
     place = Path(place)
-    found = [*place.glob("checkpoints/*.pt"), *place.glob("*/checkpoints/*.pt")]
+    found = checkpoints_in(place)
     if not found and (place / "config.json").exists():
         raise UserError(f"{place}: this run stopped before it saved a checkpoint; start it again without --resume")
     if not found:

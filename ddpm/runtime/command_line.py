@@ -3,6 +3,7 @@
 import argparse
 import functools
 import sys
+import time
 import types
 from dataclasses import fields
 
@@ -10,7 +11,7 @@ import torch
 
 from ddpm import UserError, printable
 from ddpm.conditions import LABELS
-from ddpm.model import GUIDANCE, Sampling
+from ddpm.model import GUIDANCE, INTERVAL, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
 from ddpm.runtime.config import PRESETS, Config, check_limits, flag
@@ -108,16 +109,23 @@ def given_fields(args: argparse.Namespace) -> dict:
 def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     """The flags that sample.py and evaluate.py have in common; `batch_size` is the default of one of them."""
     add = parser.add_argument
-    add("--ckpt", help="a checkpoint, or a run's folder (default: the newest in results/)")
+    which = (
+        "a checkpoint, a run's folder, or pretrained: the model in the box (default: the newest in results/, or that)"
+    )
+    add("--ckpt", help=which)
     add("--seed", type=int, default=0, help="image k of a mask under a seed is always the same (default 0)")
     add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
     add("--sample-steps", type=int, help=f"steps an image (default {STEPS})")
-    strength = f"1 as trained, 0 not at all (default {GUIDANCE}); other than 1, two network calls a step"
+    strength = f"1 as trained, 0 not at all (default {GUIDANCE}); other than 1, the network works twice"
     add("--guidance", type=float, help=f"how strongly to follow what is guided: {strength}")
-    guided = "what guidance strengthens: the second call goes without it, and keeps the rest (default mask)"
-    add("--guided", nargs="+", choices=("mask", *LABELS), default=["mask"], help=guided)
-    bf16 = "bf16 is faster where the processor has it, and then the batch size may show (default fp32)"
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help=bf16)
+    guided = (
+        "what guidance strengthens (default: all that is asked for); the rest of the condition stays in both halves"
+    )
+    add("--guided", nargs="+", choices=("mask", *LABELS), help=guided)
+    interval = "guide only where t / T is in between (default {} {})".format(*INTERVAL)
+    add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), default=INTERVAL, help=interval)
+    bf16 = "inside the network; in bf16 the batch size may show (default auto: the quicker one here)"
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=bf16)
     at_a_time = f"images at a time; changes no image by more than one grey level (default {batch_size})"
     add("--batch-size", type=int, default=batch_size, help=at_a_time)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda and mps: not yet run")
@@ -132,6 +140,26 @@ def check_range(args, **limits: tuple[float, float]) -> None:
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    """How to draw, as the flags have it."""
-    eta = getattr(args, "eta", 0.0)
-    return Sampling(args.sampler, args.sample_steps, args.guidance, tuple(args.guided), eta, args.precision)
+    """How to draw, as the flags have it. Raises UserError for an interval without inside."""
+    low, high = args.guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"--guidance-interval {low:g} {high:g}: give two shares of T, 0 <= LOW <= HIGH <= 1")
+    precision = quicker_precision(pick_device(args.device)) if args.precision == "auto" else args.precision
+    guided, eta = args.guided and tuple(args.guided), getattr(args, "eta", 0.0)
+    return Sampling(args.sampler, args.sample_steps, args.guidance, guided, (low, high), eta, precision)
+
+
+def quicker_precision(device: torch.device) -> str:
+    """bf16 where a convolution like the network's is clearly quicker in it, else fp32."""
+    if device.type == "mps":
+        return "fp32"
+    seconds = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        x, weight = (torch.ones(shape, device=device, dtype=dtype) for shape in ((2, 64, 16, 16), (64, 64, 3, 3)))
+        times = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            torch.nn.functional.conv2d(x, weight, padding=1).sum().item()  # waits for a GPU
+            times.append(time.perf_counter() - begun)
+        seconds[name] = min(times)
+    return "bf16" if seconds["bf16"] < 0.8 * seconds["fp32"] else "fp32"

@@ -30,6 +30,7 @@ class Config:
     subject_pattern: str = option("", "regular expression that finds the subject in an image's name, to split by")
     skip_bad: bool = option(False, "count and leave out a folder's bad files instead of refusing them")
     image_channels: int = option(1, "of a folder's images: 1 grey, 3 in colour (LGG: its three contrasts)", (1, 3))
+    phantom_images: int = option(0, "phantom images to train on; 0: 8,000", at_least=0, at_most=10_000_000)
     contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
     flip: bool = option(False, "mirror half of the images, masks and all; never where left and right matter")
     image_size: list[int] = option([64, 64], "height and width; one number means both", at_least=1, at_most=4096)
@@ -41,6 +42,7 @@ class Config:
     attention: list[int] = option([2], "levels with attention, counted from 0")
     patch: int = option(2, "pixels folded into channels at the input, each way", at_least=1, at_most=64)
     dropout: float = option(0.0, "dropout in the residual blocks", at_least=0, at_most=1)
+    lean: bool = option(True, "the three changes that learn more in equal time; --no-lean: the paper's network")
 
     # The diffusion
     timesteps: int = option(1000, "T", at_least=2, at_most=1_000_000)
@@ -49,21 +51,30 @@ class Config:
     objective: str = option("v", "what the network predicts", OBJECTIVES)
     loss_weight: str = option("plain", "the weight of each sample's loss; plain is the paper's", LOSS_WEIGHTS)
     gamma: float = option(5.0, "of the min-SNR weight", above=0)
-    mask_drop: float = option(0.1, "probability that a sample's mask is withheld (for guidance)", at_least=0, at_most=1)
-    label_drop: float = option(0.1, "probability that a label (the contrast) is withheld", at_least=0, at_most=1)
+    time_mean: float = option(-0.5, "of logit(t / T) in training, which is normal", at_least=-10, at_most=10)
+    time_std: float = option(
+        1.2, "of logit(t / T) in training; 0: t is uniform, as in the paper", at_least=0, at_most=10
+    )
+    mask_drop: float = option(0.05, "probability that a sample's mask alone is withheld", at_least=0, at_most=1)
+    label_drop: float = option(0.05, "probability that its labels (the contrast) alone are", at_least=0, at_most=1)
+    both_drop: float = option(0.08, "probability that both are, so that both can be guided", at_least=0, at_most=1)
 
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide", at_least=0)
     minutes: float = option(17.0, "plan the steps to take this long; --steps overrides", above=0, at_most=1_000_000)
-    batch_size: int = option(16, "images an optimiser step", at_least=1, at_most=65_536)
+    batch_size: int = option(32, "images an optimiser step", at_least=1, at_most=65_536)
     grad_accum: int = option(1, "parts each batch is computed in, in turn (less memory, same gradient)", at_least=1)
-    lr: float = option(8e-4, "learning rate: a linear warm-up to it, then a straight line to 0 at the end", above=0)
+    lr: float = option(5e-3, "AdamW's rate: a linear warm-up to it, then a straight line to 0 at the end", above=0)
+    muon_lr: float = option(
+        0.015, "Muon's, which trains the inner convolutions; 0: AdamW trains all (with --lr 8e-4)", at_least=0
+    )
     warmup: int = option(200, "steps of warm-up", at_least=0)
     weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)", at_least=0)
     clip: float = option(1.0, "largest gradient norm", above=0)
     ema_decay: float = option(0.995, "decay of the averaged weights, after a warm-up", at_least=0, at_most=1)
     precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
     threads: int = option(0, "CPU threads; 0: PyTorch's choice, or one where that is faster", at_least=0, at_most=1024)
+    init: str = option("", "start from the averaged weights of this checkpoint; pretrained: of the model in the box")
     seed: int = option(0, "of the weights, the data order and the noise", at_least=0, at_most=2**63 - 1)
 
     # The run
@@ -77,7 +88,7 @@ class Config:
 
     def drop_of(self, name: str) -> float:
         """The probability with which training withheld a condition: "mask", or a label."""
-        return self.mask_drop if name == "mask" else self.label_drop
+        return self.both_drop + (self.mask_drop if name == "mask" else self.label_drop)
 
 
 # What says nothing about the phantom.
@@ -104,19 +115,19 @@ PRESETS: dict[str, dict] = {
     # that images have one channel (theirs: three) and that the learning rate decays. For one GPU; not yet run in full.
     "ho": dict(
         image_size=[32, 32], channels=128, mults=[1, 2, 2, 2], blocks=2, attention=[1], patch=1, dropout=0.1,
-        schedule="linear", objective="eps",
-        steps=800_000, batch_size=128, lr=2e-4, warmup=5000, ema_decay=0.9999,
+        lean=False, schedule="linear", objective="eps", time_std=0.0,
+        steps=800_000, batch_size=128, lr=2e-4, muon_lr=0.0, warmup=5000, ema_decay=0.9999,
         log_every=100, save_every=50_000, sample_every=5000,
     ),
     # One GPU, real data. Not yet run in full.
     "gpu-128": dict(
         image_size=[128, 128], channels=128, mults=[1, 2, 2, 2], blocks=2, attention=[2, 3],
-        steps=200_000, batch_size=64, lr=2e-4, warmup=1000, ema_decay=0.9999,
+        steps=200_000, batch_size=64, lr=2e-3, warmup=1000, ema_decay=0.9999,
         save_every=20_000, sample_every=2000,
     ),
     "gpu-256": dict(
         image_size=[256, 256], channels=128, mults=[1, 1, 2, 2, 4], blocks=2, attention=[3, 4], dropout=0.1,
-        steps=400_000, batch_size=32, lr=1e-4, warmup=2000, ema_decay=0.9999,
+        steps=400_000, batch_size=32, lr=2e-3, warmup=2000, ema_decay=0.9999,
         save_every=20_000, sample_every=5000,
     ),
 }
@@ -157,7 +168,9 @@ def make_config(preset: str, given: dict) -> Config:
     if config.data == "phantom":
         misplaced = [name for name in FOLDER_ONLY if name in given]
     else:
-        misplaced = [name for name in ("contrast", "labels") if name in given and given[name] != "none"]
+        misplaced = [
+            name for name in ("contrast", "labels", "phantom_images") if name in given and given[name] != "none"
+        ]
     if misplaced:
         raise UserError(f"{flag(misplaced[0])} has no meaning with --data {config.data}; leave it out")
     if config.objective == "eps" and config.zero_terminal_snr:
@@ -167,6 +180,8 @@ def make_config(preset: str, given: dict) -> Config:
     except ValueError as error:
         fewer = "to sample in fewer steps use sample.py --sample-steps"
         raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
+    if config.mask_drop + config.label_drop + config.both_drop > 1:
+        raise UserError("--mask-drop, --label-drop and --both-drop are more than 1 together; they exclude each other")
     if config.grad_accum > config.batch_size:
         raise UserError(f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} images")
     if not all(0 <= level < len(config.mults) for level in config.attention):

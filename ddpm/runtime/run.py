@@ -81,7 +81,7 @@ class Run:
             "loss": losses.mean().item(),
             **quarters,
             "grad_norm": grad_norms.mean().item(),
-            "lr": self.training.optimizer.param_groups[0]["lr"],
+            "lr": self.training.optimizers[0].param_groups[0]["lr"],
             "images_per_second": len(losses) / seconds,
             "memory_gb": peak_memory_gb(self.training.device),
         }
@@ -144,8 +144,8 @@ class Run:
         self.window_began += time.perf_counter() - begun
 
     def save(self, step: int) -> None:
-        parts = {"model": self.training.unet, "ema": self.training.ema, "opt": self.training.optimizer}
-        states = {name: part.state_dict() for name, part in parts.items()}
+        states = {"model": self.training.unet.state_dict(), "ema": self.training.ema.state_dict()}
+        states["opt"] = [optimizer.state_dict() for optimizer in self.training.optimizers]
         conditions = checkpoint.description(self.held_out.vocabulary)
         path = self.folder / "checkpoints" / f"step_{step:06d}.pt"
         try:

@@ -16,7 +16,7 @@ from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, check_fields, flag, make_config
 from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES
-from ddpm.training import Training, make_optimizer, training_step
+from ddpm.training import Training, make_optimizers, training_step
 
 
 def read_command_line(argv) -> tuple[Config, dict | None]:
@@ -44,6 +44,10 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
     place = (given.get("out") or None) if args.resume == "latest" else args.resume
     path = checkpoint.find(place)
     resumed = checkpoint.load(path)
+    if not resumed["opt"]:
+        raise UserError(
+            f"--resume {path}: it is to draw from, without its optimiser; start a new run with --init {path}"
+        )
     for started in Path(place or "results").glob("*/config.json"):
         if not any(started.parent.glob("checkpoints/*.pt")) and started.stat().st_mtime > path.stat().st_mtime:
             print(f"{started.parent} stopped before it saved a checkpoint, so this goes on with {path}")
@@ -69,9 +73,50 @@ def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
         raise UserError(f"--resume: the run was trained with {trained}, but this data has {describe(vocabulary)}")
     training.unet.load_state_dict(resumed["model"])
     training.ema.load_state_dict(resumed["ema"])
-    training.optimizer.load_state_dict(resumed["opt"])
+    for optimizer, state in zip(training.optimizers, resumed["opt"], strict=True):
+        optimizer.load_state_dict(state)
     print(f"resumed at step {resumed['step']} of {training.config.steps}")
     return resumed["step"]
+
+
+def start_from(training: Training, vocabulary: Vocabulary) -> None:
+    """Give a new training the averaged weights of the checkpoint --init.
+
+    A class of the mask, or a label's value, finds the weights of the one with its name; those that the checkpoint does
+    not know keep the weights they were drawn with, and are named. Raises UserError if the network is another one.
+    """
+    config, path = training.config, checkpoint.find(training.config.init)
+    loaded = checkpoint.load(path)
+    for name in ("objective", "schedule", "timesteps", "image_channels"):
+        if (there := getattr(loaded["config"], name)) != getattr(config, name):
+            raise UserError(f"--init {path} was trained with {flag(name)} {there}; give that here too")
+    ours = parts_of(training.unet.state_dict(), vocabulary, config.image_channels)
+    theirs = parts_of(loaded["ema"], loaded["conditions"], config.image_channels)
+    for part, weight in ours.items():
+        layer, name = part
+        if part in theirs and theirs[part].shape == weight.shape:
+            weight.copy_(theirs[part])
+        elif part in theirs or not name:
+            raise UserError(f"--init {path} is another network (see {layer}); give the flags it was trained with")
+    training.ema.load_state_dict(training.unet.state_dict())
+    anew = [f"{name} ({layer.split('.')[-2]})" for layer, name in ours if (layer, name) not in theirs]
+    print(f"weights of {path}, step {loaded['step']}" + f"; anew: {', '.join(anew)}" * bool(anew))
+
+
+def parts_of(weights: dict, vocabulary: Vocabulary, image_channels: int) -> dict[tuple[str, str], torch.Tensor]:
+    """(layer, name) -> weights, as views: those that belong to one class or one label's value apart from all others,
+    which have the name ""."""
+    parts = {}
+    for layer, weight in weights.items():
+        if layer == "conv_in.weight":  # its columns: the image's channels, then the mask's
+            columns = weight.chunk(image_channels + len(vocabulary.classes), dim=1)
+            names = [f"image {channel}" for channel in range(image_channels)] + list(vocabulary.classes)
+        elif layer.startswith("labels."):  # its rows: null, then the values
+            columns, names = weight.split(1), ["none given", *vocabulary.labels[layer.split(".")[1]]]
+        else:
+            columns, names = [weight], [""]
+        parts |= {(layer, name): part for name, part in zip(names, columns, strict=True)}
+    return parts
 
 
 def describe(vocabulary: Vocabulary) -> str:
@@ -114,7 +159,7 @@ def seconds(training: Training, data: Slices, images: int, precision: str) -> fl
     changed = {"batch_size": images * distributed.size(), "grad_accum": 1, "precision": precision}
     config = replace(training.config, **changed, steps=1, lr=0.0)
     unet, ema = copy.deepcopy(training.unet), copy.deepcopy(training.ema)
-    trial = replace(training, config=config, unet=unet, ema=ema, optimizer=make_optimizer(unet, config))
+    trial = replace(training, config=config, unet=unet, ema=ema, optimizers=make_optimizers(unet, config))
     times: list[float] = []
     while distributed.broadcast(lambda: len(times) < 6 and sum(times) < 3):
         begun = time.perf_counter()

@@ -1,0 +1,203 @@
+"""The model in the box, and starting from the weights of another."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_train import folder_of_pairs, log_of
+
+import sample
+import train
+from ddpm.model import load_model
+from ddpm.runtime import checkpoint, start
+from tools import pretrained
+
+pytestmark = pytest.mark.usefixtures("small_phantom")
+
+
+@pytest.fixture(scope="module")
+def box(tiny_run, tmp_path_factory):
+    """The tiny run, packed as the model in the box is, every weight shaken so that none is 0."""
+    place = tmp_path_factory.mktemp("box")
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    for weight in raw["ema"].values():
+        weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    torch.save(raw, place / "shaken.pt")
+    pretrained.pack(place / "shaken.pt", place / "pretrained.pt")
+    return place / "pretrained.pt"
+
+
+@pytest.fixture
+def in_the_box(box, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PRETRAINED", box)
+
+
+# What is packed
+
+
+def test_packing_keeps_the_averaged_weights_in_half_precision_and_no_path(box):
+    raw = torch.load(box, weights_only=True)
+    assert raw["model"] == {} and raw["opt"] == [] and raw["config"]["out"] == ""
+    assert all(weight.dtype == torch.float16 for weight in raw["ema"].values())
+    for name, weight in torch.load(box.parent / "shaken.pt", weights_only=True)["ema"].items():
+        assert torch.allclose(raw["ema"][name].float(), weight, rtol=2**-11, atol=1e-7), name
+    assert box.stat().st_size < 0.2 * (box.parent / "shaken.pt").stat().st_size
+
+
+def test_a_packed_model_draws_what_the_run_draws(box, tmp_path):
+    for name in ("shaken", "pretrained"):
+        flags = ["--ckpt", str(box.parent / f"{name}.pt"), "--n", "2", "--sample-steps", "4", "--out", name]
+        assert sample.main([*flags, "--precision", "fp32"]) == 0
+    drawn = [np.asarray(Image.open(f"{name}/unconditional_1.png")).astype(int) for name in ("shaken", "pretrained")]
+    assert np.abs(drawn[0] - drawn[1]).mean() < 1
+
+
+def test_the_tool_packs_a_run_that_is_there(tiny_run, tmp_path, capsys):
+    assert pretrained.main(["--run", str(tiny_run), "--out", "packed.pt"]) == 0
+    assert load_model("packed.pt").step == 40
+    assert "sha256" in capsys.readouterr().out
+
+
+# Which checkpoint is meant
+
+
+def test_without_a_run_the_box_is_drawn_from_and_a_run_comes_first(in_the_box, tiny_run, tmp_path, capsys):
+    assert sample.main(["--n", "1", "--sample-steps", "1", "--out", "a"]) == 0
+    assert "pretrained.pt: step 40" in capsys.readouterr().out
+    Path("results").mkdir()
+    (tmp_path / "results" / "run").symlink_to(tiny_run)
+    for flags, named in (([], "run/checkpoints/step_000040.pt"), (["--ckpt", "pretrained"], "pretrained.pt")):
+        assert sample.main([*flags, "--n", "1", "--sample-steps", "1", "--out", "a"]) == 0
+        assert named in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "program, flags, says",
+    [
+        (sample, ["--ckpt", "pretrained", "--weights", "raw"], "averaged weights only"),
+        (train, ["--resume", "pretrained"], "start a new run with --init"),
+        (train, ["--init", "nowhere.pt"], "no such checkpoint"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--channels", "32"], "another network"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--blocks", "2"], "another network"),
+        (
+            train,
+            ["--preset", "tiny", "--init", "pretrained", "--objective", "eps"],
+            "--objective v; give that here too",
+        ),
+    ],
+)
+def test_what_the_box_cannot_do_is_one_line(in_the_box, program, flags, says, tmp_path, capsys):
+    assert program.main([*flags, "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("o/checkpoints/*"))
+
+
+# Starting from it
+
+
+def trained_from(path, *flags):
+    """The averaged weights after one step of next to no learning rate."""
+    steps = ["--steps", "1", "--lr", "1e-12", "--muon-lr", "1e-12", "--precision", "fp32", "--threads", "1"]
+    assert train.main(["--preset", "tiny", "--init", str(path), *steps, *flags, "--out", "begun"]) == 0
+    return checkpoint.load(checkpoint.newest("begun"))
+
+
+def test_the_same_data_starts_with_all_weights(box, capsys):
+    begun = trained_from(box)
+    for name, weight in checkpoint.load(box)["ema"].items():
+        assert torch.allclose(begun["ema"][name], weight.float(), atol=1e-6), name
+        assert torch.allclose(begun["model"][name], weight.float(), atol=1e-6), name
+    out = capsys.readouterr().out
+    assert f"weights of {box}, step 40\n" in out and begun["config"].init == str(box)
+
+
+def test_classes_and_values_find_their_weights_by_name(box, capsys):
+    begun, there = trained_from(box, "--labels", "tissue", "--contrast", "T2"), checkpoint.load(box)["ema"]
+    assert "anew: CSF (conv_in), GM (conv_in), WM (conv_in)\n" in capsys.readouterr().out
+    columns = begun["ema"]["conv_in.weight"].split(4, dim=1)  # image, background, CSF, GM, WM, lesion
+    theirs = there["conv_in.weight"].float().split(4, dim=1)  # image, background, lesion
+    for ours, known in ((0, 0), (1, 1), (5, 2)):
+        assert torch.allclose(columns[ours], theirs[known], atol=1e-6)
+    assert not any(torch.allclose(columns[ours], known) for ours in (2, 3, 4) for known in theirs)
+    rows = there["labels.contrast.weight"].float()[[0, 2]]  # null, T2
+    assert torch.allclose(begun["ema"]["labels.contrast.weight"], rows, atol=1e-6)
+    assert torch.allclose(begun["ema"]["conv_out.weight"], there["conv_out.weight"].float(), atol=1e-6)
+
+
+def test_a_folder_without_contrasts_and_of_another_size_starts_from_it(box, tmp_path, capsys):
+    folder = folder_of_pairs(tmp_path / "pairs", n=12)
+    begun = trained_from(box, "--data", str(folder), "--image-size", "16")
+    assert "labels.contrast.weight" not in begun["ema"]
+    assert "anew" in capsys.readouterr().out  # class 1 of the folder is not called lesion
+
+
+def test_a_new_label_value_is_named():
+    from ddpm.conditions import Vocabulary
+
+    names = start.parts_of({"labels.contrast.weight": torch.zeros(3, 2)}, Vocabulary((), {"contrast": ("T1", "PD")}), 1)
+    assert [name for _, name in names] == ["none given", "T1", "PD"]
+
+
+# A checkpoint of the versions before
+
+
+def test_a_run_of_version_2_goes_on(tiny_run, tmp_path):
+    """Its one optimiser is AdamW for all, its network the paper's, its withholding two independent draws."""
+    flags = [
+        "--no-lean",
+        "--muon-lr",
+        "0",
+        "--time-std",
+        "0",
+        "--lr",
+        "8e-4",
+        "--batch-size",
+        "8",
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+    ]
+    assert train.main(["--preset", "tiny", *flags, "--steps", "20", "--out", "old"]) == 0
+    path = checkpoint.newest("old")
+    raw = torch.load(path, weights_only=True)
+    raw["version"], raw["opt"] = 2, raw["opt"][0]
+    for name in ("lean", "time_mean", "time_std", "muon_lr", "both_drop", "phantom_images", "init"):
+        raw["config"].pop(name, None)
+    raw["config"].update(mask_drop=0.1, label_drop=0.2)
+    torch.save(raw, path)
+    config = checkpoint.load(path)["config"]
+    assert (config.lean, config.time_std, config.muon_lr) == (False, 0, 0)
+    drops = config.mask_drop, config.label_drop, config.both_drop
+    assert drops == pytest.approx((0.08, 0.18, 0.02))
+    assert train.main(["--resume", "old", "--steps", "22"]) == 0
+    assert log_of(Path("old"))[-1]["step"] == 22 and json.loads(Path("old/config.json").read_text())["lean"] is False
+
+
+# The file itself
+
+
+@pytest.mark.skipif(not checkpoint.PRETRAINED.exists(), reason="it is made by make pretrained")
+def test_the_model_in_the_box_knows_the_phantom_and_draws_its_lesions():
+    """A lesion where the mask has one, and none where not, said by the judge."""
+    from ddpm.data import phantom
+    from ddpm.data.sources import load_data
+    from ddpm.evaluation.comparison import draw_for
+    from ddpm.metrics.segmenter import load_segmenter
+    from ddpm.model import Sampling
+
+    assert checkpoint.PRETRAINED.stat().st_size < 12e6
+    model = load_model("pretrained")
+    assert model.vocabulary.classes == phantom.CLASSES["lesion"]
+    assert model.vocabulary.labels["contrast"] == phantom.CONTRASTS
+    held_out = load_data(model.config, "val")
+    large = np.argsort(-(held_out.masks == 1).sum(axis=(1, 2)))[:8]
+    verdict = load_segmenter().judge(draw_for(model, held_out, large, Sampling(steps=6)))
+    found, wanted = verdict.labels == 4, held_out.masks[large] == 1
+    dice = 2 * (found & wanted).sum() / (found.sum() + wanted.sum())
+    assert dice > 0.75
+    assert (verdict.contrasts + 1 == held_out.labels["contrast"][large]).mean() > 0.8
