@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate data test test-slow parity mutants lint format bench soak figures atlas segmenter examples clean
+.PHONY: help setup train sample evaluate data test test-slow parity mutants lint format bench soak figures atlas segmenter pretrained ablations examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -74,6 +74,9 @@ data: $(STAMP)-kaggle ## fetch a data set: make data KAGGLE=owner/name
 bench: $(STAMP) ## share of the machine's convolution speed that a training step reaches
 	$(BIN)/python benchmarks/roofline.py $(ARGS)
 
+ablations: $(STAMP) $(STAMP)-plots ## what is each choice of the default worth? (20 minutes a choice, two at a time)
+	$(BIN)/python benchmarks/ablations.py $(ARGS)
+
 soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that nothing is lost (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(ARGS)
 
@@ -85,6 +88,9 @@ atlas: $(STAMP)-data ## make ddpm/data/atlas.npz again from the MNI average brai
 
 segmenter: $(STAMP) ## make ddpm/metrics/segmenter.pt again, the judge of the embedded data (about 30 minutes)
 	$(BIN)/python tools/train_segmenter.py $(ARGS)
+
+pretrained: $(STAMP) ## make ddpm/pretrained.pt again, the model in the box (hours; ARGS="--run RUN" takes a run that is there)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/pretrained.py $(ARGS)
 
 examples: $(STAMP) ## make examples/masks again
 	$(BIN)/python tools/example_masks.py $(ARGS)

@@ -21,12 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ddpm.unet
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices
 from ddpm.runtime.config import PRESETS, Config
@@ -101,48 +99,27 @@ def convolution_steps(config: Config):
             yield f"conv {channels} at {size[0]}x{size[1]} {name}", step
 
 
-def step_of(config: Config, format=torch.contiguous_format, fused=True, compile=False):
+def step_of(config: Config, compile=False):
     """A function that takes a whole training step, of noise."""
     rng, B = np.random.default_rng(0), config.batch_size
     images = rng.integers(0, 256, (B, 1, *config.image_size), dtype=np.uint8)
     vocabulary = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
     data = Slices(images, images[:, 0] >> 7, {"contrast": rng.integers(1, 4, B)}, vocabulary)
     training = make_training(config, vocabulary, torch.device("cpu"))
-    training.unet.to(memory_format=format)
-    if not fused:
-        training.optimizer = torch.optim.AdamW(training.unet.parameters(), foreach=False, fused=False)
     if compile:
         training.unet.compile()
     return lambda: training_step(training, data, 0)
 
 
-class LayerNorm(nn.Module):
-    """Per-pixel normalisation over the channels, which channels_last makes cheap."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x):
-        x = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], self.weight.to(x.dtype), self.bias.to(x.dtype))
-        return x.permute(0, 3, 1, 2)
-
-
 def variants(config: Config) -> dict:
     """Name -> step of each alternative to the default."""
     other = replace(config, precision="fp32" if config.precision == "bf16" else "bf16")
-    made = {
-        "channels_last": step_of(config, torch.channels_last),
+    return {
         other.precision: step_of(other),
-        f"{other.precision}, channels_last": step_of(other, torch.channels_last),
-        "AdamW as a loop": step_of(config, fused=False),
+        "AdamW alone (--muon-lr 0)": step_of(replace(config, muon_lr=0.0)),
+        "the paper's network (--no-lean)": step_of(replace(config, lean=False)),
         "torch.compile": step_of(config, compile=True),
     }
-    group_norm, ddpm.unet.norm = ddpm.unet.norm, LayerNorm
-    made["LayerNorm, channels_last"] = step_of(config, torch.channels_last)
-    made["LayerNorm"] = step_of(config)
-    ddpm.unet.norm = group_norm
-    return made
 
 
 if __name__ == "__main__":

@@ -28,17 +28,18 @@ from ddpm.metrics.kid import kid
 from ddpm.metrics.margin import margin
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.model import Sampling, load_model
+from ddpm.model import GUIDANCE, INTERVAL, Sampling, load_model
 from ddpm.runtime.command_line import one_line_errors
 
-ROWS = [  # sampler, steps, guidance
-    ("dpm-solver", 10, 1.0),
-    ("dpm-solver", 20, 1.0),
-    ("ddim", 20, 1.0),
-    ("ancestral", 50, 1.0),
-    ("ancestral", 100, 1.0),
-    *(("dpm-solver", 10, guidance) for guidance in (0.0, 1.5, 2.0)),
-    *(("dpm-solver", 20, guidance) for guidance in (1.5, 2.0)),
+ALL = (0.0, 1.0)
+ROWS = [  # sampler, steps, guidance (by mask and contrast), its interval of t / T
+    ("dpm-solver", 10, 1.0, ALL),
+    ("dpm-solver", 20, 1.0, ALL),
+    ("ddim", 20, 1.0, ALL),
+    ("ancestral", 50, 1.0, ALL),
+    ("ancestral", 100, 1.0, ALL),
+    *(("dpm-solver", 10, guidance, ALL) for guidance in (0.0, 1.25, 1.5)),
+    *(("dpm-solver", 10, GUIDANCE, interval) for interval in (INTERVAL, (0.5, 1.0), (0.0, 0.5))),
 ]
 
 
@@ -80,13 +81,14 @@ def main(argv):
         )
 
     report("real images", held_out.images[chosen], 0)
-    for sampler, steps, guidance in ROWS:
+    for sampler, steps, guidance, interval in ROWS:
         if args.only and sampler not in args.only:
             continue
-        how = Sampling(sampler, steps, guidance, precision=args.precision)
+        how = Sampling(sampler, steps, guidance, interval=interval, precision=args.precision)
         begun = time.perf_counter()
         images = draw_for(model, held_out, chosen, how)
         name = f"{sampler}, {steps} steps" + (f", guidance {guidance:g}" if guidance != 1 else "")
+        name += " in {:g} to {:g}".format(*interval) if interval != ALL else ""
         report(name, images, (time.perf_counter() - begun) / len(images))
 
 

@@ -1,0 +1,116 @@
+"""What is each choice of the default worth? Trainings of equal time, one thread each, judged as evaluate.py judges.
+
+    make ablations                                        every choice, one seed: about 20 minutes each, two at a time
+    make ablations ARGS="--only default uniform --seeds 0 1 2"
+    make ablations ARGS="--minutes 60"
+
+A choice is a line of flags for train.py. Each training and each evaluation is kept in results/ablations, and done once:
+what was stopped is gone on with. The table goes to the screen and to results/ablations/table.md; docs/ablations.md holds
+what was found.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ddpm import UserError
+from ddpm.runtime.command_line import one_line_errors
+
+CHOICES = {
+    "default": "",
+    "before": "--no-lean --muon-lr 0 --lr 8e-4 --time-std 0 --batch-size 16",
+    "adamw": "--muon-lr 0 --lr 8e-4",
+    "paper-network": "--no-lean",
+    "uniform": "--time-std 0",
+    "lower-noise": "--time-mean -0.8",
+    "wider": "--time-mean -0.7 --time-std 1.4",
+    "batch-16": "--batch-size 16",
+    "batch-64": "--batch-size 64",
+    "muon-0.01": "--muon-lr 0.01",
+    "muon-0.02": "--muon-lr 0.02",
+    "lr-2e-3": "--lr 2e-3",
+    "lr-8e-4": "--lr 8e-4",
+    "ema-0.99": "--ema-decay 0.99",
+    "ema-0.998": "--ema-decay 0.998",
+    "min-snr": "--loss-weight min-snr",
+    "wide": "--mults 1 2 3",
+    "two-blocks": "--blocks 2",
+    "phantom-40000": "--phantom-images 40000",
+}
+COLUMNS = {  # of the table, and the rows of evaluate.py's report that they are
+    "KID x 1000": "KID x 1000",
+    "FID": "FID",
+    "coverage": "coverage",
+    "Dice": "Dice of lesion, 12 pixels or more",
+    "Dice, small": "Dice of lesion, under 12 pixels",
+    "contrast": "contrast as asked",
+}
+
+
+def judged(name: str, seed: int, args) -> dict:
+    """Train and evaluate a choice, as far as it is not done; its figures."""
+    place = args.out / f"{name}-{args.minutes:g}min-{seed}"
+    run, report = place / "run", place / "evaluation" / "report.json"
+    saved = any(run.glob("checkpoints/*.pt"))
+    new = [*CHOICES[name].split(), "--minutes", f"{args.minutes:g}", "--seed", str(seed), "--out", str(run)]
+    call("train.py", *(["--resume", str(run)] if saved else new), "--threads", "1", log=place / "train.log")
+    if not report.exists():
+        asked = ["--ckpt", str(run), "--n", str(args.n), "--metrics", "kid", "fid", "manifold", "mask"]
+        call("evaluate.py", *asked, "--out", str(report.parent), log=place / "evaluate.log")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    figures = {row["metric"]: row["samples"] for row in json.loads(report.read_text())["rows"]}
+    return {"steps": lines[-1]["step"], "validation loss": losses[-1], **figures}
+
+
+def call(script: str, *flags: str, log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        command = [sys.executable, str(ROOT / script), *flags]
+        done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"{script} {' '.join(flags)}: exit status {done.returncode}, see {log}")
+
+
+@one_line_errors
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, default=17.0, help="of each training (default 17)")
+    parser.add_argument("--n", type=int, default=1000, help="samples of each (default 1000)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("results/ablations"))
+    args = parser.parse_args(argv)
+    args.out = args.out.resolve()
+    todo = [(name, seed) for name in args.only for seed in args.seeds]
+    print(f"{len(todo)} trainings of {args.minutes:g} minutes, {args.jobs} at a time; logs in {args.out}", flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        found = list(pool.map(lambda job: judged(*job, args), todo))
+    head = ["", "steps", "validation loss", *COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for name in args.only:
+        of_seeds = [figures for (other, _), figures in zip(todo, found, strict=True) if other == name]
+        cells = [spread([figures.get(key, np.nan) for figures in of_seeds]) for key in (*head[1:3], *COLUMNS.values())]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def spread(values: list) -> str:
+    """Of one seed the value, of several their mean and standard deviation."""
+    text = f"{np.mean(values):.4g}"
+    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.2g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
