@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
 from ddpm.runtime.command_line import one_line_errors
 
+ROOT = Path(__file__).resolve().parents[1]
 CHOICES = {
     "default": "",
     "before": "--no-lean --muon-lr 0 --lr 8e-4 --time-std 0 --batch-size 16",
