@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm import UserError, printable
+from ddpm import UserError, printable, restoration
 from ddpm.conditions import LABELS
 from ddpm.data import folders, images, phantom
 from ddpm.model import Model, draw, load_model
@@ -30,7 +30,12 @@ FILM_FRAMES = 60
 @one_line_errors
 @distributed.in_each_process
 def main(argv):
-    args, model, sampling, masks, labels = distributed.broadcast(prepare, argv)
+    args = distributed.broadcast(read_arguments, argv)
+    if args.restore:
+        distributed.gather(None)  # one image is the work of one process
+        restoration.run(args, load_model(args.ckpt, args.weights, pick_device(args.device)), sampling_of(args))
+        return
+    model, sampling, masks, labels = distributed.broadcast(prepare, args)
     model.unet.to(pick_device(args.device))
     out = Path(args.out)
     check_writable(args.out)
@@ -65,12 +70,21 @@ def main(argv):
     print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''} in {out}")
 
 
-def prepare(argv):
-    """What to draw: the command line, the model, how, the masks by name, and the labels of each sample of a mask."""
+def read_arguments(argv):
+    """The command line, checked. Raises UserError."""
     args = make_parser().parse_args(argv)
-    check_range(args, n=(1, 10**6), eta=(0, 1))
+    check_range(args, n=(1, 10**6), eta=(0, 1), acceleration=(1, 10**6), factor=(1, 4096), noise=(0, 1))
     if args.eta and args.sampler != "ddim":
         raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
+    if bool(args.restore) != bool(args.mode):
+        raise UserError("--restore IMAGE and --as go together: --as " + ", ".join(restoration.MODES))
+    args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
+    return args
+
+
+def prepare(args):
+    """What to draw: the model, how, the masks by name, and the labels of each sample of a mask. Raises UserError."""
+    args.n = args.n or 6
     model = load_model(args.ckpt, args.weights)
     labels = {name: label_values(name, getattr(args, name), model, args.n) for name in LABELS}
     labels = {name: values for name, values in labels.items() if values}
@@ -78,14 +92,13 @@ def prepare(argv):
     sampling = sampling_of(args).complete(model, given)
     if model.vocabulary.classes and args.mask is None and not model.config.drop_of("mask"):
         raise UserError(f"{model.name} was trained with --mask-drop 0 and --both-drop 0: it needs --mask")
-    args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
     how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
     print(f"{model.name}: step {model.step}, {how}, {sampling.guidance_text} -> {args.out}")
     masks = read_masks(args.mask, model)
     height, width = images.grid_size(len(masks), args.n + (args.mask is not None), *model.shape[1:])
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
-    return args, model, sampling, masks, labels
+    return model, sampling, masks, labels
 
 
 def make_parser() -> Parser:
@@ -94,7 +107,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     masks = "a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional"
     add("--mask", nargs="?", const=EXAMPLES, metavar="PATH", help=masks)
-    add("--n", type=int, default=6, help="images for each mask (default 6)")
+    add("--n", type=int, help="images for each mask (default 6)")
     values = "one of its values as the checkpoint knows them; 'each' in turn (default), or 'none'"
     for name in LABELS:
         add(f"--{name}", default="each", help=values)
@@ -102,6 +115,20 @@ def make_parser() -> Parser:
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or the last ones")
     add("--film", action="store_true", help="also film.gif, from noise to images")
     add("--out", help="folder for the images (default results/samples-TIME)")
+
+    add = parser.add_argument_group("restoration (docs/uses.md)", "from a measurement back to the image").add_argument
+    add("--restore", metavar="IMAGE", help="what was measured; --n several draws instead of the best single estimate")
+    add("--as", dest="mode", choices=restoration.MODES, help="what kind of measurement it is")
+    add("--simulate", action="store_true", help="IMAGE is whole: measure it first, then say how close the result is")
+    add("--region", metavar="MASK", help="inpaint: white where the image shall be drawn anew")
+    add("--acceleration", type=float, default=4.0, help="kspace, simulated: 1 in so many lines (default 4)")
+    add(
+        "--lines", choices=("equispaced", "random"), default="equispaced", help="kspace, simulated: as fastMRI has them"
+    )
+    add("--real", action="store_true", help="kspace: of an image without phase, whose k-space is symmetric")
+    add("--factor", type=int, default=2, help="super-resolution: pixels each way in one of IMAGE (default 2)")
+    add("--gaussian", action="store_true", help="denoise: the noise is Gaussian, not a magnitude image's (Rician)")
+    add("--noise", type=float, help="its standard deviation as a share of full scale (denoise: found in the air)")
     return parser
 
 

@@ -1,0 +1,297 @@
+"""Restoration: from a measurement y = A x + n back to the image, with a trained network as what is known of images.
+
+No training. A sampler of reverse.py asks the network for x_0_hat at each time; here x_0_hat is first corrected by what was
+measured (`data_step`), then the walk goes on as usual (`restore`). One data step serves several papers:
+
+    DDNM      Wang et al. 2023, arXiv:2212.00490       sigma = 0: what was measured replaces what was predicted
+    DiffPIR   Zhu et al. 2023, arXiv:2305.08995        sigma > 0: a compromise by their variances; zeta 0 .. 1
+    DAPS      Zhang et al. 2025, arXiv:2407.01521      draws = True: a draw from that compromise, not its mean; zeta = 1
+    RePaint   Lugmayr et al. 2022, arXiv:2201.09865    times that go back up: `resampled_times`
+
+Images are in [0, 1] here, as a scanner's are, and sigma is a share of that full scale; the network's x_t is in [-1, 1].
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddpm.forward import q_sample
+from ddpm.reverse import ddim
+from ddpm.schedule import Schedule
+
+# ---------------------------------------------------------------------------------------------------------
+# What can be measured. Each operator's singular values are all `gain`, or 0: so A^T = gain^2 A^+, A A^T = gain^2 on what
+# can be measured, and every formula below is a closed form.
+
+
+class Operator:
+    """A. What measures a whole image, unless told otherwise."""
+
+    gain = 1.0
+
+    def lift(self, image: Tensor) -> Tensor:
+        """The image as A sees it. For k-space that is a complex image, else the image itself."""
+        return image
+
+    def lower(self, lifted: Tensor) -> Tensor:
+        """Back: the real image that is nearest to it."""
+        return lifted
+
+    def apply(self, x: Tensor) -> Tensor:
+        """A x."""
+        return x
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        """A^+ y, the smallest image that measures like y."""
+        return y
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y."""
+        return self.gain**2 * self.pseudo_inverse(y)
+
+
+class Inpainting(Operator):
+    """y = the known pixels, 0 elsewhere. known (H, W): 1 where the image is known."""
+
+    def __init__(self, known: Tensor):
+        self.known = known
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.known * x
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        return self.known * y
+
+
+class SuperResolution(Operator):
+    """y = the means of factor x factor pixels (B, C, H / factor, W / factor). A^+ repeats them."""
+
+    def __init__(self, factor: int):
+        self.factor, self.gain = factor, 1 / factor
+
+    def apply(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.factor)
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(self.factor, -2).repeat_interleave(self.factor, -1)
+
+
+class KSpace(Operator):
+    """y = the measured lines of the Fourier transform of a complex image, 0 elsewhere: Cartesian MRI, one coil.
+
+    lines (W,): 1 where a column of k-space was measured, zero frequency at W // 2. phase (H, W) in radians turns the real
+    image into the complex one, x exp(i phase); a magnitude image has none, and then its k-space is Hermitian: each line
+    tells its mirror image too, which no scanner's does (Shimron et al. 2022, arXiv:2109.08237).
+    """
+
+    def __init__(self, lines: Tensor, phase: Tensor | None = None):
+        self.known = lines
+        self.turn = torch.exp(1j * (torch.zeros(()) if phase is None else phase))
+
+    def lift(self, image: Tensor) -> Tensor:
+        return image * self.turn
+
+    def lower(self, lifted: Tensor) -> Tensor:
+        return (lifted * self.turn.conj()).real
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.known * fourier(x)
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        return inverse_fourier(self.known * y)
+
+
+def fourier(x: Tensor) -> Tensor:
+    """The orthonormal Fourier transform of the last two dimensions, with the zero frequency in the middle."""
+    return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(x, (-2, -1)), norm="ortho"), (-2, -1))
+
+
+def inverse_fourier(y: Tensor) -> Tensor:
+    return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(y, (-2, -1)), norm="ortho"), (-2, -1))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The data step and the walk
+
+
+def data_step(operator: Operator, y: Tensor, x: Tensor, r: float, sigma: float, z: Tensor | None = None) -> Tensor:
+    """What the image is, if it was believed to be N(x, r^2 I) and y = A x + N(0, sigma^2 I) was measured.
+
+    The mean of that posterior is x + w A^+ (y - A x), with w = r^2 / (r^2 + (sigma / gain)^2): the minimum of
+    |y - A x'|^2 / sigma^2 + |x' - x|^2 / r^2 (DiffPIR, Eq. 13); w = 1 without noise (DDNM, Eq. 10). With z ~ N(0, I) it is a
+    draw: the variance is r^2 where nothing was measured, and (1 - w) r^2 where something was (exact for DAPS' Eq. 6).
+    """
+    w = 1.0 if sigma == 0 else r**2 / (r**2 + (sigma / operator.gain) ** 2)
+    x = x + w * operator.pseudo_inverse(y - operator.apply(x))
+    if z is not None:
+        measured = operator.pseudo_inverse(operator.apply(z))
+        x = x + r * (z - (1 - math.sqrt(1 - w)) * measured)
+    return x
+
+
+def restore(
+    predict_x_0,
+    schedule: Schedule,
+    x_T: Tensor,
+    times: list[int],
+    noise,
+    operator: Operator,
+    y: Tensor,
+    sigma: float = 0.0,
+    zeta: float = 1.0,
+    strength: float = 1.0,
+    draws: bool = False,
+    prior_variance: float = math.inf,
+) -> Iterator[Tensor]:
+    """Yields the estimate of the image in [0, 1] (complex where the operator lifts it) after each data step.
+
+    predict_x_0, x_T, times and noise are as for the samplers of reverse.py; times may go back up (`resampled_times`).
+    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, Eq. 15). strength: DiffPIR's lambda, which
+    divides r^2: larger trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance
+    r^2 = v s^2 / (v + s^2), s^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk is exact. With
+    v = inf, as in the papers, r^2 = s^2 is too large where s is, and the measurement counts for too much.
+    """
+    a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
+    x_t = x_T
+    for now, then in pairwise(times):
+        if then > now:  # back up: q(x_then | x_now), Eq. 4 between two times
+            ratio = a[then] / a[now]
+            x_t = ratio * x_t + math.sqrt(1 - ratio**2) * noise()
+            continue
+        x_0_hat = predict_x_0(x_t, now)
+        variance = (s[now] / a[now]) ** 2 / strength
+        r = math.sqrt(
+            variance if math.isinf(prior_variance) else prior_variance * variance / (prior_variance + variance)
+        )
+        z = operator.lift(noise()) if draws and then > 0 else None
+        image = data_step(operator, y, operator.lift((x_0_hat + 1) / 2), r / 2, sigma, z)  # [0, 1] is half of [-1, 1]
+        yield image
+        x_0 = 2 * operator.lower(image) - 1
+        eps_hat = (x_t - a[now] * x_0) / s[now]
+        x_t = a[then] * x_0 + s[then] * math.sqrt(1 - zeta) * eps_hat
+        if zeta > 0 and then > 0:
+            x_t = x_t + s[then] * math.sqrt(zeta) * noise()
+
+
+def denoise(predict_x_0, schedule: Schedule, y: Tensor, sigma: float) -> Tensor:
+    """The image behind y = image + N(0, sigma^2 I), both in [0, 1]: the posterior mean, in one call.
+
+    A noisy image is an x_t that lacks its factor: with sqrt(1 - alpha_bar_t) / sqrt(alpha_bar_t) = 2 sigma (the network's
+    images span 2), x_t = sqrt(alpha_bar_t) (2 y - 1) is one (Hu et al. 2022, arXiv:2205.12650).
+    """
+    t = nearest_time(schedule, 2 * sigma)
+    return (predict_x_0(schedule.alpha_bar[t].sqrt().item() * (2 * y - 1), t) + 1) / 2
+
+
+def nearest_time(schedule: Schedule, ratio: float) -> int:
+    """The t whose noise is closest to `ratio` times its signal, in the logarithm."""
+    return int((schedule.half_log_snr()[1:] + math.log(ratio)).abs().argmin()) + 1
+
+
+def heal(predict_x_0, schedule: Schedule, image: Tensor, times: list[int], noise) -> Tensor:
+    """The image in [0, 1], noised to times[0] and drawn anew from there under predict_x_0's condition: told that there is
+    no lesion, it keeps the large shapes and mends the rest (AnoDDPM, Wyatt et al. 2022). The walk down is DDIM's, eta 0."""
+    t = torch.tensor([times[0]])
+    *_, healed = ddim(predict_x_0, schedule, q_sample(schedule, 2 * image - 1, t, noise()), times, noise)
+    return (healed + 1) / 2
+
+
+def resampled_times(times: list[int], jump: int, repeats: int) -> list[int]:
+    """Each stretch of `jump` steps of a walk taken `repeats` times, going back up in between (RePaint, section 4.2)."""
+    walk, down = times[:1], times[1:]
+    for start in range(0, len(down), jump):
+        stretch = down[start : start + jump]
+        back = walk[-1]
+        walk += stretch if stretch[-1] == 0 else (stretch + [back]) * (repeats - 1) + stretch
+    return walk
+
+
+def predictor_corrector(
+    predict_x_0,
+    schedule: Schedule,
+    x_T: Tensor,
+    times: list[int],
+    noise,
+    operator: Operator,
+    y: Tensor,
+    snr: float = 0.16,
+) -> Iterator[Tensor]:
+    """Score-MRI (Chung & Ye 2022, arXiv:2110.05243, Algorithm 2), in the variance-preserving form: a step of Algorithm 2
+    and a Langevin step at each time, and after each of them the measurement, as noisy as x_t is, in the place of what was
+    drawn. Two calls of the network a time; for noise-free measurements. Yields the estimate of the image in [0, 1]."""
+    a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
+
+    def impose(x: Tensor, t: int) -> Tensor:
+        image = operator.lift((x / a[t] + 1) / 2)
+        noisy = y + s[t] / a[t] / 2 * operator.apply(operator.lift(noise())) if t > 0 else y
+        return data_step(operator, noisy, image, 1.0, 0.0)
+
+    def to_network(image: Tensor, t: int) -> Tensor:
+        return a[t] * (2 * operator.lower(image) - 1)
+
+    x = x_T
+    for now, then in pairwise(times):
+        c_0, c_t, beta_tilde = schedule.posterior(now, then)
+        x = c_0 * predict_x_0(x, now) + c_t * x
+        x = x + math.sqrt(beta_tilde) * noise() if then > 0 else x
+        image = impose(x, then)
+        if then > 0:
+            x = to_network(image, then)
+            score = (a[then] * predict_x_0(x, then) - x) / s[then] ** 2  # of q(x_t), by Tweedie's formula
+            z = noise()
+            length = 2 * (snr * z.norm() / score.norm()) ** 2
+            image = impose(x + length * score + (2 * length).sqrt() * z, then)
+            x = to_network(image, then)
+        yield image
+
+
+# ---------------------------------------------------------------------------------------------------------
+# k-space as fastMRI samples it (Zbontar et al. 2018, arXiv:1811.08839)
+
+
+def centre_lines(width: int, fraction: float) -> Tensor:
+    """(W,) bool: the round(W * fraction) lines in the middle, which are always measured."""
+    n = round(width * fraction)
+    first = (width - n + 1) // 2
+    lines = torch.zeros(width, dtype=torch.bool)
+    lines[first : first + n] = True
+    return lines
+
+
+def random_lines(width: int, acceleration: float, fraction: float, generator: torch.Generator) -> Tensor:
+    """(W,) bool: the centre, and each other line with the probability that makes W / acceleration lines on average."""
+    centre = centre_lines(width, fraction)
+    n = int(centre.sum())
+    return centre | (torch.rand(width, generator=generator) < (width / acceleration - n) / (width - n))
+
+
+def equispaced_lines(width: int, acceleration: float, fraction: float, generator: torch.Generator) -> Tensor:
+    """(W,) bool: the centre, and lines at equal distances (rounded) from a random first one, so that centre and all make
+    W / acceleration lines on average."""
+    centre = centre_lines(width, fraction)
+    n = int(centre.sum())
+    spacing = acceleration * (n - width) / (n * acceleration - width)
+    offset = int(torch.randint(round(spacing), (1,), generator=generator))
+    places = torch.arange(offset, width - 1, spacing, dtype=torch.float64).round().long()
+    lines = centre.clone()
+    lines[places] = True
+    return lines
+
+
+def smooth_phase(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """(H, W) radians: a random plane, paraboloid and saddle, of about 1 radian across the image, as coils and field make."""
+    v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    terms = torch.stack([torch.ones_like(u), u, v, u * u, v * v, u * v])
+    return torch.tensordot(torch.randn(6, generator=generator), terms, 1)
+
+
+def estimated_phase(y: Tensor, centre: Tensor) -> Tensor:
+    """The phase (H, W) of the image that the centre of k-space shows: low in resolution, as phase is smooth."""
+    half = centre.sum() / 2
+    place = torch.arange(len(centre)) - len(centre) // 2
+    window = torch.cos(torch.pi / 2 * (place / (half + 1)).clamp(-1, 1)) ** 2  # soft, or the edges would ring
+    return inverse_fourier(y * centre * window).angle()

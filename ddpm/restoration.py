@@ -1,0 +1,327 @@
+"""`sample.py --restore IMAGE --as ...`: from a picture to the measurement, and from the measurement to the result.
+
+The equations are in inverse.py; here are the modes with their settings, and --simulate, which measures a whole picture
+first and then compares the result with it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm import UserError
+from ddpm.conditions import Condition
+from ddpm.data.images import grid, read_image, read_mask, rgb, to_uint8, write_png
+from ddpm.data.volumes import read_hdf5
+from ddpm.inverse import (
+    Inpainting,
+    KSpace,
+    Operator,
+    SuperResolution,
+    denoise,
+    equispaced_lines,
+    estimated_phase,
+    heal,
+    random_lines,
+    restore,
+    smooth_phase,
+)
+from ddpm.metrics.paired import psnr, ssim
+from ddpm.model import Model, Sampling, noise_source
+from ddpm.reverse import denoiser, log_snr_times, uniform_times
+from ddpm.runtime.files import check_writable, reading, write_whole
+from ddpm.runtime.progress import progress
+
+MODES = ("inpaint", "kspace", "super-resolution", "denoise", "anomaly")
+DRAWS = 8  # averaged into the best point estimate, unless --n asks for draws
+STEPS = 30  # a draw
+PRIOR_VARIANCE = 0.1  # of images in [-1, 1], about their mean: see inverse.restore
+HEAL_FROM = 0.4  # t / T to which an image is noised for its anomaly map: lesions go, the brain stays
+HEAL_GUIDANCE = 2.0
+AMPLIFIED = 5  # errors and deviations are shown so many times as bright as they are
+HEAL_STEPS = 50  # of a whole walk, of which it takes those below HEAL_FROM
+CENTRES = {4: 0.08, 8: 0.04}  # acceleration -> share of lines in the middle that are always measured, as fastMRI has it
+
+
+@dataclass
+class Measurement:
+    """What is known of an image, and what to call it."""
+
+    operator: Operator
+    y: Tensor
+    sigma: float
+    shown: Tensor  # (1, 1, H, W) in [0, 1]: what one would see without a prior
+    about: str
+    truth: Tensor | None = None  # the whole picture, with --simulate
+
+
+def measure(args, model: Model) -> Measurement:
+    """What --restore and the flags beside it describe. Raises UserError."""
+    size = tuple(model.config.image_size)
+    if model.config.image_channels != 1:
+        raise UserError(f"--restore takes grey images, and {model.name} draws {model.config.image_channels} channels")
+    random = torch.Generator().manual_seed(args.seed)
+    if args.mode == "kspace":
+        return of_kspace(args, size, random)
+    image = torch.from_numpy(read_image(args.restore).astype(np.float32) / 255)[None, None]
+    factor = args.factor if args.mode == "super-resolution" else 1
+    expected = size if args.simulate or factor == 1 else (size[0] // factor, size[1] // factor)
+    if tuple(image.shape[2:]) != expected:
+        found = f"{args.restore} is {image.shape[2]}x{image.shape[3]}"
+        raise UserError(f"{found}; {model.name} restores images of {expected[0]}x{expected[1]}")
+    sigma = args.noise or 0.0
+    truth = image if args.simulate else None
+    noise = torch.randn(1, 1, *size, generator=random)
+    match args.mode:
+        case "inpaint":
+            known = torch.from_numpy(read_region(args.region, size) == 0)
+            shown = torch.where(known, image + sigma * noise * (truth is not None), 0.5)
+            about = f"{(~known).float().mean():.1%} of the pixels drawn anew"
+            return Measurement(Inpainting(known.float()), known * shown, sigma, shown, about, truth)
+        case "super-resolution":
+            if factor < 2 or size[0] % factor or size[1] % factor:
+                raise UserError(f"--factor {factor}: {size[0]}x{size[1]} must be a multiple of it, and it 2 or more")
+            operator = SuperResolution(factor)
+            y = operator.apply(image) if args.simulate else image
+            y = y + sigma * noise[..., : y.shape[2], : y.shape[3]] * bool(args.simulate)
+            return Measurement(
+                operator, y, sigma, operator.pseudo_inverse(y), f"{factor} times in each direction", truth
+            )
+        case "denoise":
+            y = image
+            if args.simulate:
+                if not sigma:
+                    raise UserError(
+                        "--simulate --as denoise needs --noise: a standard deviation, as a share of full scale"
+                    )
+                imaginary = torch.randn(1, 1, *size, generator=random) * (not args.gaussian)
+                y = image + sigma * noise
+                y = y if args.gaussian else torch.hypot(y, sigma * imaginary)
+            sigma = sigma or noise_in_air(y, args.gaussian)
+            if not sigma:
+                raise UserError(f"{args.restore}: no noise found in its corners; give it with --noise")
+            about = f"{'Gaussian' if args.gaussian else 'Rician'} noise of {sigma:.3f} of full scale"
+            corrected = y if args.gaussian else without_rician_bias(y, sigma)
+            return Measurement(Operator(), corrected, sigma, y.clamp(0, 1), about, truth)
+        case "anomaly":
+            return Measurement(Operator(), image, 0.0, image, "healed, and what that changed", None)
+
+
+def of_kspace(args, size: tuple[int, int], random: torch.Generator) -> Measurement:
+    """Cartesian lines of a picture's Fourier transform (--simulate), or of a file's: complex (H, W), lines not measured 0."""
+    height, width = size
+    sigma = args.noise or 0.0
+    if args.simulate:
+        image = torch.from_numpy(read_image(args.restore).astype(np.float32) / 255)[None, None]
+        if tuple(image.shape[2:]) != size:
+            raise UserError(
+                f"{args.restore} is {image.shape[2]}x{image.shape[3]}; the network's images are {height}x{width}"
+            )
+        if not 1 < args.acceleration < width / 2:
+            raise UserError(f"--acceleration {args.acceleration:g}: give more than 1, and less than {width // 2}")
+        kind = random_lines if args.lines == "random" else equispaced_lines
+        fraction = CENTRES.get(args.acceleration, 0.32 / args.acceleration)
+        lines = kind(width, args.acceleration, fraction, random)
+        phase = None if args.real else smooth_phase(height, width, random)
+        full = KSpace(torch.ones(width), phase)
+        noise = torch.randn(2, 1, 1, height, width, generator=random)
+        y = lines * (full.apply(full.lift(image)) + sigma * torch.complex(*noise) / 2**0.5)
+        truth = image
+    else:
+        y, truth = read_kspace(args.restore, size), None
+        lines = (y != 0).any(dim=-2)[0, 0]
+    centre = unbroken(lines)
+    if centre.sum() < 3 or lines.all():
+        found = f"{int(lines.sum())} of {width} lines, {int(centre.sum())} of them side by side in the middle"
+        raise UserError(f"{args.restore}: {found}; an undersampled scan with 3 or more in the middle is needed")
+    operator = KSpace(lines.float(), None if args.real else estimated_phase(y[0, 0], centre))
+    about = f"{int(lines.sum())} of {width} lines: accelerated {width / lines.sum():.2f} times"
+    if args.real:  # each line tells its mirror image too
+        y, lines = symmetrised(y, lines)
+        operator = KSpace(lines.float())
+        about += f"; a real image, so they count as {int(lines.sum())}"
+    return Measurement(operator, y, sigma, operator.pseudo_inverse(y).abs(), about, truth)
+
+
+def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
+    """(1, 1, H, W) complex64 from a .npy of H x W complex numbers, or the middle slice of a fastMRI .h5, cut to the low
+    frequencies that the size holds, and scaled so that the brightest pixel of the zero-filled image is 0.9."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file")
+    if path.endswith(".h5"):
+        y = read_hdf5(path, "kspace")
+        if y is None:
+            raise UserError(f"{path}: no kspace in it; a file of fastMRI's single coil has one")
+        y = y[len(y) // 2] if y.ndim == 3 else y
+    elif path.endswith(".npy"):
+        with reading(path, "an array of NumPy", "save it again"):
+            y = np.load(path, allow_pickle=False)
+    else:
+        raise UserError(f"{path}: a picture holds no k-space; give a .npy or .h5, or --simulate to measure the picture")
+    if (
+        y.ndim != 2
+        or not np.iscomplexobj(y)
+        or not np.isfinite(y).all()
+        or y.shape[0] < size[0]
+        or y.shape[1] < size[1]
+    ):
+        found = f"{y.dtype} of {'x'.join(map(str, y.shape))}"
+        raise UserError(f"{path}: {found}; k-space of one coil is needed, complex, {size[0]}x{size[1]} or larger")
+    top, left = ((there - here) // 2 for there, here in zip(y.shape, size, strict=True))
+    y = torch.from_numpy(y[top : top + size[0], left : left + size[1]].astype(np.complex64))[None, None]
+    brightest = KSpace(torch.ones(size[1])).pseudo_inverse(y).abs().max()
+    if not brightest:
+        raise UserError(f"{path}: nothing was measured, all of it is 0")
+    return y * (0.9 / brightest)
+
+
+def unbroken(lines: Tensor) -> Tensor:
+    """The measured lines that lie side by side around the middle, (W,) bool."""
+    middle, wide = len(lines) // 2, torch.zeros_like(lines, dtype=torch.bool)
+    for step in (1, -1):
+        place = middle if step == 1 else middle - 1
+        while 0 <= place < len(lines) and lines[place]:
+            wide[place] = True
+            place += step
+    return wide
+
+
+def symmetrised(y: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
+    """The k-space of a real image with what its symmetry adds, y(-k) = conj y(k)."""
+
+    def mirrored(x: Tensor, *dims: int) -> Tensor:  # of even sizes, frequency -n has no partner, and is its own
+        return torch.roll(x.flip(*dims), tuple(1 - x.shape[d] % 2 for d in dims), dims)
+
+    other = mirrored(lines, -1)
+    return torch.where(lines, y, mirrored(y, -2, -1).conj() * other), lines | other
+
+
+def read_region(path: str | None, size: tuple[int, int]) -> np.ndarray:
+    """(H, W): not 0 where the image shall be drawn anew. Raises UserError."""
+    if path is None:
+        raise UserError("--as inpaint needs --region: a mask that is white where the image shall be drawn anew")
+    region = read_mask(path, ("known", "new"), size)
+    if region.all() or not region.any():
+        raise UserError(f"{path}: {'all' if region.all() else 'nothing'} of it is white; mark a part of the image")
+    return region
+
+
+def without_rician_bias(magnitude: Tensor, sigma: float) -> Tensor:
+    """A magnitude's square is A^2 + 2 sigma^2 on average (Gudbjartsson & Patz 1995): so A, and 0 where that is less. What
+    noise is left is nearly Gaussian where A is over 2 sigma."""
+    return (magnitude.square() - 2 * sigma**2).clamp(min=0).sqrt()
+
+
+def noise_in_air(image: Tensor, gaussian: bool) -> float:
+    """sigma, from the corners, where there is no signal: the mean square is sigma^2, of a magnitude 2 sigma^2."""
+    height, width = image.shape[2] // 8, image.shape[3] // 8
+    corners = [
+        image[..., v, u] for v in (slice(height), slice(-height, None)) for u in (slice(width), slice(-width, None))
+    ]
+    mean_square = torch.stack([corner.square().mean() for corner in corners]).median().item()
+    return (mean_square if gaussian else mean_square / 2) ** 0.5
+
+
+def asked_for(args, model: Model) -> tuple[Condition, str]:
+    """The condition of one image, and what to call it. Raises UserError."""
+    vocabulary, size = model.vocabulary, tuple(model.config.image_size)
+    mask, name = None, "no mask"
+    if args.mode == "anomaly":
+        if not vocabulary.classes or args.mask is not None:
+            found = (
+                "finds what is not healthy by itself; leave --mask out"
+                if vocabulary.classes
+                else "needs a model of masks"
+            )
+            raise UserError(f"--as anomaly {found}")
+        mask, name = np.zeros((1, *size), np.uint8), "a mask without lesion"
+    elif args.mask is not None:
+        if not vocabulary.classes or not Path(args.mask).is_file():
+            found = f"{model.name} was trained without masks" if not vocabulary.classes else f"{args.mask} is no file"
+            raise UserError(f"--restore with --mask: {found}; name one mask, or leave it out")
+        mask, name = read_mask(args.mask, vocabulary.classes, size)[None], f"the mask {args.mask}"
+    labels = {}
+    for label, known in vocabulary.labels.items():
+        value = getattr(args, label, "each")
+        if value not in ("each", "none", *known):
+            raise UserError(f"--{label} {value}: {model.name} knows {', '.join(known)}")
+        if value in known:
+            labels[label] = [value]
+            name += f", {label} {value}"
+    return vocabulary.condition(mask, **labels), name
+
+
+def draws_of(model: Model, measured: Measurement, condition: Condition, args, how: Sampling) -> Iterator[Tensor]:
+    """Yields one draw after another, (1, 1, H, W), as the operator sees images: in [0, 1], or complex. Of a noisy image,
+    unless draws are asked for, its mean in one call of the network."""
+    schedule, device = model.schedule, next(model.unet.parameters()).device
+    predict_x_0 = denoiser(
+        model.unet,
+        schedule,
+        model.config.objective,
+        condition.to(device),
+        how.guidance,
+        how.guided,
+        how.interval,
+        bf16=how.precision == "bf16",
+    )
+    y = measured.y.to(device)
+    if args.mode == "denoise" and not args.n:
+        yield denoise(predict_x_0, schedule, y, measured.sigma)
+        return
+    for k in range(args.n or DRAWS):
+        noise = noise_source([(args.seed, k)], model.shape, device)
+        if args.mode == "anomaly":
+            spaced = uniform_times(schedule.T, min(schedule.T, HEAL_STEPS))
+            times = [t for t in spaced if t <= HEAL_FROM * schedule.T]
+            yield heal(predict_x_0, schedule, y, times, noise)
+        else:
+            times = log_snr_times(schedule, min(STEPS, schedule.T))
+            settings = dict(draws=True, prior_variance=PRIOR_VARIANCE)
+            walk = restore(
+                predict_x_0, schedule, noise(), times, noise, measured.operator, y, measured.sigma, **settings
+            )
+            *_, image = walk
+            yield image
+
+
+def run(args, model: Model, how: Sampling) -> None:
+    """Measure, restore, write the pictures, and say how good the result is where that is known. Raises UserError."""
+    measured = measure(args, model)
+    condition, asked = asked_for(args, model)
+    if args.mode == "anomaly" and how.guidance is None:
+        how = replace(how, guidance=HEAL_GUIDANCE)
+    how = how.complete(model, condition.given)
+    check_writable(args.out)
+    out = Path(args.out)
+    print(f"{model.name}: step {model.step}; {args.mode}: {measured.about}; {asked} -> {args.out}")
+    count = 1 if args.mode == "denoise" and not args.n else args.n or DRAWS
+    walked = progress(draws_of(model, measured, condition, args, how), "restoring", total=count, unit="draw")
+    lifted = torch.cat([draw.cpu() for draw in walked])
+    images = measured.operator.lower(lifted).clamp(0, 1)
+    result, deviation = images.mean(dim=0, keepdim=True), images.std(dim=0, correction=0, keepdim=True)
+    shown = {"measured": measured.shown, "restored": result}
+    if args.mode == "anomaly":
+        shown["anomaly"] = AMPLIFIED * (measured.y - result).abs()
+    if measured.truth is not None:
+        shown["truth"] = measured.truth
+        shown["error"] = AMPLIFIED * (result - measured.truth).abs()
+    if count > 1 and args.mode != "anomaly":
+        shown["deviation"] = AMPLIFIED * deviation
+    if args.n:
+        shown |= {f"draw_{k}": images[k : k + 1] for k in range(args.n)}
+    pictures = {name: to_uint8(2 * image - 1)[0] for name, image in shown.items()}
+    for name in pictures.keys() - {"truth"}:
+        write_png(out / f"{name}.png", pictures[name])
+    write_whole(out / "restored.npy", lambda file: np.save(file, lifted.mean(dim=0).numpy()))
+    write_png(out / "grid.png", grid(np.stack([rgb(picture) for picture in pictures.values()])[None]))
+    if measured.truth is not None:
+        for name in ("measured", "restored"):
+            pair = shown[name].clamp(0, 1), measured.truth
+            print(f"{name}: PSNR {psnr(*pair, 1.0).item():.2f} dB, SSIM {ssim(*pair, 1.0).item():.4f}")
+    print(
+        f"grid.png ({' | '.join(pictures)}; errors and deviations x {AMPLIFIED}), each as a PNG, restored.npy in {out}"
+    )

@@ -1,0 +1,263 @@
+"""Restoration against linear algebra: the operators as dense matrices, and a Gaussian prior, whose posterior is known."""
+
+import math
+
+import pytest
+import torch
+
+from ddpm.inverse import (
+    Inpainting,
+    KSpace,
+    Operator,
+    SuperResolution,
+    centre_lines,
+    data_step,
+    equispaced_lines,
+    estimated_phase,
+    fourier,
+    inverse_fourier,
+    predictor_corrector,
+    random_lines,
+    resampled_times,
+    restore,
+    smooth_phase,
+)
+from ddpm.reverse import uniform_times
+from ddpm.schedule import make_schedule
+
+COSINE = make_schedule("cosine", 1000)
+H = W = 4
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def operators():
+    known = torch.rand(H, W, generator=generator()) < 0.6
+    lines = torch.tensor([True, False, True, False])
+    return {
+        "denoising": Operator(),
+        "inpainting": Inpainting(known),
+        "super-resolution": SuperResolution(2),
+        "k-space": KSpace(lines, smooth_phase(H, W, generator(1))),
+    }
+
+
+def matrix(function, example):
+    """The dense matrix of a linear function of images."""
+    unit = torch.eye(example.numel(), dtype=example.dtype).view(-1, 1, *example.shape)
+    return function(unit).flatten(1).T
+
+
+def matrices(operator):
+    x = torch.zeros(H, W, dtype=torch.float64)
+    x = operator.lift(x).to(torch.complex128) if isinstance(operator, KSpace) else x
+    A = matrix(operator.apply, x)
+    return A, matrix(operator.pseudo_inverse, operator.apply(x[None, None])[0, 0])
+
+
+@pytest.mark.parametrize("name", operators())
+def test_the_pseudo_inverse_fulfils_its_four_equations(name):
+    A, P = matrices(operators()[name])
+    for left, right in ((A @ P @ A, A), (P @ A @ P, P), ((A @ P).mH, A @ P), ((P @ A).mH, P @ A)):
+        assert torch.allclose(left, right, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", operators())
+def test_all_singular_values_are_the_gain_or_0(name):
+    operator = operators()[name]
+    values = torch.linalg.svdvals(matrices(operator)[0])
+    assert ((values - operator.gain).abs().minimum(values) < 1e-6).all() and values.max() > 0.1
+
+
+@pytest.mark.parametrize("name", operators())
+def test_the_adjoint_passes_the_dot_test(name):
+    """<A x, y> = <x, A^T y>."""
+    operator = operators()[name]
+    dtype = torch.complex64 if name == "k-space" else torch.float32
+    x = torch.randn(1, 1, H, W, dtype=dtype)
+    y = torch.randn(operator.apply(x).shape, dtype=dtype)
+    there, back = ((a.conj() * b).sum() for a, b in ((operator.apply(x), y), (x, operator.adjoint(y))))
+    assert torch.allclose(there, back, atol=1e-5)
+
+
+def test_the_fourier_transform_is_orthonormal_with_the_zero_frequency_in_the_middle():
+    x = torch.randn(2, 1, 6, 5, dtype=torch.complex128)
+    assert torch.allclose(inverse_fourier(fourier(x)), x) and torch.allclose(fourier(x).norm(), x.norm())
+    flat = fourier(torch.ones(1, 1, 6, 5))
+    assert flat[0, 0, 3, 2].real == pytest.approx(30**0.5, rel=1e-5) and flat.abs().sum() == pytest.approx(
+        30**0.5, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+@pytest.mark.parametrize("name", operators())
+def test_the_data_step_is_the_posterior_of_linear_algebra(name, sigma):
+    """Mean and covariance of x ~ N(x_0, r^2 I) given y = A x + N(0, sigma^2 I), by dense matrices."""
+    operator, r = operators()[name], 0.7
+    A = matrices(operator)[0]
+    x_0 = torch.randn(1, 1, H, W, dtype=torch.float64)
+    x_0 = operator.lift(x_0).to(A.dtype)
+    y = operator.apply(x_0 + torch.randn(1, 1, H, W, dtype=torch.float64))
+    noise = sigma**2 * torch.eye(len(A), dtype=A.dtype)
+    gain = r**2 * A.mH @ torch.linalg.pinv(r**2 * A @ A.mH + noise, rcond=1e-9)
+    expected = x_0.flatten() + gain @ (y - operator.apply(x_0)).flatten()
+    assert torch.allclose(data_step(operator, y, x_0, r, sigma).flatten(), expected, atol=1e-5)
+
+    draw = matrix(lambda z: data_step(operator, y, x_0, r, sigma, z) - data_step(operator, y, x_0, r, sigma), x_0[0, 0])
+    covariance = r**2 * torch.eye(H * W, dtype=A.dtype) - r**2 * gain @ A
+    assert torch.allclose(draw @ draw.mH, covariance, atol=1e-5)
+
+
+# The walk
+
+
+V, MEAN = 0.25, -0.2  # of the prior, of images in [-1, 1]
+
+
+def exact(x_t, t):
+    """E[x_0 | x_t] for x_0 ~ N(MEAN, V I)."""
+    a, s = COSINE.alpha_bar[t].sqrt().item(), (1 - COSINE.alpha_bar[t]).sqrt().item()
+    return MEAN + a * V / (a * a * V + s * s) * (x_t - a * MEAN)
+
+
+def walked(operator, y, sigma, n, times, **how):
+    noise_of = generator(3)
+
+    def noise():
+        return torch.randn(n, 1, H, W, dtype=torch.float64, generator=noise_of)
+
+    *_, image = restore(exact, COSINE, noise(), times, noise, operator, y, sigma, **how)
+    return image
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.25])
+@pytest.mark.parametrize("name", operators())
+def test_with_a_gaussian_prior_the_walk_draws_from_the_posterior(name, sigma):
+    """Exact when r^2 is the variance of x_0 given x_t, x_0_hat its mean, and every x_0 a draw. Of images in [0, 1], whose
+    prior is N((MEAN + 1) / 2, V / 4)."""
+    operator, n = operators()[name], 4000
+    if name == "k-space":  # of a complex image, whose other half the real prior knows nothing of: see below
+        operator = KSpace(torch.ones(W, dtype=torch.bool))
+    y = operator.apply(operator.lift(torch.rand(1, 1, H, W, dtype=torch.float64, generator=generator(2))))
+    how = dict(draws=True, prior_variance=V, zeta=1.0)
+    image = operator.lower(walked(operator, y, sigma, n, uniform_times(1000, 50), **how)).flatten(1)
+    A = matrices(operator)[0]
+    mean = operator.lift(torch.full((1, 1, H, W), (MEAN + 1) / 2, dtype=torch.float64)).to(A.dtype)
+    gain = V / 4 * A.mH @ torch.linalg.pinv(V / 4 * A @ A.mH + sigma**2 * torch.eye(len(A), dtype=A.dtype), rcond=1e-9)
+    expected = (mean.flatten() + gain @ (y - operator.apply(mean)).flatten()).real
+    variance = (V / 4 * torch.eye(H * W, dtype=A.dtype) - V / 4 * gain @ A).real
+    assert (image.mean(dim=0) - expected).abs().max() < 0.03
+    assert (torch.cov(image.T) - variance).abs().max() < 0.006
+
+
+@pytest.mark.parametrize("how", [dict(draws=True), dict(zeta=0.0), dict(zeta=1.0), dict(zeta=0.3)])
+def test_the_usual_r_is_biased_towards_the_measurement(how):
+    """r^2 = s^2, as DiffPIR and DDNM have it. v = 1/4, sigma = 1/2 in [-1, 1]: the posterior's mean is halfway between the
+    prior's, 0.4 in [0, 1], and the measured 1. In 20 steps the mean is 0.75 to 0.83 instead."""
+    y = torch.ones(1, 1, H, W, dtype=torch.float64)
+    usual, right = (
+        walked(Operator(), y, 0.25, 2000, uniform_times(1000, 20), prior_variance=v, **how).mean().item()
+        for v in (math.inf, V)
+    )
+    assert right == pytest.approx(0.7, abs=0.01) and 0.74 < usual < 0.85
+
+
+@pytest.mark.parametrize("zeta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", operators())
+def test_without_noise_the_result_measures_as_was_measured(name, zeta):
+    operator = operators()[name]
+    y = operator.apply(operator.lift(torch.rand(1, 1, H, W, dtype=torch.float64)))
+    image = walked(operator, y, 0.0, 3, uniform_times(1000, 10), zeta=zeta)
+    assert (operator.apply(image) - y).abs().max() < 1e-5
+
+
+def test_strength_trusts_the_network_more():
+    y = torch.ones(1, 1, H, W, dtype=torch.float64)
+    means = [walked(Operator(), y, 0.2, 500, uniform_times(1000, 20), strength=k).mean().item() for k in (0.5, 2, 8)]
+    assert means[0] > means[1] > means[2] > (MEAN + 1) / 2
+
+
+def test_without_fresh_noise_the_walk_is_ddims():
+    """zeta = 0 and nothing measured: Song et al.'s Eq. 12 with sigma = 0."""
+    from ddpm.reverse import ddim
+
+    times, x_T = uniform_times(1000, 20), torch.randn(2, 1, H, W, dtype=torch.float64)
+    nothing = Inpainting(torch.zeros(H, W))
+    *_, ours = restore(exact, COSINE, x_T, times, None, nothing, torch.zeros(1, 1, H, W), zeta=0.0)
+    *_, theirs = ddim(exact, COSINE, x_T, times, None)
+    assert torch.allclose(2 * ours - 1, theirs, atol=1e-6)
+
+
+def test_resampled_times_go_back_up():
+    assert resampled_times([9, 6, 3, 0], 1, 1) == [9, 6, 3, 0]
+    assert resampled_times([9, 6, 3, 0], 1, 2) == [9, 6, 9, 6, 3, 6, 3, 0]
+    assert resampled_times([9, 8, 6, 3, 0], 2, 3) == [9, 8, 6, 9, 8, 6, 9, 8, 6, 3, 0]
+
+
+def test_going_back_up_is_the_forward_process():
+    """With nothing measured, a walk that goes back up still ends in the prior: its steps keep q(x_t)."""
+    nothing, times = Inpainting(torch.zeros(H, W)), resampled_times(uniform_times(1000, 25), 5, 3)
+    image = walked(nothing, torch.zeros(1, 1, H, W), 0.0, 4000, times, draws=True, prior_variance=V, zeta=1.0)
+    assert (2 * image - 1).mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert (2 * image - 1).var().item() == pytest.approx(V, rel=0.05)
+
+
+def test_predictor_corrector_draws_around_the_posterior_and_fits_what_was_measured():
+    """Independent pixels: the known ones are exact, and the unknown ones follow the prior."""
+    operator = operators()["inpainting"]
+    y = operator.apply(torch.rand(1, 1, H, W, dtype=torch.float64))
+    noise_of = generator(5)
+
+    def noise():
+        return torch.randn(2000, 1, H, W, dtype=torch.float64, generator=noise_of)
+
+    *_, image = predictor_corrector(exact, COSINE, noise(), uniform_times(1000, 100), noise, operator, y)
+    assert (operator.apply(image) - y).abs().max() < 1e-6
+    unknown = 2 * image[:, 0, ~operator.known] - 1
+    assert unknown.mean().item() == pytest.approx(MEAN, abs=0.03)
+    assert unknown.var().item() == pytest.approx(V, rel=0.15)
+
+
+# k-space
+
+
+def test_the_centre_is_measured_as_fastmri_places_it():
+    assert centre_lines(64, 0.08).nonzero().flatten().tolist() == [30, 31, 32, 33, 34]
+    assert centre_lines(64, 0.04).nonzero().flatten().tolist() == [31, 32, 33]
+    assert centre_lines(320, 0.08).sum() == 26 and centre_lines(320, 0.08)[160]
+
+
+@pytest.mark.parametrize("kind", [random_lines, equispaced_lines])
+@pytest.mark.parametrize("acceleration, fraction", [(4, 0.08), (8, 0.04)])
+def test_lines_accelerate_as_asked_on_average_and_hold_the_centre(kind, acceleration, fraction):
+    drawn = torch.stack([kind(320, acceleration, fraction, generator(i)) for i in range(200)])
+    assert drawn[:, centre_lines(320, fraction)].all()
+    assert drawn.double().mean().item() * acceleration == pytest.approx(1, rel=0.05)
+    assert len({tuple(lines.tolist()) for lines in drawn}) > 3
+
+
+def test_equispaced_lines_are_equally_far_apart_outside_the_centre():
+    lines = equispaced_lines(320, 4, 0.08, generator()) & ~centre_lines(320, 0.08)
+    gaps = lines[:140].nonzero().flatten().diff()
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_a_smooth_phase_is_found_from_the_centre_of_k_space():
+    v, u = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    image = (u**2 + v**2 < 0.6).float() * (0.6 + 0.2 * torch.cos(9 * u))
+    phase, centre = smooth_phase(64, 64, generator(4)), centre_lines(64, 0.08)
+    y = fourier(image * torch.exp(1j * phase))
+    error = torch.angle(torch.exp(1j * (estimated_phase(y * centre, centre) - phase)))[u**2 + v**2 < 0.5]
+    assert phase.max() - phase.min() > 1 and error.abs().mean() < 0.15
+    operator = KSpace(centre, phase)
+    assert torch.allclose(operator.lower(operator.lift(image)), image, atol=1e-6)
+
+
+def test_a_magnitude_image_tells_each_line_twice():
+    """Without phase, k-space is Hermitian: that is the crime of Shimron et al."""
+    y = fourier(torch.rand(1, 1, 8, 8))
+    mirrored = torch.roll(y.flip(-2, -1), (1, 1), (-2, -1)).conj()
+    assert torch.allclose(y, mirrored, atol=1e-5)
+    assert math.isclose(KSpace(torch.ones(8)).turn.real.item(), 1.0)

@@ -1,0 +1,227 @@
+"""`sample.py --restore`: each mode as a command, on a small model; the equations are in test_inverse.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from ddpm import restoration
+from ddpm.data import phantom
+from ddpm.inverse import KSpace, fourier
+
+pytestmark = pytest.mark.usefixtures("small_phantom")
+
+
+@pytest.fixture(scope="module")
+def picture(small_phantom, tmp_path_factory):
+    images, _, _ = phantom.load("val", (32, 32))
+    path = tmp_path_factory.mktemp("picture") / "slice.png"
+    Image.fromarray(images[0, 0]).save(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(restoration, "STEPS", 4)
+    monkeypatch.setattr(restoration, "DRAWS", 2)
+    monkeypatch.setattr(restoration, "HEAL_STEPS", 10)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def write(path, array):
+    Image.fromarray(array).save(path)
+    return str(path)
+
+
+def region(path, size=(32, 32), value=255):
+    array = np.zeros(size, np.uint8)
+    array[10:20, 12:22] = value
+    return write(path, array)
+
+
+def restored(tiny_run, picture, mode, *flags):
+    assert sample.main(["--ckpt", str(tiny_run), "--restore", picture, "--as", mode, *flags, "--out", "o"]) == 0
+    return pixels("o/restored.png")
+
+
+def test_known_pixels_are_in_the_result_exactly(tiny_run, picture, capsys):
+    result, image = restored(tiny_run, picture, "inpaint", "--region", region("r.png")), pixels(picture)
+    new = np.zeros((32, 32), bool)
+    new[10:20, 12:22] = True
+    assert np.array_equal(result[~new], image[~new]) and not np.array_equal(result[new], image[new])
+    out = capsys.readouterr().out
+    assert "9.8% of the pixels" in out and "PSNR" not in out
+
+
+def test_where_a_lesion_shall_be_is_heard(tiny_run, picture, tmp_path):
+    """The tiny model's mask is shaken into the first layer's weights, so that it is heard at all."""
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    raw["ema"]["conv_in.weight"] *= 3
+    torch.save(raw, "loud.pt")
+    drawn = []
+    for value in (0, 255):
+        flags = ["--region", region("r.png"), "--mask", region(f"m{value}.png", value=value), "--contrast", "T2"]
+        drawn.append(restored("loud.pt", picture, "inpaint", *flags))
+    assert not np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize("flags", [[], ["--real"], ["--lines", "random"], ["--noise", "0.02"]])
+def test_k_space_of_a_picture(flags, tiny_run, picture, capsys):
+    restored(tiny_run, picture, "kspace", "--simulate", *flags)
+    out = capsys.readouterr().out
+    assert "of 32 lines: accelerated" in out and out.count("PSNR") == 2
+    assert ("they count as" in out) == ("--real" in flags)
+
+
+def test_the_result_has_the_k_space_that_was_measured(tiny_run, tmp_path, picture):
+    """Before magnitude and 8 bits, to 1e-5 of the brightest."""
+    image = torch.from_numpy(pixels(picture) / 255)
+    lines = torch.zeros(32, dtype=torch.bool)
+    lines[[3, 9, 14, 15, 16, 17, 24]] = True
+    phase = torch.linspace(0, 2, 32)[:, None].expand(32, 32)
+    y = (lines * fourier(image * torch.exp(1j * phase))).to(torch.complex64).numpy()
+    np.save("scan.npy", y)
+    restored(tiny_run, "scan.npy", "kspace")
+    result = torch.from_numpy(np.load("o/restored.npy"))
+    found = KSpace(lines).apply(result).numpy()[0]
+    scale = np.abs(found).max() / np.abs(y).max()  # the scan has no unit
+    assert np.abs(found - scale * y).max() < 1e-5 * np.abs(found).max()
+
+
+def test_a_fastmri_file_gives_its_middle_slice(tiny_run, tmp_path, capsys):
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    scans = (rng.standard_normal((3, 40, 36)) + 1j * rng.standard_normal((3, 40, 36))).astype(np.complex64)
+    scans[:, :, 2:16] = scans[:, :, 22:] = 0
+    with h5py.File("scan.h5", "w") as file:
+        file["kspace"] = scans
+    y = restoration.read_kspace("scan.h5", (32, 32))[0, 0].numpy()
+    ratio = y[scans[1, 4:36, 2:34] != 0] / scans[1, 4:36, 2:34][scans[1, 4:36, 2:34] != 0]
+    assert np.allclose(ratio, ratio[0], rtol=1e-4)
+    restored(tiny_run, "scan.h5", "kspace")
+    assert "6 of 32 lines: accelerated 5.33 times" in capsys.readouterr().out
+
+
+def test_a_small_picture_is_enlarged_and_averages_back(tiny_run, tmp_path, picture):
+    small = np.random.default_rng(0).integers(60, 200, (16, 16)).astype(np.uint8)
+    result = restored(tiny_run, write("s.png", small), "super-resolution", "--factor", "2")
+    exact = np.load("o/restored.npy")[0].reshape(16, 2, 16, 2).mean((1, 3))
+    assert result.shape == (32, 32) and np.abs(exact - small / 255).max() < 1e-5
+    restored(tiny_run, picture, "super-resolution", "--factor", "4", "--simulate")
+
+
+@pytest.mark.parametrize("flags", [[], ["--gaussian"], ["--n", "2"]])
+def test_noise_is_taken_away(flags, tiny_run, picture, capsys):
+    restored(tiny_run, picture, "denoise", "--noise", "0.1", "--simulate", *flags)
+    out = capsys.readouterr().out
+    assert f"{'Gaussian' if '--gaussian' in flags else 'Rician'} noise of 0.100" in out and out.count("PSNR") == 2
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_noise_is_found_in_the_air(gaussian):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 16:48, 16:48] = 0.7
+    image[..., :8, :8] = 0.5  # one corner with something in it
+    first, second = 0.05 * torch.randn(2, 1, 1, 64, 64, generator=generator)
+    noisy = image + first if gaussian else torch.hypot(image + first, second)
+    assert restoration.noise_in_air(noisy, gaussian) == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_rician_bias_is_taken_away_on_average():
+    generator = torch.Generator().manual_seed(0)
+    first, second = 0.1 * torch.randn(2, 1, 1, 256, 256, generator=generator)
+    for level in (0.3, 0.6):
+        corrected = restoration.without_rician_bias(torch.hypot(level + first, second), 0.1)
+        assert corrected.square().mean().sqrt().item() == pytest.approx((level**2 + 0) ** 0.5, rel=0.02)
+    assert restoration.without_rician_bias(torch.hypot(first, second), 0.1).mean() < 0.06  # 0.125 before
+
+
+def test_an_anomaly_map_and_draws_are_written(tiny_run, picture):
+    restored(tiny_run, picture, "anomaly")
+    assert {path.name for path in Path("o").iterdir()} >= {"anomaly.png", "restored.png", "grid.png"}
+    restored(tiny_run, picture, "inpaint", "--region", region("r.png"), "--n", "3")
+    assert {f"draw_{k}.png" for k in range(3)} | {"deviation.png"} <= {path.name for path in Path("o").iterdir()}
+    draws = np.stack([pixels(f"o/draw_{k}.png") for k in range(3)])
+    assert np.abs(draws.mean(axis=0) - pixels("o/restored.png")).max() <= 1
+
+
+def test_the_same_seed_restores_the_same(tiny_run, picture):
+    flags = ["--region", region("r.png")]
+    once, again = (restored(tiny_run, picture, "inpaint", *flags) for _ in range(2))
+    assert np.array_equal(once, again)
+    assert not np.array_equal(once, restored(tiny_run, picture, "inpaint", *flags, "--seed", "1"))
+
+
+def test_mirroring_completes_the_k_space_of_a_real_image():
+    for size in ((8, 8), (6, 9)):
+        y = fourier(torch.rand(1, 1, *size))
+        lines = torch.zeros(size[1], dtype=torch.bool)
+        lines[: size[1] // 2 + 1] = True
+        whole, known = restoration.symmetrised(lines * y, lines)
+        assert known.all() and torch.allclose(whole, y, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--restore", "p.png"], "go together"),
+        (["--as", "denoise"], "go together"),
+        (["--restore", "nowhere.png", "--as", "denoise"], "no such file"),
+        (["--restore", "p.png", "--as", "inpaint"], "needs --region"),
+        (["--restore", "p.png", "--as", "inpaint", "--region", "full.png"], "all of it is white"),
+        (["--restore", "p.png", "--as", "inpaint", "--region", "empty.png"], "nothing of it is white"),
+        (["--restore", "small.png", "--as", "denoise"], "small.png is 16x16"),
+        (["--restore", "p.png", "--as", "super-resolution"], "restores images of 16x16"),
+        (["--restore", "p.png", "--as", "super-resolution", "--simulate", "--factor", "3"], "must be a multiple"),
+        (["--restore", "p.png", "--as", "super-resolution", "--simulate", "--factor", "1"], "2 or more"),
+        (["--restore", "p.png", "--as", "kspace"], "a picture holds no k-space"),
+        (["--restore", "p.png", "--as", "kspace", "--simulate", "--acceleration", "1"], "more than 1"),
+        (["--restore", "p.png", "--as", "kspace", "--simulate", "--acceleration", "16"], "less than 16"),
+        (["--restore", "real.npy", "--as", "kspace"], "k-space of one coil is needed"),
+        (["--restore", "zero.npy", "--as", "kspace"], "nothing was measured"),
+        (["--restore", "full.npy", "--as", "kspace"], "an undersampled scan"),
+        (["--restore", "p.npy", "--as", "kspace"], "no such file"),
+        (["--restore", "broken.npy", "--as", "kspace"], "an array of NumPy"),
+        (["--restore", "black.png", "--as", "denoise"], "no noise found"),
+        (["--restore", "p.png", "--as", "denoise", "--simulate"], "needs --noise"),
+        (["--restore", "p.png", "--as", "denoise", "--noise", "2"], "at most 1"),
+        (["--restore", "p.png", "--as", "anomaly", "--mask", "p.png"], "leave --mask out"),
+        (["--restore", "p.png", "--as", "denoise", "--mask"], "is no file"),
+        (["--restore", "p.png", "--as", "denoise", "--contrast", "PD"], "knows T1, T2, FLAIR"),
+        (["--restore", "p.png", "--as", "denoise", "--guidance", "2"], "needs --mask"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tiny_run, picture, tmp_path, capsys):
+    Path("p.png").write_bytes(Path(picture).read_bytes())
+    write("full.png", np.full((32, 32), 255, np.uint8))
+    for name, size in (("empty.png", 32), ("black.png", 32), ("small.png", 16)):
+        write(name, np.zeros((size, size), np.uint8))
+    np.save("real.npy", np.ones((32, 32)))
+    np.save("zero.npy", np.zeros((32, 32), np.complex64))
+    np.save("full.npy", np.ones((32, 32), np.complex64))
+    Path("broken.npy").write_bytes(b"nothing")
+    assert sample.main(["--ckpt", str(tiny_run), *flags, "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.glob("o/*"))
+
+
+def test_a_model_without_masks_says_so(tiny_run, picture, tmp_path, capsys):
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    raw["conditions"]["mask"] = []
+    for weights in (raw["model"], raw["ema"]):
+        weights["conv_in.weight"] = weights["conv_in.weight"][:, :4]
+    torch.save(raw, "maskless.pt")
+    for flags, says in (
+        (["--as", "anomaly"], "a model of masks"),
+        (["--as", "denoise", "--mask", picture], "without masks"),
+    ):
+        assert sample.main(["--ckpt", "maskless.pt", "--restore", picture, *flags, "--out", "o"]) == 2
+        assert says in capsys.readouterr().err
