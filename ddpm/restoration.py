@@ -122,13 +122,7 @@ def of_kspace(args, size: tuple[int, int], random: torch.Generator) -> Measureme
             )
         if not 1 < args.acceleration < width / 2:
             raise UserError(f"--acceleration {args.acceleration:g}: give more than 1, and less than {width // 2}")
-        kind = random_lines if args.lines == "random" else equispaced_lines
-        fraction = CENTRES.get(args.acceleration, 0.32 / args.acceleration)
-        lines = kind(width, args.acceleration, fraction, random)
-        phase = None if args.real else smooth_phase(height, width, random)
-        full = KSpace(torch.ones(width), phase)
-        noise = torch.randn(2, 1, 1, height, width, generator=random)
-        y = lines * (full.apply(full.lift(image)) + sigma * torch.complex(*noise) / 2**0.5)
+        y, lines = simulated_kspace(image, args.acceleration, args.lines, args.real, sigma, random)
         truth = image
     else:
         y, truth = read_kspace(args.restore, size), None
@@ -144,6 +138,18 @@ def of_kspace(args, size: tuple[int, int], random: torch.Generator) -> Measureme
         operator = KSpace(lines.float())
         about += f"; a real image, so they count as {int(lines.sum())}"
     return Measurement(operator, y, sigma, operator.pseudo_inverse(y).abs(), about, truth)
+
+
+def simulated_kspace(
+    image: Tensor, acceleration: float, kind: str, real: bool, sigma: float, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """k-space of the image (1, 1, H, W), with a smooth phase unless real, and which lines of it were measured (W,)."""
+    height, width = image.shape[2:]
+    choose = random_lines if kind == "random" else equispaced_lines
+    lines = choose(width, acceleration, CENTRES.get(acceleration, 0.32 / acceleration), random)
+    full = KSpace(torch.ones(width), None if real else smooth_phase(height, width, random))
+    noise = torch.complex(*torch.randn(2, 1, 1, height, width, generator=random)) / 2**0.5
+    return lines * (full.apply(full.lift(image)) + sigma * noise), lines
 
 
 def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
