@@ -24,15 +24,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError, restoration
 from ddpm.conditions import Condition
-from ddpm.data.images import to_float
+from ddpm.data.images import to_float, to_uint8
 from ddpm.data.sources import load_data
+from ddpm.evaluation.questions import SMALL
 from ddpm.inverse import Inpainting, KSpace, Operator, SuperResolution, denoise, heal, predictor_corrector, restore
 from ddpm.metrics.paired import psnr, ssim
-from ddpm.model import load_model, noise_source
+from ddpm.metrics.segmenter import load_segmenter
+from ddpm.model import GUIDANCE, load_model, noise_source
 from ddpm.reverse import denoiser, log_snr_times, uniform_times
 from ddpm.runtime.command_line import one_line_errors
 
-TASKS = ("kspace-4", "kspace-8", "kspace-4-ways", "super-resolution-2", "inpaint", "denoise", "coverage", "anomaly")
+TASKS = (
+    "kspace-4",
+    "kspace-8",
+    "kspace-4-ways",
+    "super-resolution-2",
+    "inpaint",
+    "lesions",
+    "denoise",
+    "coverage",
+    "anomaly",
+)
 NOISES = (0.05, 0.1, 0.2)
 BATCH = 25
 
@@ -69,7 +81,7 @@ class Bench:
 
     def drawn(self, operator: Operator, y: Tensor, sigma: float, **how) -> Tensor:
         """The draws of each image, (draws, n, 1, 64, 64)."""
-        how = {"draws": True, "prior_variance": self.variance} | how
+        how = {"draws": False, "prior_variance": self.variance} | how
         draws, times = how.pop("count", self.draws), log_snr_times(self.model.schedule, how.pop("steps", self.steps))
         walk = how.pop("walk", partial(restore, sigma=sigma, **how))
         found = []
@@ -157,13 +169,13 @@ def ways(bench: Bench) -> None:
     y, known, phase = scans(bench.images, 4)
     head("k-space, 4 times, a single walk")
     for name, how in {
-        "a draw in each step (DAPS), v": {},
-        "a draw in each step (DAPS), r = s": dict(prior_variance=np.inf),
-        "the mean, zeta = 1 (DDNM)": dict(draws=False, zeta=1.0),
-        "the mean, zeta = 0.3 (DiffPIR)": dict(draws=False, zeta=0.3),
-        "the mean, zeta = 0": dict(draws=False, zeta=0.0),
-        "10 steps": dict(steps=10),
-        "60 steps": dict(steps=60),
+        "zeta = 1 (DDNM; the default)": {},
+        "zeta = 0.3 (DiffPIR)": dict(zeta=0.3),
+        "zeta = 0": dict(zeta=0.0),
+        "a draw in each step (DAPS)": dict(draws=True),
+        "a draw in each step, r = s": dict(draws=True, prior_variance=np.inf),
+        "zeta = 1, 10 steps": dict(steps=10),
+        "zeta = 1, 60 steps": dict(steps=60),
         "predictor and corrector (Score-MRI), 50 steps": dict(walk=predictor_corrector, steps=50),
     }.items():
         one = lambda y, k, p, how=how: bench.drawn(KSpace(k, p), y, 0.0, count=1, **how).mean(0)  # noqa: E731
@@ -194,6 +206,41 @@ def inpaint(bench: Bench) -> None:
     bench.row("biharmonic", smooth, time.perf_counter() - begun)
     bench.ask(
         f"**the network, mean of {bench.draws} draws**", lambda y: bench.drawn(Inpainting(known), y, 0.0).mean(0), y
+    )
+
+
+def lesions(bench: Bench) -> None:
+    """A lesion put into healthy tissue, and one taken out: what does the judge of the embedded data see afterwards?"""
+    judge, truth = load_segmenter(), bench.masks == 1
+
+    def seen_after(region: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """Where the judge sees a lesion when the region (n, H, W) was drawn anew under the masks."""
+        known, condition = torch.from_numpy(~region)[:, None].float(), bench.model.vocabulary.condition(masks)
+        times, found = log_snr_times(bench.model.schedule, bench.steps), []
+        for part in torch.arange(len(known)).split(BATCH):
+            operator, predict = Inpainting(known[part]), bench.predict(condition[part], GUIDANCE)
+            noise = bench.noise(len(part), 0)
+            y = operator.apply(bench.images[part])
+            *_, image = restore(predict, bench.model.schedule, noise(), times, noise, operator, y)
+            found.append(to_uint8(2 * image - 1))
+        return judge.judge(np.concatenate(found)).labels == 4
+
+    v, u = np.mgrid[:64, :64]
+    disc = (v - 28) ** 2 + (u - 24) ** 2 <= 5**2
+    region = np.broadcast_to(ndimage.binary_dilation(disc, iterations=3), truth.shape)
+    brain = (bench.images[:, 0].numpy() > 0.1)[:, disc].all(1)
+    chosen = brain & ~(ndimage.binary_dilation(truth, iterations=3, axes=(1, 2)) & region).any((1, 2))
+    new = seen_after(region, (truth | disc).astype(np.uint8)) & ~truth
+    dice = 2 * (new & disc).sum((1, 2)) / (new.sum((1, 2)) + disc.sum())
+    print(f"\nlesion put in: Dice {dice[chosen].mean():.3f} with the disc that was asked for, {chosen.sum()} slices")
+
+    region = ndimage.binary_dilation(truth, iterations=3, axes=(1, 2))
+    left = (seen_after(region, np.zeros_like(bench.masks)) & region).sum((1, 2))
+    before = (judge.judge(to_uint8(2 * bench.images - 1)).labels == 4) & region
+    chosen = before.sum((1, 2)) >= SMALL
+    print(
+        f"lesion taken out: in {(left[chosen] < SMALL).mean():.1%} of {chosen.sum()} slices the judge sees under {SMALL} pixels "
+        f"of it; {left[chosen].sum() / before[chosen].sum():.1%} of its area is left"
     )
 
 
@@ -240,7 +287,11 @@ def coverage(bench: Bench) -> None:
     """Is the truth inside the interval that the draws span? k-space, 4 times."""
     y, known, phase = scans(bench.images, 4)
     draws = torch.cat(
-        [bench.drawn(KSpace(known[p], phase[p]), y[p], 0.0, count=16) for p in torch.arange(len(y)).split(BATCH)], dim=1
+        [
+            bench.drawn(KSpace(known[p], phase[p]), y[p], 0.0, count=16, draws=True)
+            for p in torch.arange(len(y)).split(BATCH)
+        ],
+        dim=1,
     )
     mean, deviation = draws.mean(0), draws.std(0)
     inside = ((bench.images - mean).abs() <= 2.13 * deviation * (1 + 1 / 16) ** 0.5).float()  # Student's t, 15 degrees
@@ -325,6 +376,8 @@ def main(argv):
                 super_resolution(bench)
             case ["inpaint"]:
                 inpaint(bench)
+            case ["lesions"]:
+                lesions(bench)
             case ["denoise"]:
                 denoising(bench)
             case ["coverage"]:

@@ -286,11 +286,11 @@ def draws_of(model: Model, measured: Measurement, condition: Condition, args, ho
             yield heal(predict_x_0, schedule, y, times, noise)
         else:
             times = log_snr_times(schedule, min(STEPS, schedule.T))
-            settings = dict(draws=True, prior_variance=PRIOR_VARIANCE)
-            walk = restore(
-                predict_x_0, schedule, noise(), times, noise, measured.operator, y, measured.sigma, **settings
-            )
-            *_, image = walk
+            settings = dict(
+                draws=bool(args.n), prior_variance=PRIOR_VARIANCE
+            )  # means come closer, draws tell the spread
+            operator, sigma = measured.operator, measured.sigma
+            *_, image = restore(predict_x_0, schedule, noise(), times, noise, operator, y, sigma, **settings)
             yield image
 
 
