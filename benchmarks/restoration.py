@@ -310,7 +310,7 @@ def anomaly(bench: Bench) -> None:
     found = {}
     healthy = model.vocabulary.condition(np.zeros((BATCH, 64, 64), np.uint8))
     spaced = uniform_times(model.schedule.T, restoration.HEAL_STEPS)
-    for start in (0.2, 0.3, 0.4, 0.5):
+    for start in (0.3, 0.4, 0.5, 0.6):
         times, maps = [t for t in spaced if t <= start * model.schedule.T], []
         for part in torch.arange(len(bench.images)).split(BATCH):
             predict = bench.predict(healthy[: len(part)], restoration.HEAL_GUIDANCE)
@@ -327,7 +327,7 @@ def anomaly(bench: Bench) -> None:
     found["different from the brain's median"] = np.abs(image - middle) * (image > 0.1)
     print("\n| anomaly maps | AUROC | best Dice |\n|---|---:|---:|")
     for name, maps in found.items():
-        maps = np.stack([ndimage.median_filter(x, 3) for x in maps[with_lesion]])
+        maps = np.stack([ndimage.median_filter(x, restoration.SMOOTHED) for x in maps[with_lesion]])
         print(
             f"| {name} | {auroc(maps, lesion[with_lesion]):.3f} | {best_dice(maps, lesion[with_lesion]):.3f} |",
             flush=True,

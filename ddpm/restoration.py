@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import median_filter
 from torch import Tensor
 
 from ddpm import UserError
@@ -39,8 +40,9 @@ MODES = ("inpaint", "kspace", "super-resolution", "denoise", "anomaly")
 DRAWS = 8  # averaged into the best point estimate, unless --n asks for draws
 STEPS = 30  # a draw
 PRIOR_VARIANCE = 0.1  # of images in [-1, 1], about their mean: see inverse.restore
-HEAL_FROM = 0.4  # t / T to which an image is noised for its anomaly map: lesions go, the brain stays
+HEAL_FROM = 0.5  # t / T to which an image is noised for its anomaly map: lesions go, the brain stays
 HEAL_GUIDANCE = 2.0
+SMOOTHED = 5  # pixels: the median of so many each way, so that the edges of folds do not count as anomalies
 AMPLIFIED = 5  # errors and deviations are shown so many times as bright as they are
 HEAL_STEPS = 50  # of a whole walk, of which it takes those below HEAL_FROM
 CENTRES = {4: 0.08, 8: 0.04}  # acceleration -> share of lines in the middle that are always measured, as fastMRI has it
@@ -311,7 +313,8 @@ def run(args, model: Model, how: Sampling) -> None:
     result, deviation = images.mean(dim=0, keepdim=True), images.std(dim=0, correction=0, keepdim=True)
     shown = {"measured": measured.shown, "restored": result}
     if args.mode == "anomaly":
-        shown["anomaly"] = AMPLIFIED * (measured.y - result).abs()
+        changed = (measured.y - result).abs()[0, 0].numpy()
+        shown["anomaly"] = torch.from_numpy(AMPLIFIED * median_filter(changed, SMOOTHED))[None, None]
     if measured.truth is not None:
         shown["truth"] = measured.truth
         shown["error"] = AMPLIFIED * (result - measured.truth).abs()

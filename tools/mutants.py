@@ -55,6 +55,8 @@ JUDGES = {  # cheap tests first: the first failure is the end
     "ddpm/forward.py": ("forward",),
     "ddpm/unet.py": ("unet",),
     "ddpm/reverse.py": ("reverse", "model"),
+    "ddpm/muon.py": ("muon",),
+    "ddpm/inverse.py": ("inverse",),
     "ddpm/metrics/fid.py": ("metrics_fid",),
     "ddpm/metrics/kid.py": ("metrics_kid",),
 }
