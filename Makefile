@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate data test test-slow parity mutants lint format bench soak figures atlas segmenter pretrained ablations examples clean
+.PHONY: help setup train sample evaluate data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained ablations examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -82,6 +82,12 @@ soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that not
 
 figures: $(STAMP)-plots ## the README's figures, from the newest run
 	$(BIN)/python tools/figures.py $(ARGS)
+
+uses: $(STAMP) ## the figure of docs/uses.md, from the model in the box
+	$(BIN)/python tools/uses.py $(ARGS)
+
+restoration: $(STAMP)-filters ## the network against classical restoration, on held-out slices (about an hour)
+	$(BIN)/python benchmarks/restoration.py $(ARGS)
 
 atlas: $(STAMP)-data ## make ddpm/data/atlas.npz again from the MNI average brain
 	$(BIN)/python tools/build_atlas.py $(ARGS)

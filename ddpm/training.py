@@ -94,7 +94,9 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     distributed.all_reduce([losses, *(parameter.grad for parameter in unet.parameters())])
 
     grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
-    for optimizer, highest in zip(training.optimizers, (config.lr, config.muon_lr), strict=False):
+    for optimizer, highest in zip(
+        training.optimizers, (config.lr, config.muon_lr), strict=False
+    ):  # Muon may be missing
         for group in optimizer.param_groups:
             group["lr"] = highest * rate(config, step)
         optimizer.step()

@@ -15,7 +15,7 @@ import sample
 import train
 from benchmarks import samplers
 from ddpm.reverse import SAMPLERS
-from ddpm.runtime import checkpoint
+from ddpm.runtime import checkpoint, command_line
 
 ROOT = Path(sample.__file__).parent
 
@@ -318,3 +318,17 @@ def test_two_masks_that_look_alike_have_noise_of_their_own(ckpt, tmp_path):
         write_mask(tmp_path / "twins" / f"{name}.png")
     draw(ckpt, "--mask", str(tmp_path / "twins"), "--n", "1", "--out", "o")
     assert not np.array_equal(pixels("o/a_0.png"), pixels("o/b_0.png"))
+
+
+@pytest.mark.parametrize("slow, chosen", [(torch.bfloat16, "fp32"), (torch.float32, "bf16"), (None, "fp32")])
+def test_the_precision_is_the_one_that_is_clearly_quicker_here(slow, chosen, monkeypatch):
+    now = [0.0]
+
+    def conv2d(x, weight, padding):
+        now[0] += 1.0 if x.dtype == slow else 0.5
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    monkeypatch.setattr(command_line.time, "perf_counter", lambda: now[0])  # a clock that only the convolution moves
+    assert command_line.quicker_precision(torch.device("cpu")) == chosen
+    assert command_line.quicker_precision(torch.device("mps")) == "fp32"

@@ -366,6 +366,12 @@ def test_one_contrast_alone(tmp_path, capsys):
     assert last_checkpoint(tmp_path / "run")["conditions"].labels["contrast"] == ("T2",)
 
 
+def test_the_phantom_has_as_many_training_images_as_are_asked_for(tmp_path, capsys):
+    flags = ["--preset", "tiny", "--steps", "1", "--precision", "fp32", "--phantom-images", "130", "--out", "run"]
+    assert train.main(flags) == 0  # 96 unless asked otherwise here
+    assert "130 training and 24 validation" in capsys.readouterr().out
+
+
 def test_options_of_the_diffusion_train(tmp_path):
     flags = [
         "--preset",

@@ -21,7 +21,12 @@ import train
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
 
-FLAGS = ["--steps", "1650", "--phantom-images", "40000", "--seed", "1", "--save-every", "100"]
+FLAGS = ["--steps", "1650", "--phantom-images", "40000", "--seed", "1", "--save-every", "100"] + [
+    "--time-mean",
+    "-0.7",
+    "--time-std",
+    "1.4",
+]
 
 
 @one_line_errors
