@@ -19,12 +19,24 @@ from ddpm.data import folders, images, phantom
 from ddpm.model import Model, draw, load_model
 from ddpm.reverse import times_for
 from ddpm.runtime import distributed
-from ddpm.runtime.command_line import Parser, add_sampling_flags, check_range, one_line_errors, pick_device, sampling_of
+from ddpm.runtime.command_line import (
+    Parser,
+    add_sampling_flags,
+    check_range,
+    label_values,
+    one_line_errors,
+    pick_device,
+    sampling_of,
+)
+from ddpm.runtime.config import flag
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
+# What only one of the two does, and its default.
+RESTORATION_ALONE = {"region": None, "simulate": False, "real": False, "gaussian": False, "noise": None, "resample": 1}
+DRAWING_ALONE = {"film": False, "sampler": "dpm-solver", "eta": 0.0}
 
 
 @one_line_errors
@@ -73,18 +85,25 @@ def main(argv):
 def read_arguments(argv):
     """The command line, checked. Raises UserError."""
     args = make_parser().parse_args(argv)
-    check_range(args, n=(1, 10**6), eta=(0, 1), acceleration=(1, 10**6), factor=(1, 4096), noise=(0, 1))
+    check_range(
+        args, n=(1, 10**6), eta=(0, 1), acceleration=(1, 10**6), factor=(1, 4096), noise=(0, 1), resample=(1, 100)
+    )
     if args.eta and args.sampler != "ddim":
         raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
     if bool(args.restore) != bool(args.mode):
         raise UserError("--restore IMAGE and --as go together: --as " + ", ".join(restoration.MODES))
+    for name, value in RESTORATION_ALONE.items() if not args.restore else DRAWING_ALONE.items():
+        if getattr(args, name) != value:
+            raise UserError(
+                f"{flag(name)} {'does not go with' if args.restore else 'belongs to'} --restore; leave it out"
+            )
+    args.n = args.n if args.n or args.restore else 6  # a restoration without --n is the best single estimate
     args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
 
 def prepare(args):
     """What to draw: the model, how, the masks by name, and the labels of each sample of a mask. Raises UserError."""
-    args.n = args.n or 6
     model = load_model(args.ckpt, args.weights)
     labels = {name: label_values(name, getattr(args, name), model, args.n) for name in LABELS}
     labels = {name: values for name, values in labels.items() if values}
@@ -121,6 +140,7 @@ def make_parser() -> Parser:
     add("--as", dest="mode", choices=restoration.MODES, help="what kind of measurement it is")
     add("--simulate", action="store_true", help="IMAGE is whole: measure it first, then say how close the result is")
     add("--region", metavar="MASK", help="inpaint: white where the image shall be drawn anew")
+    add("--resample", type=int, default=1, help="inpaint: walk each stretch so many times (RePaint; default 1)")
     add("--acceleration", type=float, default=4.0, help="kspace, simulated: 1 in so many lines (default 4)")
     add(
         "--lines", choices=("equispaced", "random"), default="equispaced", help="kspace, simulated: as fastMRI has them"
@@ -153,24 +173,6 @@ def read_masks(wanted: str | Path | None, model: Model) -> dict[str, np.ndarray 
             shapes = [f"{height}x{width}" for height, width in (mask.shape, size)]
             print(printable(f"{file}: mask of {shapes[0]} resized by nearest neighbour to {shapes[1]}"))
     return masks
-
-
-def label_values(name: str, wanted: str, model: Model, n: int) -> list[str]:
-    """The value of a label for sample 0 .. n-1 of a mask; [] if none is asked for, or known. Raises UserError."""
-    known = model.vocabulary.labels.get(name, ())
-    if wanted in known:
-        return [wanted] * n
-    if wanted == "each":
-        return [known[k % len(known)] for k in range(n) if known]
-    if not known and wanted != "none":
-        raise UserError(f"--{name} {wanted}: {model.name} was trained without {name}s; leave --{name} out")
-    if wanted != "none":
-        raise UserError(f"--{name} {wanted}: {model.name} knows {', '.join(known)}")
-    if known and not model.config.drop_of(name):
-        raise UserError(
-            f"--{name} none: {model.name} was trained with --label-drop 0 and --both-drop 0; ask for {', '.join(known)}"
-        )
-    return []
 
 
 def row(name: str, labels, cells: dict, n: int, classes: tuple) -> np.ndarray:

@@ -59,14 +59,16 @@ COLUMNS = {  # of the table, and the rows of evaluate.py's report that they are
 def judged(name: str, seed: int, args) -> dict:
     """Train and evaluate a choice, as far as it is not done; its figures."""
     place = args.out / f"{name}-{args.minutes:g}min-{seed}"
-    run, report = place / "run", place / "evaluation" / "report.json"
+    run, report = place / "run", place / f"evaluation-{args.n}" / "report.json"
     saved = any(run.glob("checkpoints/*.pt"))
     new = [*CHOICES[name].split(), "--minutes", f"{args.minutes:g}", "--seed", str(seed), "--out", str(run)]
     call("train.py", *(["--resume", str(run)] if saved else new), "--threads", "1", log=place / "train.log")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    if lines[-1]["step"] < json.loads((run / "config.json").read_text())["steps"]:
+        raise UserError(f"{run}: stopped before its end; the same command goes on")
     if not report.exists():
         asked = ["--ckpt", str(run), "--n", str(args.n), "--metrics", "kid", "fid", "manifold", "mask"]
         call("evaluate.py", *asked, "--out", str(report.parent), log=place / "evaluate.log")
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     losses = [line["val_loss"] for line in lines if "val_loss" in line]
     figures = {row["metric"]: row["samples"] for row in json.loads(report.read_text())["rows"]}
     return {"steps": lines[-1]["step"], "validation loss": losses[-1], **figures}

@@ -27,11 +27,21 @@ from ddpm.conditions import Condition
 from ddpm.data.images import to_float, to_uint8
 from ddpm.data.sources import load_data
 from ddpm.evaluation.questions import SMALL
-from ddpm.inverse import Inpainting, KSpace, Operator, SuperResolution, denoise, heal, predictor_corrector, restore
+from ddpm.inverse import (
+    Inpainting,
+    KSpace,
+    Operator,
+    SuperResolution,
+    denoise,
+    heal,
+    predictor_corrector,
+    resampled_times,
+    restore,
+)
 from ddpm.metrics.paired import psnr, ssim
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.model import GUIDANCE, load_model, noise_source
-from ddpm.reverse import denoiser, log_snr_times, uniform_times
+from ddpm.model import GUIDANCE, Sampling, load_model, noise_source, predictor
+from ddpm.reverse import log_snr_times, uniform_times
 from ddpm.runtime.command_line import one_line_errors
 
 TASKS = (
@@ -52,16 +62,17 @@ BATCH = 25
 class Bench:
     def __init__(self, args):
         self.model = load_model(args.ckpt)
-        if self.model.config.data != "phantom" or tuple(self.model.config.image_size) != (64, 64):
-            raise UserError(f"{self.model.name}: a model of the embedded data, of 64x64, is needed")
+        config = self.model.config
+        if (config.data, tuple(config.image_size), config.labels) != ("phantom", (64, 64), "lesion"):
+            raise UserError(f"{self.model.name}: a model of the embedded data is needed, 64x64, with masks of lesions")
         test, val = load_data(self.model.config, "test"), load_data(self.model.config, "val")
-        self.slices, self.masks = test.part(np.arange(args.n)), test.masks[: args.n]
+        self.masks = test.masks[: args.n]
         self.images, self.tuning = ((to_float(x.images[:n]) + 1) / 2 for x, n in ((test, args.n), (val, 20)))
         self.calls = 0
         self.draws, self.steps, self.variance = args.draws, args.steps, args.variance
 
     def predict(self, condition: Condition = Condition(), guidance: float = 1.0):  # noqa: B008 (it is frozen)
-        made = denoiser(self.model.unet, self.model.schedule, self.model.config.objective, condition, guidance)
+        made = predictor(self.model, condition, Sampling(guidance=guidance, guided=("mask",)))
 
         def counted(x_t, t):
             self.calls += 1
@@ -74,7 +85,7 @@ class Bench:
         self.calls, parts = 0, []
         for part in torch.arange(len(self.images)).split(BATCH):
             parts.append(function(*(x[part] for x in tensors)))
-        return torch.cat(parts), self.calls * BATCH // max(len(self.images), BATCH)
+        return torch.cat(parts), self.calls // len(parts)
 
     def noise(self, n: int, seed: int):
         return noise_source([(seed, i) for i in range(n)], self.model.shape, "cpu")
@@ -83,6 +94,7 @@ class Bench:
         """The draws of each image, (draws, n, 1, 64, 64)."""
         how = {"draws": False, "prior_variance": self.variance} | how
         draws, times = how.pop("count", self.draws), log_snr_times(self.model.schedule, how.pop("steps", self.steps))
+        times = resampled_times(times, restoration.STRETCH, how.pop("repeats", 1))
         walk = how.pop("walk", partial(restore, sigma=sigma, **how))
         found = []
         for seed in range(draws):
@@ -128,7 +140,8 @@ def scans(images: Tensor, acceleration: float) -> tuple[Tensor, Tensor, Tensor]:
     ys, known, phases = [], [], []
     for i, image in enumerate(images):
         random = torch.Generator().manual_seed(i)
-        y, lines = restoration.simulated_kspace(image[None], acceleration, "equispaced", False, 0.0, random)
+        y = restoration.simulated_kspace(image[None], acceleration, "equispaced", False, 0.0, random)
+        lines = (y != 0).any(dim=-2)[0, 0]
         ys.append(y)
         known.append(lines.float().view(1, 1, 1, -1))
         phases.append(restoration.estimated_phase(y[0, 0], restoration.unbroken(lines))[None, None])
@@ -169,13 +182,14 @@ def ways(bench: Bench) -> None:
     y, known, phase = scans(bench.images, 4)
     head("k-space, 4 times, a single walk")
     for name, how in {
-        "zeta = 1 (DDNM; the default)": {},
+        "zeta = 1 (the default)": {},
         "zeta = 0.3 (DiffPIR)": dict(zeta=0.3),
         "zeta = 0": dict(zeta=0.0),
         "a draw in each step (DAPS)": dict(draws=True),
         "a draw in each step, r = s": dict(draws=True, prior_variance=np.inf),
         "zeta = 1, 10 steps": dict(steps=10),
         "zeta = 1, 60 steps": dict(steps=60),
+        "zeta = 1, each 5 steps walked twice (RePaint)": dict(repeats=2),
         "predictor and corrector (Score-MRI), 50 steps": dict(walk=predictor_corrector, steps=50),
     }.items():
         one = lambda y, k, p, how=how: bench.drawn(KSpace(k, p), y, 0.0, count=1, **how).mean(0)  # noqa: E731
@@ -244,11 +258,6 @@ def lesions(bench: Bench) -> None:
     )
 
 
-def noisy(images: Tensor, sigma: float, gaussian: bool) -> Tensor:
-    first, second = sigma * torch.randn(2, *images.shape, generator=torch.Generator().manual_seed(0))
-    return images + first if gaussian else torch.hypot(images + first, second)
-
-
 def filters(sigma: float) -> dict:
     """Name -> (method, settings). Each gets the image and one setting."""
     from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
@@ -272,7 +281,8 @@ def filters(sigma: float) -> dict:
 def denoising(bench: Bench) -> None:
     for gaussian in (True, False):
         for sigma in NOISES:
-            y, tune = (noisy(images, sigma, gaussian) for images in (bench.images, bench.tuning))
+            random = torch.Generator().manual_seed(0)
+            y, tune = (restoration.noisy(x, sigma, gaussian, random) for x in (bench.images, bench.tuning))
             head(f"{'Gaussian' if gaussian else 'Rician'} noise of {sigma:g}")
             bench.row("noisy", y)
             if not gaussian:  # the filters get the same correction of a magnitude's bias as the network

@@ -11,6 +11,7 @@ measured (`data_step`), then the walk goes on as usual (`restore`). One data ste
 Images are in [0, 1] here, as a scanner's are, and sigma is a share of that full scale; the network's x_t is in [-1, 1].
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -25,13 +26,22 @@ from ddpm.schedule import Schedule
 
 # ---------------------------------------------------------------------------------------------------------
 # What can be measured. Each operator's singular values are all `gain`, or 0: so A^T = gain^2 A^+, A A^T = gain^2 on what
-# can be measured, and every formula below is a closed form.
+# can be measured, and every formula below is a closed form. (Of images as A sees them: for k-space, of complex ones.)
 
 
 class Operator:
     """A. What measures a whole image, unless told otherwise."""
 
     gain = 1.0
+    rounds = 1  # how often `restore` goes to and fro between what was measured and the images that `lower` can give
+
+    def to(self, device) -> "Operator":
+        """The same operator with its tensors there."""
+        there = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(there, name, value.to(device))
+        return there
 
     def lift(self, image: Tensor) -> Tensor:
         """The image as A sees it. For k-space that is a complex image, else the image itself."""
@@ -88,6 +98,9 @@ class KSpace(Operator):
     tells its mirror image too, which no scanner's does (Shimron et al. 2022, arXiv:2109.08237).
     """
 
+    # The real part of a correction spreads it over a line and its mirror image: each round halves what is missing.
+    rounds = 5
+
     def __init__(self, lines: Tensor, phase: Tensor | None = None):
         self.known = lines
         self.turn = torch.exp(1j * (torch.zeros(()) if phase is None else phase))
@@ -124,6 +137,7 @@ def data_step(operator: Operator, y: Tensor, x: Tensor, r: float, sigma: float, 
     The mean of that posterior is x + w A^+ (y - A x), with w = r^2 / (r^2 + (sigma / gain)^2): the minimum of
     |y - A x'|^2 / sigma^2 + |x' - x|^2 / r^2 (DiffPIR, Eq. 13); w = 1 without noise (DDNM, Eq. 10). With z ~ N(0, I) it is a
     draw: the variance is r^2 where nothing was measured, and (1 - w) r^2 where something was (exact for DAPS' Eq. 6).
+    Complex noise has sigma^2 in each of its two parts.
     """
     w = 1.0 if sigma == 0 else r**2 / (r**2 + (sigma / operator.gain) ** 2)
     x = x + w * operator.pseudo_inverse(y - operator.apply(x))
@@ -150,10 +164,10 @@ def restore(
     """Yields the estimate of the image in [0, 1] (complex where the operator lifts it) after each data step.
 
     predict_x_0, x_T, times and noise are as for the samplers of reverse.py; times may go back up (`resampled_times`).
-    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, Eq. 15). strength: DiffPIR's lambda, which
-    divides r^2: larger trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance
-    r^2 = v s^2 / (v + s^2), s^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk is exact. With
-    v = inf, as in the papers, r^2 = s^2 is too large where s is, and the measurement counts for too much.
+    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, Eq. 15). strength: DiffPIR's lambda: larger
+    trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / s^2 +
+    1 / v), s^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk is exact. With v = inf, as in the
+    papers, r^2 = s^2 is too large where s is, and the measurement counts for too much (and alpha_bar_T may not be 0).
     """
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
     x_t = x_T
@@ -162,15 +176,14 @@ def restore(
             ratio = a[then] / a[now]
             x_t = ratio * x_t + math.sqrt(1 - ratio**2) * noise()
             continue
-        x_0_hat = predict_x_0(x_t, now)
-        variance = (s[now] / a[now]) ** 2 / strength
-        r = math.sqrt(
-            variance if math.isinf(prior_variance) else prior_variance * variance / (prior_variance + variance)
-        )
+        image = (predict_x_0(x_t, now) + 1) / 2
+        r = (strength * (a[now] / s[now]) ** 2 + 1 / prior_variance) ** -0.5 / 2  # [0, 1] is half of [-1, 1]
         z = operator.lift(noise()) if draws and then > 0 else None
-        image = data_step(operator, y, operator.lift((x_0_hat + 1) / 2), r / 2, sigma, z)  # [0, 1] is half of [-1, 1]
-        yield image
-        x_0 = 2 * operator.lower(image) - 1
+        for _ in range(operator.rounds if sigma == 0 else 1):
+            lifted = data_step(operator, y, operator.lift(image), r, sigma, z)
+            image, z = operator.lower(lifted), None
+        yield lifted
+        x_0 = 2 * image - 1
         eps_hat = (x_t - a[now] * x_0) / s[now]
         x_t = a[then] * x_0 + s[then] * math.sqrt(1 - zeta) * eps_hat
         if zeta > 0 and then > 0:
@@ -226,9 +239,12 @@ def predictor_corrector(
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
 
     def impose(x: Tensor, t: int) -> Tensor:
-        image = operator.lift((x / a[t] + 1) / 2)
+        image = (x / a[t] + 1) / 2
         noisy = y + s[t] / a[t] / 2 * operator.apply(operator.lift(noise())) if t > 0 else y
-        return data_step(operator, noisy, image, 1.0, 0.0)
+        for _ in range(operator.rounds):
+            lifted = data_step(operator, noisy, operator.lift(image), 1.0, 0.0)
+            image = operator.lower(lifted)
+        return lifted
 
     def to_network(image: Tensor, t: int) -> Tensor:
         return a[t] * (2 * operator.lower(image) - 1)
@@ -243,7 +259,8 @@ def predictor_corrector(
             x = to_network(image, then)
             score = (a[then] * predict_x_0(x, then) - x) / s[then] ** 2  # of q(x_t), by Tweedie's formula
             z = noise()
-            length = 2 * (snr * z.norm() / score.norm()) ** 2
+            size_z, size_score = (torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) for x in (z, score))
+            length = 2 * (snr * size_z / size_score) ** 2
             image = impose(x + length * score + (2 * length).sqrt() * z, then)
             x = to_network(image, then)
         yield image

@@ -12,7 +12,7 @@ In a notebook:
     images = to_uint8(x_0)  # (4, 1, H, W)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,20 +140,26 @@ def draw(
     sampling = sampling.complete(model, condition.given)
     device = next(model.unet.parameters()).device
     noise = noise_source(seeds, model.shape, device)
-    predict_x_0 = denoiser(
+    predict_x_0 = predictor(model, condition, sampling)
+    # Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
+    times = times_for(sampling.sampler, model.schedule, sampling.steps)
+    steps = trajectory(sampling.sampler, predict_x_0, model.schedule, noise(), times, noise, sampling.eta)
+    yield from zip(times, steps, strict=True)
+
+
+def predictor(model: Model, condition: Condition, sampling: Sampling) -> Callable[[Tensor, int], Tensor]:
+    """predict_x_0(x_t, t) of the model under the condition, as the samplers of reverse.py and inverse.py want it.
+    sampling: a complete one."""
+    return denoiser(
         model.unet,
         model.schedule,
         model.config.objective,
-        condition.to(device),
+        condition.to(next(model.unet.parameters()).device),
         sampling.guidance,
         sampling.guided,
         sampling.interval,
         bf16=sampling.precision == "bf16",
     )
-    # Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
-    times = times_for(sampling.sampler, model.schedule, sampling.steps)
-    steps = trajectory(sampling.sampler, predict_x_0, model.schedule, noise(), times, noise, sampling.eta)
-    yield from zip(times, steps, strict=True)
 
 
 def noise_source(seeds: Sequence[int | tuple[int, ...]], shape: tuple[int, ...], device):

@@ -14,7 +14,7 @@ from scipy.ndimage import median_filter
 from torch import Tensor
 
 from ddpm import UserError
-from ddpm.conditions import Condition
+from ddpm.conditions import LABELS, Condition
 from ddpm.data.images import grid, read_image, read_mask, rgb, to_uint8, write_png
 from ddpm.data.volumes import read_hdf5
 from ddpm.inverse import (
@@ -27,25 +27,27 @@ from ddpm.inverse import (
     estimated_phase,
     heal,
     random_lines,
+    resampled_times,
     restore,
     smooth_phase,
 )
 from ddpm.metrics.paired import psnr, ssim
-from ddpm.model import Model, Sampling, noise_source
-from ddpm.reverse import denoiser, log_snr_times, uniform_times
+from ddpm.model import Model, Sampling, noise_source, predictor
+from ddpm.reverse import log_snr_times, uniform_times
+from ddpm.runtime.command_line import label_values
 from ddpm.runtime.files import check_writable, reading, write_whole
 from ddpm.runtime.progress import progress
 
 MODES = ("inpaint", "kspace", "super-resolution", "denoise", "anomaly")
 DRAWS = 8  # averaged into the best point estimate, unless --n asks for draws
 STEPS = 30  # a draw
+STRETCH = 5  # steps that --resample walks anew
 PRIOR_VARIANCE = 0.1  # of images in [-1, 1], about their mean: see inverse.restore
 HEAL_FROM = 0.5  # t / T to which an image is noised for its anomaly map: lesions go, the brain stays
 HEAL_GUIDANCE = 2.0
 SMOOTHED = 5  # pixels: the median of so many each way, so that the edges of folds do not count as anomalies
 AMPLIFIED = 5  # errors and deviations are shown so many times as bright as they are
 HEAL_STEPS = 50  # of a whole walk, of which it takes those below HEAL_FROM
-CENTRES = {4: 0.08, 8: 0.04}  # acceleration -> share of lines in the middle that are always measured, as fastMRI has it
 
 
 @dataclass
@@ -65,33 +67,34 @@ def measure(args, model: Model) -> Measurement:
     size = tuple(model.config.image_size)
     if model.config.image_channels != 1:
         raise UserError(f"--restore takes grey images, and {model.name} draws {model.config.image_channels} channels")
-    random = torch.Generator().manual_seed(args.seed)
-    if args.mode == "kspace":
-        return of_kspace(args, size, random)
-    image = torch.from_numpy(read_image(args.restore).astype(np.float32) / 255)[None, None]
     factor = args.factor if args.mode == "super-resolution" else 1
-    expected = size if args.simulate or factor == 1 else (size[0] // factor, size[1] // factor)
+    if args.mode == "super-resolution" and (factor < 2 or size[0] % factor or size[1] % factor):
+        raise UserError(f"--factor {factor}: {size[0]}x{size[1]} must be a multiple of it, and it 2 or more")
+    random, sigma = torch.Generator().manual_seed(args.seed), args.noise or 0.0
+    if args.mode == "kspace" and not args.simulate:
+        return of_kspace(read_kspace(args.restore, size), None, args.real, sigma, args.restore)
+    image = torch.from_numpy(read_image(args.restore).astype(np.float32) / 255)[None, None]
+    expected = size if args.simulate else (size[0] // factor, size[1] // factor)
     if tuple(image.shape[2:]) != expected:
         found = f"{args.restore} is {image.shape[2]}x{image.shape[3]}"
         raise UserError(f"{found}; {model.name} restores images of {expected[0]}x{expected[1]}")
-    sigma = args.noise or 0.0
     truth = image if args.simulate else None
-    noise = torch.randn(1, 1, *size, generator=random)
     match args.mode:
+        case "kspace":
+            if not 1 < args.acceleration < size[1] / 2:
+                raise UserError(f"--acceleration {args.acceleration:g}: give more than 1, and less than {size[1] // 2}")
+            y = simulated_kspace(image, args.acceleration, args.lines, args.real, sigma, random)
+            return of_kspace(y, truth, args.real, sigma, args.restore)
         case "inpaint":
             known = torch.from_numpy(read_region(args.region, size) == 0)
-            shown = torch.where(known, image + sigma * noise * (truth is not None), 0.5)
-            about = f"{(~known).float().mean():.1%} of the pixels drawn anew"
-            return Measurement(Inpainting(known.float()), known * shown, sigma, shown, about, truth)
+            operator, about = Inpainting(known.float()), f"{(~known).float().mean():.1%} of the pixels drawn anew"
+            y = operator.apply(image + sigma * torch.randn(image.shape, generator=random) * args.simulate)
+            return Measurement(operator, y, sigma, torch.where(known, y, 0.5), about, truth)
         case "super-resolution":
-            if factor < 2 or size[0] % factor or size[1] % factor:
-                raise UserError(f"--factor {factor}: {size[0]}x{size[1]} must be a multiple of it, and it 2 or more")
-            operator = SuperResolution(factor)
+            operator, about = SuperResolution(factor), f"{factor} times in each direction"
             y = operator.apply(image) if args.simulate else image
-            y = y + sigma * noise[..., : y.shape[2], : y.shape[3]] * bool(args.simulate)
-            return Measurement(
-                operator, y, sigma, operator.pseudo_inverse(y), f"{factor} times in each direction", truth
-            )
+            y = y + sigma * torch.randn(y.shape, generator=random) * args.simulate
+            return Measurement(operator, y, sigma, operator.pseudo_inverse(y), about, truth)
         case "denoise":
             y = image
             if args.simulate:
@@ -99,9 +102,7 @@ def measure(args, model: Model) -> Measurement:
                     raise UserError(
                         "--simulate --as denoise needs --noise: a standard deviation, as a share of full scale"
                     )
-                imaginary = torch.randn(1, 1, *size, generator=random) * (not args.gaussian)
-                y = image + sigma * noise
-                y = y if args.gaussian else torch.hypot(y, sigma * imaginary)
+                y = noisy(image, sigma, args.gaussian, random)
             sigma = sigma or noise_in_air(y, args.gaussian)
             if not sigma:
                 raise UserError(f"{args.restore}: no noise found in its corners; give it with --noise")
@@ -109,49 +110,42 @@ def measure(args, model: Model) -> Measurement:
             corrected = y if args.gaussian else without_rician_bias(y, sigma)
             return Measurement(Operator(), corrected, sigma, y.clamp(0, 1), about, truth)
         case "anomaly":
-            return Measurement(Operator(), image, 0.0, image, "healed, and what that changed", None)
+            return Measurement(Operator(), image, 0.0, image, "healed, and what that changed")
 
 
-def of_kspace(args, size: tuple[int, int], random: torch.Generator) -> Measurement:
-    """Cartesian lines of a picture's Fourier transform (--simulate), or of a file's: complex (H, W), lines not measured 0."""
-    height, width = size
-    sigma = args.noise or 0.0
-    if args.simulate:
-        image = torch.from_numpy(read_image(args.restore).astype(np.float32) / 255)[None, None]
-        if tuple(image.shape[2:]) != size:
-            raise UserError(
-                f"{args.restore} is {image.shape[2]}x{image.shape[3]}; the network's images are {height}x{width}"
-            )
-        if not 1 < args.acceleration < width / 2:
-            raise UserError(f"--acceleration {args.acceleration:g}: give more than 1, and less than {width // 2}")
-        y, lines = simulated_kspace(image, args.acceleration, args.lines, args.real, sigma, random)
-        truth = image
-    else:
-        y, truth = read_kspace(args.restore, size), None
-        lines = (y != 0).any(dim=-2)[0, 0]
-    centre = unbroken(lines)
+def noisy(image: Tensor, sigma: float, gaussian: bool, random: torch.Generator) -> Tensor:
+    """The image with Gaussian noise, or as the magnitude of one with complex noise: Rician."""
+    real, imaginary = sigma * torch.randn(2, *image.shape, generator=random)
+    return image + real if gaussian else torch.hypot(image + real, imaginary)
+
+
+def of_kspace(y: Tensor, truth: Tensor | None, real: bool, sigma: float, path: str) -> Measurement:
+    """Cartesian k-space (1, 1, H, W), in which the lines that were not measured are 0. Raises UserError."""
+    lines = (y != 0).any(dim=-2)[0, 0]
+    centre, measured = unbroken(lines), int(lines.sum())
     if centre.sum() < 3 or lines.all():
-        found = f"{int(lines.sum())} of {width} lines, {int(centre.sum())} of them side by side in the middle"
-        raise UserError(f"{args.restore}: {found}; an undersampled scan with 3 or more in the middle is needed")
-    operator = KSpace(lines.float(), None if args.real else estimated_phase(y[0, 0], centre))
-    about = f"{int(lines.sum())} of {width} lines: accelerated {width / lines.sum():.2f} times"
-    if args.real:  # each line tells its mirror image too
+        found = f"{measured} of {len(lines)} lines, {int(centre.sum())} of them side by side in the middle"
+        raise UserError(f"{path}: {found}; an undersampled scan with 3 or more in the middle is needed")
+    about = f"{measured} of {len(lines)} lines: accelerated {len(lines) / measured:.2f} times"
+    if real:  # each line tells its mirror image too
         y, lines = symmetrised(y, lines)
-        operator = KSpace(lines.float())
         about += f"; a real image, so they count as {int(lines.sum())}"
+    operator = KSpace(lines.float(), None if real else estimated_phase(y[0, 0], centre))
     return Measurement(operator, y, sigma, operator.pseudo_inverse(y).abs(), about, truth)
 
 
 def simulated_kspace(
     image: Tensor, acceleration: float, kind: str, real: bool, sigma: float, random: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """k-space of the image (1, 1, H, W), with a smooth phase unless real, and which lines of it were measured (W,)."""
+) -> Tensor:
+    """k-space of the image (1, 1, H, W), with a smooth phase unless real, 0 in the lines that were not measured. Always
+    measured are 8 % of the lines in the middle at 4 times, 4 % at 8, as fastMRI has it. sigma: of the noise, in each of the
+    real and the imaginary part."""
     height, width = image.shape[2:]
     choose = random_lines if kind == "random" else equispaced_lines
-    lines = choose(width, acceleration, CENTRES.get(acceleration, 0.32 / acceleration), random)
+    lines = choose(width, acceleration, 0.32 / acceleration, random)
     full = KSpace(torch.ones(width), None if real else smooth_phase(height, width, random))
-    noise = torch.complex(*torch.randn(2, 1, 1, height, width, generator=random)) / 2**0.5
-    return lines * (full.apply(full.lift(image)) + sigma * noise), lines
+    noise = torch.complex(*torch.randn(2, 1, 1, height, width, generator=random))
+    return lines * (full.apply(full.lift(image)) + sigma * noise)
 
 
 def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
@@ -164,21 +158,20 @@ def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
         if y is None:
             raise UserError(f"{path}: no kspace in it; a file of fastMRI's single coil has one")
         y = y[len(y) // 2] if y.ndim == 3 else y
+        if y.ndim == 2:  # along the readout, which is the height, scanners take in twice the field of view
+            image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(y, 0), axis=0), 0)
+            quarter = len(y) // 4
+            y = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image[quarter : len(y) - quarter], 0), axis=0), 0)
     elif path.endswith(".npy"):
         with reading(path, "an array of NumPy", "save it again"):
             y = np.load(path, allow_pickle=False)
     else:
         raise UserError(f"{path}: a picture holds no k-space; give a .npy or .h5, or --simulate to measure the picture")
-    if (
-        y.ndim != 2
-        or not np.iscomplexobj(y)
-        or not np.isfinite(y).all()
-        or y.shape[0] < size[0]
-        or y.shape[1] < size[1]
-    ):
-        found = f"{y.dtype} of {'x'.join(map(str, y.shape))}"
-        raise UserError(f"{path}: {found}; k-space of one coil is needed, complex, {size[0]}x{size[1]} or larger")
-    top, left = ((there - here) // 2 for there, here in zip(y.shape, size, strict=True))
+    if not isinstance(y, np.ndarray) or y.ndim != 2 or not np.iscomplexobj(y):
+        raise UserError(f"{path}: k-space of one coil is needed: complex numbers, height x width")
+    if not np.isfinite(y).all() or y.shape[0] < size[0] or y.shape[1] < size[1]:
+        raise UserError(f"{path}: {y.shape[0]}x{y.shape[1]} finite numbers are needed, {size[0]}x{size[1]} or more")
+    top, left = (there // 2 - here // 2 for there, here in zip(y.shape, size, strict=True))
     y = torch.from_numpy(y[top : top + size[0], left : left + size[1]].astype(np.complex64))[None, None]
     brightest = KSpace(torch.ones(size[1])).pseudo_inverse(y).abs().max()
     if not brightest:
@@ -224,13 +217,14 @@ def without_rician_bias(magnitude: Tensor, sigma: float) -> Tensor:
 
 
 def noise_in_air(image: Tensor, gaussian: bool) -> float:
-    """sigma, from the corners, where there is no signal: the mean square is sigma^2, of a magnitude 2 sigma^2."""
+    """sigma, from the corners of a picture, where there is no signal: the mean square of a magnitude is 2 sigma^2 there, that
+    of Gaussian noise sigma^2 / 2, as pictures have no negative pixels."""
     height, width = image.shape[2] // 8, image.shape[3] // 8
     corners = [
         image[..., v, u] for v in (slice(height), slice(-height, None)) for u in (slice(width), slice(-width, None))
     ]
     mean_square = torch.stack([corner.square().mean() for corner in corners]).median().item()
-    return (mean_square if gaussian else mean_square / 2) ** 0.5
+    return (mean_square * (2 if gaussian else 0.5)) ** 0.5
 
 
 def asked_for(args, model: Model) -> tuple[Condition, str]:
@@ -251,34 +245,24 @@ def asked_for(args, model: Model) -> tuple[Condition, str]:
             found = f"{model.name} was trained without masks" if not vocabulary.classes else f"{args.mask} is no file"
             raise UserError(f"--restore with --mask: {found}; name one mask, or leave it out")
         mask, name = read_mask(args.mask, vocabulary.classes, size)[None], f"the mask {args.mask}"
+    elif vocabulary.classes and not model.config.drop_of("mask"):
+        raise UserError(f"{model.name} was trained with --mask-drop 0 and --both-drop 0: it needs --mask")
     labels = {}
-    for label, known in vocabulary.labels.items():
-        value = getattr(args, label, "each")
-        if value not in ("each", "none", *known):
-            raise UserError(f"--{label} {value}: {model.name} knows {', '.join(known)}")
-        if value in known:
-            labels[label] = [value]
-            name += f", {label} {value}"
-    return vocabulary.condition(mask, **labels), name
+    for label in LABELS:
+        wanted = getattr(args, label)
+        labels[label] = label_values(label, "none" if wanted == "each" else wanted, model, 1)
+        name += f", {label} {wanted}" * bool(labels[label])
+    return vocabulary.condition(mask, **{label: values for label, values in labels.items() if values}), name
 
 
 def draws_of(model: Model, measured: Measurement, condition: Condition, args, how: Sampling) -> Iterator[Tensor]:
     """Yields one draw after another, (1, 1, H, W), as the operator sees images: in [0, 1], or complex. Of a noisy image,
     unless draws are asked for, its mean in one call of the network."""
     schedule, device = model.schedule, next(model.unet.parameters()).device
-    predict_x_0 = denoiser(
-        model.unet,
-        schedule,
-        model.config.objective,
-        condition.to(device),
-        how.guidance,
-        how.guided,
-        how.interval,
-        bf16=how.precision == "bf16",
-    )
-    y = measured.y.to(device)
+    predict_x_0, operator = predictor(model, condition, how), measured.operator.to(device)
+    y, sigma = measured.y.to(device), measured.sigma
     if args.mode == "denoise" and not args.n:
-        yield denoise(predict_x_0, schedule, y, measured.sigma)
+        yield denoise(predict_x_0, schedule, y, sigma)
         return
     for k in range(args.n or DRAWS):
         noise = noise_source([(args.seed, k)], model.shape, device)
@@ -287,11 +271,11 @@ def draws_of(model: Model, measured: Measurement, condition: Condition, args, ho
             times = [t for t in spaced if t <= HEAL_FROM * schedule.T]
             yield heal(predict_x_0, schedule, y, times, noise)
         else:
-            times = log_snr_times(schedule, min(STEPS, schedule.T))
+            times = log_snr_times(schedule, args.sample_steps or min(STEPS, schedule.T))
+            times = resampled_times(times, STRETCH, args.resample)
             settings = dict(
                 draws=bool(args.n), prior_variance=PRIOR_VARIANCE
             )  # means come closer, draws tell the spread
-            operator, sigma = measured.operator, measured.sigma
             *_, image = restore(predict_x_0, schedule, noise(), times, noise, operator, y, sigma, **settings)
             yield image
 
@@ -300,8 +284,9 @@ def run(args, model: Model, how: Sampling) -> None:
     """Measure, restore, write the pictures, and say how good the result is where that is known. Raises UserError."""
     measured = measure(args, model)
     condition, asked = asked_for(args, model)
-    if args.mode == "anomaly" and how.guidance is None:
-        how = replace(how, guidance=HEAL_GUIDANCE)
+    if args.mode == "anomaly":
+        guides = how.guidance is None and model.config.drop_of("mask")
+        how = replace(how, guided=how.guided or ("mask",), guidance=HEAL_GUIDANCE if guides else how.guidance)
     how = how.complete(model, condition.given)
     check_writable(args.out)
     out = Path(args.out)

@@ -94,11 +94,10 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     distributed.all_reduce([losses, *(parameter.grad for parameter in unet.parameters())])
 
     grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
-    for optimizer, highest in zip(
-        training.optimizers, (config.lr, config.muon_lr), strict=False
-    ):  # Muon may be missing
+    highest = (config.lr, config.muon_lr)[: len(training.optimizers)]
+    for optimizer, lr in zip(training.optimizers, highest, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = highest * rate(config, step)
+            group["lr"] = lr * rate(config, step)
         optimizer.step()
         optimizer.zero_grad()
     update_ema(training.ema, unet, min(config.ema_decay, (1 + step) / (10 + step)))

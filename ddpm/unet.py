@@ -1,7 +1,7 @@
 """The network: eps_hat = unet(x_t, t, condition) (the paper's appendix B).
 
 A U-Net halves the image level by level and comes back up, taking along what it saw at each size.
-Residual blocks do the work, the time t is added inside each of them, and self-attention on the small
+Residual blocks do the work, the time t enters each of them, and self-attention on the small
 levels lets distant places agree. The condition enters twice: a mask beside x_t, as extra input channels, and labels
 with the time.
 """
@@ -240,7 +240,7 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
     def embed(self, t: Tensor, condition: Condition) -> Tensor:
-        """The activated embedding of time and labels that every block adds, (B, c_time) float32."""
+        """The activated embedding of time and labels that every block takes in, (B, c_time) float32."""
         with torch.autocast(t.device.type, enabled=False):
             time = self.time_2(F.silu(self.time_1(time_embedding(t, self.channels))))
             for name, embedding in self.labels.items():

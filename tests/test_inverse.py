@@ -12,10 +12,13 @@ from ddpm.inverse import (
     SuperResolution,
     centre_lines,
     data_step,
+    denoise,
     equispaced_lines,
     estimated_phase,
     fourier,
+    heal,
     inverse_fourier,
+    nearest_time,
     predictor_corrector,
     random_lines,
     resampled_times,
@@ -206,18 +209,70 @@ def test_going_back_up_is_the_forward_process():
 
 def test_predictor_corrector_draws_around_the_posterior_and_fits_what_was_measured():
     """Independent pixels: the known ones are exact, and the unknown ones follow the prior."""
-    operator = operators()["inpainting"]
-    y = operator.apply(torch.rand(1, 1, H, W, dtype=torch.float64))
-    noise_of = generator(5)
+    operator, noise_of = Inpainting(torch.rand(16, 16, generator=generator()) < 0.6), generator(5)
+    y = operator.apply(torch.rand(1, 1, 16, 16, dtype=torch.float64))
 
     def noise():
-        return torch.randn(2000, 1, H, W, dtype=torch.float64, generator=noise_of)
+        return torch.randn(200, 1, 16, 16, dtype=torch.float64, generator=noise_of)
 
     *_, image = predictor_corrector(exact, COSINE, noise(), uniform_times(1000, 100), noise, operator, y)
     assert (operator.apply(image) - y).abs().max() < 1e-6
     unknown = 2 * image[:, 0, ~operator.known] - 1
     assert unknown.mean().item() == pytest.approx(MEAN, abs=0.03)
     assert unknown.var().item() == pytest.approx(V, rel=0.15)
+
+
+def test_a_noisy_image_is_an_x_t_and_one_call_is_its_posterior_mean():
+    """x ~ N(MEAN, V) in [-1, 1], y = (x + 1) / 2 + N(0, sigma^2): the mean of linear algebra. At sigmas that are a time's."""
+    y = torch.linspace(0, 1, H * W, dtype=torch.float64).view(1, 1, H, W)
+    for t in (30, 150, 400):
+        alpha_bar = COSINE.alpha_bar[t].item()
+        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 / 2
+        prior = (MEAN + 1) / 2
+        assert torch.allclose(
+            denoise(exact, COSINE, y, sigma), prior + V / 4 / (V / 4 + sigma**2) * (y - prior), atol=1e-6
+        )
+
+
+def test_the_time_is_the_one_with_the_nearest_noise():
+    for t in (1, 2, 500, 999, 1000):
+        alpha_bar = COSINE.alpha_bar[t].item()
+        ratio = ((1 - alpha_bar) / alpha_bar) ** 0.5
+        assert nearest_time(COSINE, ratio) == nearest_time(COSINE, 1.0005 * ratio) == t
+    assert nearest_time(COSINE, 1e-9) == 1 and nearest_time(COSINE, 1e9) == 1000
+
+
+def test_healing_starts_from_the_image_and_ends_where_the_network_says():
+    image, asked = torch.rand(2, 1, H, W), []
+
+    def network(x_t, t):
+        asked.append((t, x_t))
+        return torch.full_like(x_t, 0.5)
+
+    healed = heal(network, COSINE, image, [300, 200, 0], lambda: torch.zeros(2, 1, H, W))
+    assert torch.allclose(healed, torch.full_like(image, 0.75)) and [t for t, _ in asked] == [300, 200]
+    assert torch.allclose(asked[0][1], COSINE.alpha_bar[300].sqrt().float() * (2 * image - 1))
+
+
+def test_a_walk_may_start_from_pure_noise():
+    schedule = make_schedule("cosine", 100, zero_terminal_snr=True)
+    image = torch.rand(1, 1, H, W)
+    *_, found = restore(lambda x, t: x.clamp(-1, 1), schedule, torch.randn(1, 1, H, W), [100, 50, 0],
+                        lambda: torch.randn(1, 1, H, W), Inpainting(torch.eye(H)), torch.eye(H) * image, prior_variance=V)  # fmt: skip
+    assert found.isfinite().all() and torch.allclose(torch.eye(H) * found, torch.eye(H) * image, atol=1e-5)
+
+
+def test_rounds_bring_the_real_image_to_what_was_measured():
+    """A line without its mirror image: the real part keeps half of a correction, and each round halves what is missing."""
+    lines = torch.tensor([False, True, False, False])  # and not its mirror image, which is the last
+    image = torch.rand(1, 1, H, W, dtype=torch.float64)
+    operator = KSpace(lines, smooth_phase(H, W, generator(1)))
+    y = operator.apply(operator.lift(image))
+    missing = []
+    for operator.rounds in (1, 2, 5):
+        found = operator.lower(walked(operator, y, 0.0, 1, [500, 0]))
+        missing.append((operator.apply(operator.lift(found)) - y).norm().item())
+    assert missing[0] > 1.5 * missing[1] > 3 * missing[2]
 
 
 # k-space

@@ -61,6 +61,15 @@ def test_the_tool_packs_a_run_that_is_there(tiny_run, tmp_path, capsys):
     assert "sha256" in capsys.readouterr().out
 
 
+def test_the_tool_packs_no_run_that_was_stopped(tiny_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    half = tiny_run / "checkpoints" / "step_000020.pt"
+    (tmp_path / "run" / "checkpoints" / half.name).write_bytes(half.read_bytes())
+    monkeypatch.setattr(pretrained.train, "main", lambda argv: 0)  # stopped at once
+    assert pretrained.main(["--run", "run", "--out", "packed.pt"]) == 2
+    assert "stopped before its end, step 40" in capsys.readouterr().err and not Path("packed.pt").exists()
+
+
 # Which checkpoint is meant
 
 
@@ -79,6 +88,8 @@ def test_without_a_run_the_box_is_drawn_from_and_a_run_comes_first(in_the_box, t
     [
         (sample, ["--ckpt", "pretrained", "--weights", "raw"], "averaged weights only"),
         (train, ["--resume", "pretrained"], "start a new run with --init"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--attention", "0"], "another network"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--zero-terminal-snr"], "--zero-terminal-snr False"),
         (train, ["--init", "nowhere.pt"], "no such checkpoint"),
         (train, ["--preset", "tiny", "--init", "pretrained", "--channels", "32"], "another network"),
         (train, ["--preset", "tiny", "--init", "pretrained", "--blocks", "2"], "another network"),
@@ -94,6 +105,11 @@ def test_what_the_box_cannot_do_is_one_line(in_the_box, program, flags, says, tm
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not list(tmp_path.glob("o/checkpoints/*"))
+
+
+def test_without_a_run_there_is_nothing_to_resume(in_the_box, capsys):
+    assert train.main(["--resume"]) == 2
+    assert "results: no checkpoint in this folder" in capsys.readouterr().err
 
 
 # Starting from it

@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
+from ddpm import UserError
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
 
@@ -38,7 +39,11 @@ def main(argv):
     started = any(args.run.glob("checkpoints/*.pt"))
     if train.main(["--resume", str(args.run)] if started else [*FLAGS, "--out", str(args.run)]):
         raise SystemExit(2)  # it has said why
-    pack(checkpoint.newest(args.run), args.out)
+    newest = checkpoint.newest(args.run)
+    loaded = checkpoint.load(newest)
+    if loaded["step"] < loaded["config"].steps:
+        raise UserError(f"{newest}: stopped before its end, step {loaded['config'].steps}; the same command goes on")
+    pack(newest, args.out)
     content = args.out.read_bytes()
     print(f"{args.out}: {len(content) / 1e6:.1f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
 
@@ -48,7 +53,7 @@ def pack(path: Path, out: Path) -> None:
     loaded = checkpoint.load(path)
     checkpoint.save(
         out,
-        config=asdict(replace(loaded["config"], out="")),
+        config=asdict(replace(loaded["config"], out="", init="")),
         conditions=checkpoint.description(loaded["conditions"]),
         step=loaded["step"],
         model={},

@@ -36,7 +36,7 @@ def save(path: str | Path, **parts) -> None:
 def load(path: str | Path) -> dict:
     """The checkpoint at `path`, on the CPU, its config a Config and its conditions a Vocabulary. Raises UserError if it
     is missing, damaged or not one of ours."""
-    missing = "no such checkpoint; `make train` makes one"
+    missing = f"no such checkpoint; `make {'pretrained' if path == PRETRAINED else 'train'}` makes one"
     with reading(path, "a checkpoint of this program", "name another", missing):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not is_whole(path):

@@ -11,7 +11,7 @@ import torch
 
 from ddpm import UserError, printable
 from ddpm.conditions import LABELS
-from ddpm.model import GUIDANCE, INTERVAL, Sampling
+from ddpm.model import GUIDANCE, INTERVAL, Model, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
 from ddpm.runtime.config import PRESETS, Config, check_limits, flag
@@ -113,7 +113,12 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
         "a checkpoint, a run's folder, or pretrained: the model in the box (default: the newest in results/, or that)"
     )
     add("--ckpt", help=which)
-    add("--seed", type=int, default=0, help="image k of a mask under a seed is always the same (default 0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="image k of a mask under a seed, in one --precision, is always the same (default 0)",
+    )
     add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
     add("--sample-steps", type=int, help=f"steps an image (default {STEPS})")
     strength = f"1 as trained, 0 not at all (default {GUIDANCE}); other than 1, the network works twice"
@@ -150,9 +155,9 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 
 def quicker_precision(device: torch.device) -> str:
-    """bf16 where a convolution like the network's is clearly quicker in it, else fp32."""
-    if device.type == "mps":
-        return "fp32"
+    """bf16 where the processor has it: where a convolution like the network's is clearly quicker in it. Else fp32."""
+    if device.type != "cpu":  # cuda: not yet run
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     seconds = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         x, weight = (torch.ones(shape, device=device, dtype=dtype) for shape in ((2, 64, 16, 16), (64, 64, 3, 3)))
@@ -163,3 +168,21 @@ def quicker_precision(device: torch.device) -> str:
             times.append(time.perf_counter() - begun)
         seconds[name] = min(times)
     return "bf16" if seconds["bf16"] < 0.8 * seconds["fp32"] else "fp32"
+
+
+def label_values(name: str, wanted: str, model: Model, n: int) -> list[str]:
+    """The value of a label for sample 0 .. n-1 of a mask; [] if none is asked for, or known. Raises UserError."""
+    known = model.vocabulary.labels.get(name, ())
+    if wanted in known:
+        return [wanted] * n
+    if wanted == "each":
+        return [known[k % len(known)] for k in range(n) if known]
+    if not known and wanted != "none":
+        raise UserError(f"--{name} {wanted}: {model.name} was trained without {name}s; leave --{name} out")
+    if wanted != "none":
+        raise UserError(f"--{name} {wanted}: {model.name} knows {', '.join(known)}")
+    if known and not model.config.drop_of(name):
+        raise UserError(
+            f"--{name} none: {model.name} was trained with --label-drop 0 and --both-drop 0; ask for {', '.join(known)}"
+        )
+    return []

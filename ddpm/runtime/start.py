@@ -42,7 +42,7 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
     if given.get("steps") == 0:
         raise UserError("--steps 0: with --resume, give the number of steps to reach, or leave it out")
     place = (given.get("out") or None) if args.resume == "latest" else args.resume
-    path = checkpoint.find(place)
+    path = checkpoint.newest("results") if place is None else checkpoint.find(place)
     resumed = checkpoint.load(path)
     if not resumed["opt"]:
         raise UserError(
@@ -87,17 +87,18 @@ def start_from(training: Training, vocabulary: Vocabulary) -> None:
     """
     config, path = training.config, checkpoint.find(training.config.init)
     loaded = checkpoint.load(path)
-    for name in ("objective", "schedule", "timesteps", "image_channels"):
+    for name in ("objective", "schedule", "timesteps", "zero_terminal_snr", "image_channels"):
         if (there := getattr(loaded["config"], name)) != getattr(config, name):
             raise UserError(f"--init {path} was trained with {flag(name)} {there}; give that here too")
     ours = parts_of(training.unet.state_dict(), vocabulary, config.image_channels)
     theirs = parts_of(loaded["ema"], loaded["conditions"], config.image_channels)
-    for part, weight in ours.items():
-        layer, name = part
-        if part in theirs and theirs[part].shape == weight.shape:
-            weight.copy_(theirs[part])
-        elif part in theirs or not name:
+    shapes, known = ({part: weight.shape for part, weight in parts.items()} for parts in (ours, theirs))
+    for layer, name in shapes.keys() | known.keys():  # only a class or a value may be missing, on either side
+        here, there = shapes.get((layer, name)), known.get((layer, name))
+        if here != there and not (name and None in (here, there)):
             raise UserError(f"--init {path} is another network (see {layer}); give the flags it was trained with")
+    for part in shapes.keys() & known.keys():
+        ours[part].copy_(theirs[part])
     training.ema.load_state_dict(training.unet.state_dict())
     anew = [f"{name} ({layer.split('.')[-2]})" for layer, name in ours if (layer, name) not in theirs]
     print(f"weights of {path}, step {loaded['step']}" + f"; anew: {', '.join(anew)}" * bool(anew))
@@ -157,7 +158,7 @@ def seconds(training: Training, data: Slices, images: int, precision: str) -> fl
     """The time of a step of so many images in each process, on a copy of the training: the median of a few after the
     first, or the first alone if it takes over 3 s."""
     changed = {"batch_size": images * distributed.size(), "grad_accum": 1, "precision": precision}
-    config = replace(training.config, **changed, steps=1, lr=0.0)
+    config = replace(training.config, **changed, steps=1)
     unet, ema = copy.deepcopy(training.unet), copy.deepcopy(training.ema)
     trial = replace(training, config=config, unet=unet, ema=ema, optimizers=make_optimizers(unet, config))
     times: list[float] = []
