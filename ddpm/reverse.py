@@ -101,8 +101,9 @@ def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -
 
     In lambda (half the log SNR) the ODE's solution is an exponentially weighted integral of x_0_hat, which a
     line through the last two values of x_0_hat integrates. The first step has only one value, and is DDIM's.
-    Give it `log_snr_times`: on uniform steps in t the second order is no gain. The last step, to t = 0,
-    where lambda is infinite, is the limit: x_0_hat itself.
+    Give it `log_snr_times`: on uniform steps in t the second order is no gain. At the end, t = 0, lambda is infinite.
+    There the line is one in exp(-lambda), noise over signal, at 0: the exact solution where x_0_hat is such a line.
+    x_0_hat itself would be the mean of the noise that is left, and end short in whatever is as fine as that.
     """
     lam = schedule.half_log_snr()
     a, s = schedule.alpha_bar.flatten().sqrt(), (1 - schedule.alpha_bar).flatten().sqrt()
@@ -111,7 +112,7 @@ def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -
     for now, then in pairwise(times):
         x_0_hat = predict_x_0(x_t, now)
         if then == 0:
-            yield x_0_hat
+            yield x_0_hat if x_0_before is None else x_0_hat + (x_0_hat - x_0_before) / math.expm1(h_before)
             return
         h = (lam[then] - lam[now]).item()
         if x_0_before is None:

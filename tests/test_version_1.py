@@ -16,9 +16,10 @@ import sample
 
 DATA = Path(__file__).parent / "data"
 MASK = str(Path(sample.__file__).parent / "examples" / "masks" / "tissue" / "large_left.png")
+DDIM = ["--sampler", "ddim", "--sample-steps", "20"]  # what version 1 had of it; its dpm-solver ended otherwise
 RUNS = {
-    "masked": ("large_left", ["--mask", MASK, "--n", "3"]),
-    "unconditional": ("unconditional", ["--n", "2", "--contrast", "none"]),
+    "masked": ("large_left", ["--mask", MASK, "--n", "3", *DDIM]),
+    "unconditional": ("unconditional", ["--n", "2", "--contrast", "none", *DDIM]),
     "ancestral": (
         "large_left",
         ["--mask", MASK, "--n", "2", "--contrast", "FLAIR", "--weights", "raw"]
