@@ -15,7 +15,7 @@ from ddpm.data.images import write_png
 from ddpm.runtime.command_line import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
-SLICE, SIZE = 10, 64
+SLICE, SIZE = 3, 64
 ROWS = {  # mode: flags; a row is measured | restored | truth | error x 5 | deviation x 5, as far as there is such
     "inpaint": ["--region", "region.png", "--simulate"],
     "kspace": ["--simulate", "--acceleration", "4"],
