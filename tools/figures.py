@@ -22,6 +22,8 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
     args = parser.parse_args(argv)
+    if args.run == "":
+        raise UserError("--run: an empty name for a run (an unset variable?); leave it out for the newest")
     run = Path(args.run) if args.run else checkpoint.newest("results").parents[1]
     text = (run / "log.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines() if step_of(line) < math.inf]  # the last may be cut off
