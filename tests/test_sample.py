@@ -245,9 +245,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, says, ckpt, tmp_path, c
     assert not list(Path().glob("o/*.png"))
 
 
-def test_without_any_checkpoint_it_says_what_to_do(capsys):
+def test_without_any_checkpoint_it_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained.pt")  # a checkout without the model in the box
     assert sample.main(["--mask"]) == 2
-    assert "make train" in capsys.readouterr().err
+    assert "no such checkpoint; `make pretrained` makes one" in capsys.readouterr().err
+    assert sample.main(["--mask", "--ckpt", "nowhere.pt"]) == 2
+    assert "no such checkpoint; `make train` makes one" in capsys.readouterr().err
 
 
 def test_a_network_without_masks_refuses_them(small_phantom, tmp_path, capsys):
