@@ -1,8 +1,8 @@
 """Draw images that follow a mask: the paper's Algorithm 2 (the loop is `draw` in ddpm/model.py, its steps are in
 ddpm/reverse.py).
 
-`python sample.py --mask` takes the newest checkpoint, or the model in the box, and the masks in examples/masks. Nothing that training
-chose has to be repeated here: it is read from the checkpoint.
+`python sample.py --mask` takes the newest checkpoint, or the model in the box, and the masks in examples/masks. Nothing
+that training chose has to be repeated here: it is read from the checkpoint.
 """
 
 import os

@@ -147,6 +147,13 @@ def data_step(operator: Operator, y: Tensor, x: Tensor, r: float, sigma: float, 
     return x
 
 
+def to_and_fro(operator: Operator, y: Tensor, lifted: Tensor) -> Tensor:
+    """What measures exactly as y and is nearly an image that `lower` can give: more rounds of one and the other."""
+    for _ in range(operator.rounds - 1):
+        lifted = data_step(operator, y, operator.lift(operator.lower(lifted)), 1.0, 0.0)
+    return lifted
+
+
 def restore(
     predict_x_0,
     schedule: Schedule,
@@ -179,11 +186,11 @@ def restore(
         image = (predict_x_0(x_t, now) + 1) / 2
         r = (strength * (a[now] / s[now]) ** 2 + 1 / prior_variance) ** -0.5 / 2  # [0, 1] is half of [-1, 1]
         z = operator.lift(noise()) if draws and then > 0 else None
-        for _ in range(operator.rounds if sigma == 0 else 1):
-            lifted = data_step(operator, y, operator.lift(image), r, sigma, z)
-            image, z = operator.lower(lifted), None
+        lifted = data_step(operator, y, operator.lift(image), r, sigma, z)
+        if sigma == 0:
+            lifted = to_and_fro(operator, y, lifted)
         yield lifted
-        x_0 = 2 * image - 1
+        x_0 = 2 * operator.lower(lifted) - 1
         eps_hat = (x_t - a[now] * x_0) / s[now]
         x_t = a[then] * x_0 + s[then] * math.sqrt(1 - zeta) * eps_hat
         if zeta > 0 and then > 0:
@@ -239,12 +246,9 @@ def predictor_corrector(
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
 
     def impose(x: Tensor, t: int) -> Tensor:
-        image = (x / a[t] + 1) / 2
         noisy = y + s[t] / a[t] / 2 * operator.apply(operator.lift(noise())) if t > 0 else y
-        for _ in range(operator.rounds):
-            lifted = data_step(operator, noisy, operator.lift(image), 1.0, 0.0)
-            image = operator.lower(lifted)
-        return lifted
+        lifted = data_step(operator, noisy, operator.lift((x / a[t] + 1) / 2), 1.0, 0.0)
+        return to_and_fro(operator, noisy, lifted)
 
     def to_network(image: Tensor, t: int) -> Tensor:
         return a[t] * (2 * operator.lower(image) - 1)

@@ -273,9 +273,8 @@ def draws_of(model: Model, measured: Measurement, condition: Condition, args, ho
         else:
             times = log_snr_times(schedule, args.sample_steps or min(STEPS, schedule.T))
             times = resampled_times(times, STRETCH, args.resample)
-            settings = dict(
-                draws=bool(args.n), prior_variance=PRIOR_VARIANCE
-            )  # means come closer, draws tell the spread
+            # Means of the data step come closer to the truth, draws tell the spread.
+            settings = dict(draws=bool(args.n), prior_variance=PRIOR_VARIANCE)
             *_, image = restore(predict_x_0, schedule, noise(), times, noise, operator, y, sigma, **settings)
             yield image
 

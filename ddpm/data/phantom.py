@@ -286,7 +286,8 @@ def to_label_set(tissue_labels, name):
 
 
 def load(split, size, seed=0, n=None):
-    """The first n subjects of a split (default: those of SPLITS; of train there are as many as asked for) -> images (N, 1, H, W) uint8, tissue labels (N, H, W)
+    """The first n subjects of a split (default: those of SPLITS; of train there are as many as asked for)
+    -> images (N, 1, H, W) uint8, tissue labels (N, H, W)
     uint8, contrasts (N,) int64. Rendered once, then read from the cache."""
     height, width = _size(size)
     _check("split", split, SPLITS)
