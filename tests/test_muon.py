@@ -1,12 +1,14 @@
 """Muon against the singular value decomposition, and what the optimisers share out between them."""
 
+import numpy as np
 import pytest
 import torch
 
 from ddpm.conditions import Vocabulary
+from ddpm.data import Slices
 from ddpm.muon import MOMENTUM, Muon, orthogonal
 from ddpm.runtime.config import Config
-from ddpm.training import make_optimizers, make_unet
+from ddpm.training import make_optimizers, make_training, make_unet, training_step
 
 
 def with_singular_values(values, m, n, seed=0):
@@ -97,3 +99,12 @@ def test_without_muon_adamw_has_everything():
     unet = make_unet(config, Vocabulary())
     (adamw,) = make_optimizers(unet, config)
     assert sum(len(group["params"]) for group in adamw.param_groups) == len(list(unet.parameters()))
+
+
+def test_each_optimiser_steps_at_its_own_rate():
+    data = Slices(np.zeros((4, 1, 16, 16), np.uint8), None, {}, Vocabulary(), np.arange(4))
+    config = Config(channels=16, mults=[1, 2], steps=10, warmup=0, batch_size=2, lr=0.5, muon_lr=0.25)
+    training = make_training(config, Vocabulary(), torch.device("cpu"))
+    training_step(training, data, 4)
+    rates = [{group["lr"] for group in optimizer.param_groups} for optimizer in training.optimizers]
+    assert rates == [{0.5 * 0.6}, {0.25 * 0.6}]

@@ -281,3 +281,21 @@ def test_operators_go_where_the_network_is():
         assert all(x.device.type == "meta" for x in vars(there).values() if isinstance(x, torch.Tensor))
         assert all(x.device.type == "cpu" for x in vars(operator).values() if isinstance(x, torch.Tensor))
         assert there.gain == operator.gain
+
+
+def test_estimates_are_means_and_what_n_asks_for_are_draws(tiny_run, picture, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        restoration, "restore", lambda *args, **how: iter([asked.append(how) or torch.zeros(1, 1, 32, 32)])
+    )
+    for flags in ([], ["--n", "1"]):
+        restored(tiny_run, picture, "inpaint", "--region", region("r.png"), *flags)
+    assert [how["draws"] for how in asked] == [False] * restoration.DRAWS + [True]
+    assert all(how["prior_variance"] == restoration.PRIOR_VARIANCE for how in asked)
+
+
+def test_a_map_heals_from_the_middle_of_the_walk(tiny_run, picture, monkeypatch):
+    walks = []
+    monkeypatch.setattr(restoration, "heal", lambda *args: walks.append(args[3]) or torch.zeros(1, 1, 32, 32))
+    restored(tiny_run, picture, "anomaly")
+    assert walks == [[500, 400, 300, 200, 100, 0]] * restoration.DRAWS
