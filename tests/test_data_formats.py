@@ -29,7 +29,7 @@ import train
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, folders, phantom, volumes
-from ddpm.data.decode import BRATS_CLASSES, BRATS_CONTRASTS
+from ddpm.data.formats import brats
 from ddpm.data.images import to_uint8
 from ddpm.model import load_model
 from ddpm.runtime.config import Config
@@ -87,7 +87,7 @@ def test_lgg_in_three_channels_and_without_masks(tmp_path):
 def test_brats_volumes(tmp_path):
     found, skipped = everything(brats_set(tmp_path / "d"), size=(14, 12)), 0
     data = load(tmp_path / "d", size=(14, 12))
-    assert data.classes == BRATS_CLASSES and data.vocabulary.labels["contrast"] == BRATS_CONTRASTS
+    assert data.classes == brats.CLASSES and data.vocabulary.labels["contrast"] == brats.CONTRASTS
     assert set(data.labels["contrast"].tolist()) == {1, 2, 3, 4}
     for split in ("train", "val", "test"):
         skipped += load(tmp_path / "d", split, size=(14, 12)).index["left_out"]["slices with less than 2% brain"]
@@ -97,9 +97,9 @@ def test_brats_volumes(tmp_path):
         ending = ".nii" if number % 2 else ".nii.gz"
         raw = {
             kind: np.asarray(nibabel.load(tmp_path / "d" / name / f"{name}_{kind}{ending}").dataobj)
-            for kind in (*BRATS_CONTRASTS, "seg")
+            for kind in (*brats.CONTRASTS, "seg")
         }
-        for kind, contrast in enumerate(BRATS_CONTRASTS):
+        for kind, contrast in enumerate(brats.CONTRASTS):
             brain = raw[contrast][raw[contrast] > 0]
             white = np.percentile(brain, 99.5)
             for z in range(2, 8):
@@ -116,7 +116,7 @@ def test_brats_without_masks_needs_no_seg(tmp_path):
     for path in root.rglob("*_seg*"):
         path.unlink()
     data = load(root, size=(14, 12), labels="none")
-    assert data.masks is None and data.vocabulary.labels["contrast"] == BRATS_CONTRASTS
+    assert data.masks is None and data.vocabulary.labels["contrast"] == brats.CONTRASTS
 
 
 def test_brats_slices(tmp_path):
@@ -125,7 +125,7 @@ def test_brats_slices(tmp_path):
     assert len(found) == 3 * 2 * 4  # slice 0 is air
     data = load(root, size=SIZE[::-1])
     assert data.vocabulary.labels["contrast"] == ("channel 0", "channel 1", "channel 2", "channel 3")
-    assert data.classes == BRATS_CLASSES and data.index["left_out"] == {"slices with less than 2% brain": 1}
+    assert data.classes == brats.CLASSES and data.index["left_out"] == {"slices with less than 2% brain": 1}
     assert len(set(data.index["subjects"])) == 1  # three volumes, one a split
     for v in (1, 2, 3):
         for z in (1, 2):

@@ -13,9 +13,9 @@ from PIL import Image
 from small_sets import SIZE, noise, split_set, subject_set, write, yes_no_set
 
 from ddpm import UserError
-from ddpm.data import decode, folders, store
-from ddpm.data.decode import Item
+from ddpm.data import folders, pictures, store
 from ddpm.data.folders import split_by_subject
+from ddpm.data.layout import Item
 from ddpm.runtime import cache
 from ddpm.runtime.config import Config
 
@@ -260,7 +260,7 @@ def no_decoding(monkeypatch):
     def forbidden(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(decode, "read_pixels", forbidden)
+    monkeypatch.setattr(pictures, "read_pixels", forbidden)
 
 
 def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
-from ddpm.data.decode import Findings
 from ddpm.data.images import read_pixels, write_png
-from ddpm.data.layouts import ENDINGS, ending, stem, walk
+from ddpm.data.layout import Findings, ending, stem, walk
+from ddpm.data.pictures import ENDINGS
 from ddpm.data.volumes import to_grey, window
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.seeds import generator

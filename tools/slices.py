@@ -18,8 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
-from ddpm.data.decode import MIN_BRAIN
 from ddpm.data.images import MAX_PIXELS, resize, resize_labels, write_png
+from ddpm.data.scans import MIN_BRAIN
 from ddpm.data.volumes import PERCENTILES, axial, foreground_share, read_nifti, to_grey, window
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_writable, write_whole

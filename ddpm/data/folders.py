@@ -1,4 +1,4 @@
-"""Images and masks of your own: recognised (layouts.py), split by subject, decoded once (decode.py, store.py).
+"""Images and masks of your own: recognised (formats/), split by subject, decoded once (store.py).
 
 docs/data.md shows what may lie in a folder, and the command for each.
 """
@@ -15,14 +15,17 @@ import numpy as np
 from ddpm import UserError, printable
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, store
-from ddpm.data.decode import Findings, Item
+from ddpm.data.formats import recognise
 from ddpm.data.images import resize, resize_labels
-from ddpm.data.layouts import ENDINGS, SPLITS, Layout, Request, recognise, walk
+from ddpm.data.layout import SPLITS, Findings, Item, Layout, Request, walk
+from ddpm.data.pictures import ENDINGS
 from ddpm.data.volumes import to_grey
 from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
 
-CODE = cache.code(*(f"data/{name}.py" for name in ("folders", "layouts", "decode", "volumes", "images", "store")))
+SHARED = ("folders", "layout", "pictures", "scans", "volumes", "images", "store")
+FORMATS = sorted(path.stem for path in Path(__file__).with_name("formats").glob("*.py"))
+CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{name}.py" for name in FORMATS))
 COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 

@@ -1,0 +1,23 @@
+"""DIR/{train,val,test}/{images,masks}/[SUBJECT/]NAME.png: pictures in splits of their own."""
+
+from dataclasses import replace
+
+from ddpm import UserError
+from ddpm.data.layout import SPLITS, Layout, Request, ending
+from ddpm.data.pictures import pair, picture_layout
+
+
+def recognise(request: Request) -> Layout | None:
+    """With --masks DIR2, masks are DIR2/{train,val,test}/[SUBJECT/]NAME.png."""
+    splits = [split for split in SPLITS if (request.root / split).is_dir()]
+    if not {"train", "val"} & set(splits) or any(ending(file) == ".h5" for file in request.files):
+        return None
+    items = []
+    for split in splits:
+        masks = request.masks / split if request.masks else request.root / split / "masks"
+        items += [replace(item, split=split) for item in pair(request, request.root / split / "images", masks)]
+    lonely = [item for item in items if item.mask is None]
+    if lonely and len(lonely) < len(items):
+        there = f"{lonely[0].images[0]}: {lonely[0].split}/"
+        raise UserError(f"{there} has no masks, but another split has; add them, or --labels none")
+    return picture_layout(request, "pictures in train/, val/ and test/", items)

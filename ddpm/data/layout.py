@@ -1,0 +1,155 @@
+"""What a format (formats/) tells of a folder: its items, and how they become slices. And what all formats share to find
+that out: the files that lie there, their names, what is refused and what is left out.
+"""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm import UserError, printable
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is decoded at one go: a picture, or the volumes of a scan, with the mask."""
+
+    name: str  # unique: the path below the data folder, without its ending
+    images: tuple[str, ...]  # files; plain strings, as there may be a million of them
+    mask: str | None = None
+    subject: str = ""  # "" where the layout does not tell
+    split: str = ""  # likewise
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.images, self.mask) if self.mask else self.images
+
+
+class Decoded(NamedTuple):
+    name: str
+    image: np.ndarray  # (C, H, W) as in the file: uint8, or, with a window, of any real type
+    labels: np.ndarray | None  # (H, W) uint8
+    window: tuple[float, float] | None  # the intensities that become black and white; None if it has 8 bits
+    contrast: int = 0
+
+
+@dataclass
+class Findings:
+    """Files that cannot be used: refused, or, under --skip-bad, listed and left out."""
+
+    skip_bad: bool
+    bad: list[str] = field(default_factory=list)
+    left_out: Counter = field(default_factory=Counter)  # what a layout leaves out by a rule of its own
+
+    def refuse(self, message: object) -> None:
+        if not self.skip_bad:
+            raise UserError(f"{message} (--skip-bad leaves out all that is bad)")
+        self.bad.append(printable(str(message)))
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Refuse what a UserError inside says."""
+        try:
+            yield
+        except UserError as error:
+            self.refuse(error)
+
+
+@dataclass(frozen=True)
+class Layout:
+    about: str  # as it is told to the user
+    items: list[Item]
+    # decode(items of one subject, or of one split where subjects are not told apart, findings) yields Decoded, with one
+    # intensity window for all of them. What cannot be used is refused through findings, never dropped uncounted.
+    decode: Callable
+    classes: tuple[str, ...]  # empty without masks
+    contrasts: tuple[str, ...] = ()
+    unused: Counter = field(default_factory=Counter)  # files of no use to it, by their ending
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, and what lies there."""
+
+    root: Path
+    masks: Path | None  # a folder of masks that lie elsewhere
+    with_masks: bool
+    num_classes: int
+    channels: int
+    findings: Findings
+    files: list[str]  # all below root, relative to it, with /
+
+    def place(self, file: str) -> str:
+        """Where a file of `files` lies."""
+        return f"{self.root}/{file}"
+
+    def check_flags(self, about: str, one_channel: bool = True) -> None:
+        """Raises UserError for flags that a layout has no use for."""
+        if self.masks:
+            raise UserError(f"--masks {self.masks}: {about} take no masks from elsewhere; leave --masks out")
+        if one_channel and self.channels != 1:
+            raise UserError(f"--image-channels {self.channels}: {about} are read in one channel; leave it out")
+
+    def check_once(self, names: dict[str, str]) -> None:
+        """Raises UserError if a data set lies there twice, as in some of Kaggle's archives. names: of its files."""
+        first: dict[str, str] = {}
+        for file, name in names.items():
+            if first.setdefault(name, file) != file:
+                twin = os.path.dirname(self.place(first[name]))
+                raise UserError(f"{self.place(file)}: also in {twin}; the set lies here twice, name one with --data")
+
+    def refuse_lonely(self, images: dict, masks: dict, no_mask: str, no_image: str) -> None:
+        """Of images and masks by their common names, refuse those that are without the other, and remove them."""
+        for name in sorted(images.keys() - masks.keys()):
+            self.findings.refuse(f"{images.pop(name)}: {no_mask}; add it, or remove the image")
+        for name in sorted(masks.keys() - images.keys()):
+            self.findings.refuse(f"{masks.pop(name)}: {no_image}; add it, or remove the mask")
+
+
+def walk(root: Path, findings: Findings) -> list[str]:
+    """Every file below root, relative to it, with /, in the order of names. Links are followed. Hidden files and
+    macOS's __MACOSX folders are not data."""
+    found = []
+
+    def visit(folder: str, below: str, above: tuple) -> None:
+        here = os.path.realpath(folder)
+        if here in above:
+            findings.refuse(f"{folder}: a link to a folder that it lies in; remove the link")
+            return
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            try:
+                if entry.is_dir():
+                    visit(entry.path, f"{below}{entry.name}/", (*above, here))
+                elif entry.is_file():
+                    found.append(below + entry.name)
+                else:
+                    findings.refuse(f"{entry.path}: a link to nothing, or no file; remove it")
+            except OSError as error:
+                findings.refuse(f"{entry.path}: cannot be read ({error.strerror}); mend or remove it")
+
+    visit(str(root), "", ())
+    return found
+
+
+def ending(file: str) -> str:
+    """ ".png" of "a/b.PNG"."""
+    return os.path.splitext(file)[1].lower()
+
+
+def stem(file: str) -> str:
+    """ "a/b" of "a/b.png"."""
+    return os.path.splitext(file)[0]
+
+
+def parent(file: str) -> str:
+    """ "b" of "a/b/c.png"."""
+    return os.path.basename(os.path.dirname(file))

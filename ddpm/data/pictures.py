@@ -1,0 +1,110 @@
+"""What formats of pictures share: pictures and masks that are paired by their names, and read into slices."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ddpm import UserError
+from ddpm.data.images import read_mask, read_pixels
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending, stem, walk
+from ddpm.data.volumes import window
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+WINDOW_PICTURES = 200  # a window is of all pictures of a subject, or of so many, evenly spaced
+
+
+def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
+    named = ("background", *(f"class {i}" for i in range(1, request.num_classes)))
+    classes = named if any(item.mask for item in items) else ()
+    about += " with masks" if classes else " without masks"
+    return Layout(about, items, partial(decode, classes=classes, channels=request.channels), classes)
+
+
+def pair(request: Request, images: Path, masks: Path | None) -> list[Item]:
+    """The pictures below `images`, each with the mask of the same name below `masks` (if masks are asked for, and are
+    there or were named by --masks). A folder below `images` is a subject."""
+    paired = request.with_masks and masks is not None and (request.masks is not None or masks.is_dir())
+    named, labelled = pictures_below(request, images, to_pair=paired), {}
+    if paired:
+        labelled = pictures_below(request, masks, to_pair=True)
+        no_mask, no_image = f"no mask of that name in {masks}", f"no image of that name in {images}"
+        request.refuse_lonely(named, labelled, no_mask, no_image)
+    subjects = {name: os.path.dirname(name).partition("/")[0] for name in named}  # the first folder, or ""
+    return [Item(name, (path,), labelled.get(name), subjects[name]) for name, path in named.items()]
+
+
+def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, str]:
+    """Name (the path below `folder` without its ending) -> path of every picture there. Raises UserError if none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; see docs/data.md for the layouts")
+    if folder.is_relative_to(request.root):
+        below = "" if folder == request.root else f"{folder.relative_to(request.root).as_posix()}/"
+        files = [file.removeprefix(below) for file in request.files if file.startswith(below)]
+    else:
+        files = walk(folder, request.findings)
+    found: dict[str, str] = {}
+    for file in files:
+        if ending(file) not in ENDINGS:
+            continue
+        name, path = stem(file), f"{folder}/{file}"
+        if name in found and not to_pair:
+            found[file] = path
+        elif name in found:
+            request.findings.refuse(f"{path}: the same name as {os.path.basename(found[name])}; rename or remove one")
+        else:
+            found[name] = path
+    if not found:
+        raise UserError(f"{folder}: no pictures here ({', '.join(ENDINGS)}); put them there, see docs/data.md")
+    return found
+
+
+def decode(
+    items: list[Item],
+    findings: Findings,
+    classes: tuple[str, ...],
+    channels: int,
+    pick: slice = slice(None),
+    train: Sequence[Item] = (),
+) -> Iterator[Decoded]:
+    """Pictures read in so many channels, of which `pick` are kept. Where subjects are not known the window is that of
+    `train`, the pictures to train on: in every split a picture is shown alike."""
+
+    def read(path):
+        return read_pixels(path, channels)[pick]
+
+    known, low_high = depth(items if items[0].subject else train or items, read)
+    for item in items:
+        with findings.refusing():
+            path = item.images[0]
+            image = read(path)
+            if (image.dtype == np.uint16) != bool(low_high):
+                deep, shallow = (path, known) if image.dtype == np.uint16 else (known, path)
+                beside = f"but {os.path.basename(shallow)} beside it has 8"
+                raise UserError(f"{deep}: more than 8 bits a pixel, {beside}; save all in one depth")
+            labels = read_mask(item.mask, classes) if item.mask else None
+            if labels is not None and labels.shape != image.shape[1:]:
+                sizes = [f"{array.shape[-2]}x{array.shape[-1]}" for array in (labels, image)]
+                raise UserError(f"{item.mask}: {sizes[0]}, but its image is {sizes[1]}; make them equal")
+            yield Decoded(item.name, image, labels, low_high)
+
+
+def depth(items: Sequence[Item], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
+    """A picture of the depth that most have and, if that is more than 8 bits, the window of all of that depth."""
+
+    def readable(number: int) -> list[tuple[str, np.ndarray]]:
+        found = []
+        for item in items[:: -(-len(items) // number)]:
+            with contextlib.suppress(UserError):  # it will be met again, and refused
+                found.append((item.images[0], read(item.images[0])))
+        return found
+
+    few = sorted(readable(3), key=lambda one: one[1].dtype == np.uint16)
+    known, image = few[len(few) // 2] if few else (None, None)
+    if image is None or image.dtype == np.uint8:
+        return known, None
+    values = [image.ravel() for _, image in readable(WINDOW_PICTURES) if image.dtype == np.uint16]
+    return known, window(known, np.concatenate(values))
