@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained ablations examples clean
+.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained ablations examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,6 +41,9 @@ sample: $(STAMP) ## draw images that follow the masks in examples/masks
 
 evaluate: $(STAMP) $(STAMP)-plots ## how good are the newest checkpoint's samples? a table and a report (about 10 minutes)
 	$(BIN)/python evaluate.py $(ARGS)
+
+export: $(STAMP)-export ## the network as ONNX and safetensors, and how to draw from it, for other programs
+	$(BIN)/python tools/export.py $(ARGS)
 
 test: lint $(STAMP)-dev ## lint, then every test but the slow ones
 	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)

@@ -53,3 +53,18 @@ def tiny_run(small_phantom, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     assert train.main(["--preset", "tiny", "--out", str(folder), "--precision", "fp32"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def ckpt(tiny_run, tmp_path_factory):
+    """The tiny run's last checkpoint, shaken: in 40 steps, layers that start at zero hardly learn to listen."""
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for weights in (raw["model"], raw["ema"]):
+        for name, weight in weights.items():
+            weight += (1.0 if name == "labels.contrast.weight" else 0.05) * torch.randn(
+                weight.shape, generator=generator
+            )
+    path = tmp_path_factory.mktemp("ckpt") / "step_000040.pt"
+    torch.save(raw, path)
+    return str(path)

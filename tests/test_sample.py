@@ -20,21 +20,6 @@ from ddpm.runtime import checkpoint, command_line
 ROOT = Path(sample.__file__).parent
 
 
-@pytest.fixture(scope="session")
-def ckpt(tiny_run, tmp_path_factory):
-    """The tiny run's last checkpoint, shaken: in 40 steps, layers that start at zero hardly learn to listen."""
-    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
-    generator = torch.Generator().manual_seed(0)
-    for weights in (raw["model"], raw["ema"]):
-        for name, weight in weights.items():
-            weight += (1.0 if name == "labels.contrast.weight" else 0.05) * torch.randn(
-                weight.shape, generator=generator
-            )
-    path = tmp_path_factory.mktemp("ckpt") / "step_000040.pt"
-    torch.save(raw, path)
-    return str(path)
-
-
 def pixels(path):
     return np.asarray(Image.open(path)).astype(int)
 
