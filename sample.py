@@ -17,7 +17,6 @@ from ddpm import UserError, printable, restoration
 from ddpm.conditions import LABELS
 from ddpm.data import folders, images, phantom
 from ddpm.model import Model, draw, load_model
-from ddpm.reverse import times_for
 from ddpm.runtime import distributed
 from ddpm.runtime.command_line import (
     Parser,
@@ -36,7 +35,7 @@ EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
 # What only one of the two does, and its default.
 RESTORATION_ALONE = {"region": None, "simulate": False, "real": False, "gaussian": False, "noise": None, "resample": 1}
-DRAWING_ALONE = {"film": False, "sampler": "dpm-solver", "eta": 0.0}
+DRAWING_ALONE = {"film": False, "sampler": None, "eta": 0.0}
 
 
 @one_line_errors
@@ -51,7 +50,7 @@ def main(argv):
     model.unet.to(pick_device(args.device))
     out = Path(args.out)
     check_writable(args.out)
-    times = times_for(sampling.sampler, model.schedule, sampling.steps)
+    times = sampling.times
     filmed = times[:: -(-len(times) // FILM_FRAMES)] if args.film else []
     frames = {t: {} for t in (*filmed, 0)}  # x_t of each image, as it comes by; x_0 is the image
     jobs = distributed.shard([(name, k) for name in masks for k in range(args.n)])  # image k of a mask
@@ -89,7 +88,7 @@ def read_arguments(argv):
         args, n=(1, 10**6), eta=(0, 1), acceleration=(1, 10**6), factor=(1, 4096), noise=(0, 1), resample=(1, 100)
     )
     if args.eta and args.sampler != "ddim":
-        raise UserError(f"--eta belongs to --sampler ddim, not {args.sampler}")
+        raise UserError("--eta belongs to --sampler ddim; give that too, or leave it out")
     if bool(args.restore) != bool(args.mode):
         raise UserError("--restore IMAGE and --as go together: --as " + ", ".join(restoration.MODES))
     for name, value in RESTORATION_ALONE.items() if not args.restore else DRAWING_ALONE.items():

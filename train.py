@@ -18,7 +18,7 @@ from ddpm.runtime.config import Config
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
 from ddpm.runtime.run import Onlooker, Run
-from ddpm.runtime.start import go_on, plan, read_command_line, start_from
+from ddpm.runtime.start import go_on, learn_from, plan, read_command_line, start_from
 from ddpm.training import make_training, training_step
 
 
@@ -33,10 +33,12 @@ def main(argv):
     data, held_out = open_data(config)
     training = make_training(config, data.vocabulary, device)
     step, planned = 0, not config.steps
+    if config.teacher:
+        learn_from(training, data.vocabulary)
     if resumed:
         step = go_on(training, resumed, data.vocabulary)
     else:
-        if config.init:
+        if config.init or config.teacher:
             start_from(training, data.vocabulary)
         training.config = plan(training, data, started)
     config = training.config

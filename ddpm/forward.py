@@ -69,15 +69,18 @@ def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma:
             return gamma / snr.clamp(min=gamma)  # min(SNR, gamma) / SNR, written so that it stays 1 where SNR = 0
 
 
-def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0) -> Tensor:
+def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0, few: tuple[int, ...] = ()) -> Tensor:
     """n times from 1 .. T, one from each n-th of their distribution, in random order; (n,) int64.
 
     std 0 is uniform, as in Algorithm 1, line 3. Else t / T = u has logit(u) ~ N(mean, std^2), as in Esser et al. 2024,
     arXiv:2403.03206, section 3.1: with the cosine schedule logit(u) is nearly -1/2 log SNR, so it is the log-normal
     distribution of noise of Karras et al. 2022. Spreading the batch over the distribution only lowers the variance of
     the batch's mean (stratified sampling; compare Kingma et al. 2021, arXiv:2107.00630).
+    few: draw from these times alone, each as often (Fast-DDPM, Jiang et al. 2025, arXiv:2405.14802).
     """
     u = (torch.randperm(n) + torch.rand(n, dtype=torch.float64)) / n
+    if few:
+        return torch.tensor(few)[(u * len(few)).long().clamp(max=len(few) - 1)]
     if std > 0:
         u = torch.sigmoid(mean + std * torch.special.ndtri(u))
     return (u * T).long().clamp(max=T - 1) + 1

@@ -87,13 +87,14 @@ def load_model(path: str | Path | None = None, weights: str = "ema", device: str
 class Sampling:
     """How to draw. What is None is filled in by `complete`, for the model and the condition at hand."""
 
-    sampler: str = "dpm-solver"
-    steps: int | None = None  # None: STEPS[sampler], or T if that is fewer
+    sampler: str | None = None  # None: dpm-solver; of a distilled model ddim, the only one that it knows
+    steps: int | None = None  # None: STEPS[sampler], or T if that is fewer; of a model of few steps, all of them
     guidance: float | None = None  # None: GUIDANCE, or 1 where there is nothing to guide
     guided: tuple[str, ...] | None = None  # what guidance strengthens; None: all that is given and was withheld once
     interval: tuple[float, float] = INTERVAL  # guidance is 1 where t / T is outside
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
     precision: str = "fp32"  # or "bf16", inside the network
+    times: tuple[int, ...] = ()  # from T down to 0; (): as many as steps, where they suit the sampler
 
     @property
     def guidance_text(self) -> str:
@@ -107,11 +108,21 @@ class Sampling:
     def complete(self, model: Model, given: Sequence[str]) -> "Sampling":
         """With every None filled in; given: the names of what the condition holds. Raises UserError for what the
         model cannot do."""
-        config, steps, guidance, guided = model.config, self.steps, self.guidance, self.guided
-        if steps is None:
-            steps = min(STEPS[self.sampler], config.timesteps)
+        config, guidance, guided = model.config, self.guidance, self.guided
+        distilled, few = bool(config.teacher), config.few_steps
+        sampler = self.sampler or ("ddim" if distilled else "dpm-solver")
+        steps = self.steps or few or min(STEPS[sampler], config.timesteps)
         if steps > config.timesteps:
             raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {model.name}")
+        if few and steps != few:
+            raise UserError(f"--sample-steps {steps}: {model.name} was trained for {few} steps and no others")
+        if distilled and (sampler != "ddim" or self.eta):
+            raise UserError(f"{model.name} was distilled: it knows --sampler ddim without --eta, and no other")
+        if distilled and guidance not in (None, 1):
+            raise UserError(f"--guidance {guidance:g}: {model.name} was distilled from a guided teacher; leave it out")
+        if distilled:
+            guidance = 1.0
+        times = self.times or config.few_times or tuple(times_for(sampler, model.schedule, steps))
         if guided is None:
             guided = tuple(name for name in given if config.drop_of(name)) or tuple(given) or ("mask",)
         missing = [name for name in guided if name not in given]
@@ -122,7 +133,7 @@ class Sampling:
             raise UserError(f"--guidance {guidance:g} needs --{missing[0]}, and a checkpoint that was trained with it")
         if guidance != 1 and undroppable:
             raise UserError(f"{model.name} never learnt to do without --{undroppable[0]}: it knows no --guidance by it")
-        return replace(self, steps=steps, guidance=guidance, guided=guided)
+        return replace(self, sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided)
 
 
 def draw(
@@ -142,14 +153,16 @@ def draw(
     noise = noise_source(seeds, model.shape, device)
     predict_x_0 = predictor(model, condition, sampling)
     # Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
-    times = times_for(sampling.sampler, model.schedule, sampling.steps)
-    steps = trajectory(sampling.sampler, predict_x_0, model.schedule, noise(), times, noise, sampling.eta)
-    yield from zip(times, steps, strict=True)
+    steps = trajectory(sampling.sampler, predict_x_0, model.schedule, noise(), sampling.times, noise, sampling.eta)
+    yield from zip(sampling.times, steps, strict=True)
 
 
 def predictor(model: Model, condition: Condition, sampling: Sampling) -> Callable[[Tensor, int], Tensor]:
     """predict_x_0(x_t, t) of the model under the condition, as the samplers of reverse.py and inverse.py want it.
-    sampling: a complete one."""
+    sampling: a complete one.
+
+    A distilled model's x_0_hat is not clipped: it is no image, but what leads to the end of a long step.
+    """
     return denoiser(
         model.unet,
         model.schedule,
@@ -158,6 +171,7 @@ def predictor(model: Model, condition: Condition, sampling: Sampling) -> Callabl
         sampling.guidance,
         sampling.guided,
         sampling.interval,
+        clip=not model.config.teacher,
         bf16=sampling.precision == "bf16",
     )
 

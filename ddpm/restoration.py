@@ -287,6 +287,10 @@ def run(args, model: Model, how: Sampling) -> None:
         guides = how.guidance is None and model.config.drop_of("mask")
         how = replace(how, guided=how.guided or ("mask",), guidance=HEAL_GUIDANCE if guides else how.guidance)
     how = how.complete(model, condition.given)
+    if model.config.few_times:
+        raise UserError(
+            f"--restore asks at every time, but {model.name} knows {how.steps} steps alone; name another --ckpt"
+        )
     check_writable(args.out)
     out = Path(args.out)
     print(f"{model.name}: step {model.step}; {args.mode}: {measured.about}; {asked} -> {args.out}")

@@ -158,13 +158,26 @@ def uniform_times(T: int, n: int) -> list[int]:
     return [round(T * (n - i) / n) for i in range(n + 1)]
 
 
-def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]:
+def nonuniform_times(T: int, n: int) -> list[int]:
+    """n steps from T down to 0, of which 60 % lie in the noisiest 30 % of T: n + 1 integers (Jiang et al. 2025,
+    arXiv:2405.14802, the non-uniform sampler of Fast-DDPM)."""
+    if not 2 <= n <= T:
+        raise ValueError(f"a schedule of {T} steps can be walked in 2 to {T} such steps, not {n}")
+    late = min(max(round(0.4 * n), 1), n - 1)
+    knee = round(0.7 * T)
+    return [knee + t for t in uniform_times(T - knee, n - late)[:-1]] + uniform_times(knee, late)
+
+
+LOWEST = -5.1  # lambda, half the log SNR, below which nothing is left of the image: a signal under 0.6 %
+
+
+def log_snr_times(schedule: Schedule, n: int, lowest: float = LOWEST) -> list[int]:
     """At most n steps from near T down to 0, at equal distances in log SNR; then the clean step 1 -> 0.
     That is, in lambda, half the log SNR.
 
-    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` (signal
-    under 0.6 %) are passed over, as cosine schedules run on to where nothing is left; but sampling starts from pure
-    noise, so where the first time kept still holds more signal than that (few T), the walk begins at T.
+    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` are passed
+    over, as cosine schedules run on to where nothing is left; but sampling starts from pure noise, so where the first
+    time kept still holds more signal than that (few T), the walk begins at T.
     """
     if not 1 <= n <= schedule.T:
         raise ValueError(f"a schedule of {schedule.T} steps can be walked in 1 to {schedule.T} steps, not {n}")
@@ -172,5 +185,9 @@ def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]
     first = int((lam >= lowest).nonzero().max()) + 1
     start = [schedule.T] if schedule.alpha_bar[first].sqrt().item() > 0.01 and first < schedule.T else []
     nodes = torch.linspace(lam[first - 1].item(), lam[0].item(), n - len(start), dtype=torch.float64)
-    nearest = (lam[None, :] - nodes[:, None]).abs().argmin(dim=1) + 1
-    return start + sorted(set(nearest.tolist()), reverse=True) + [0]
+    return start + sorted(set(nearest_times(schedule, nodes)), reverse=True) + [0]
+
+
+def nearest_times(schedule: Schedule, nodes: Tensor) -> list[int]:
+    """The time, from 1 to T, at which lambda is nearest to each of the nodes (n,)."""
+    return ((schedule.half_log_snr()[1:] - nodes[:, None]).abs().argmin(dim=1) + 1).tolist()

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data import Slices
+from ddpm.distillation import distillation_loss
 from ddpm.forward import denoising_loss, draw_times, loss_weight
-from ddpm.model import make_unet
+from ddpm.model import Model, make_unet
 from ddpm.muon import Muon
 from ddpm.runtime import distributed
 from ddpm.runtime.config import Config
@@ -36,6 +37,7 @@ class Training:
     ema: UNet  # its weights are a running average of the network's
     optimizers: list[torch.optim.Optimizer]  # AdamW, and Muon where it has weights of its own
     device: torch.device
+    teacher: Model | None = None  # whose walks are learnt, if it is a distillation
 
 
 def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) -> Training:
@@ -66,8 +68,8 @@ def make_optimizers(unet: UNet, config: Config) -> list[torch.optim.Optimizer]:
 class Step(NamedTuple):
     """What a step tells of itself."""
 
-    t: Tensor  # (B,) the times
-    losses: Tensor  # (B,) each sample's loss, without its weight
+    t: Tensor  # (B,) the times; (N, B) in a distillation into N steps
+    losses: Tensor  # each sample's loss, without its weight; shaped like t
     grad_norm: Tensor  # () before clipping
 
 
@@ -78,19 +80,27 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
 
     # Lines 2 to 4: x_0 ~ q(x_0), t ~ Uniform{1 .. T} or more often where it is worth more, eps ~ N(0, I).
     x_0, condition = draw_batch(data, config, step)
-    t, eps = draw_times(len(x_0), schedule.T, config.time_mean, config.time_std), torch.randn_like(x_0)
+    t = draw_times(len(x_0), schedule.T, config.time_mean, config.time_std, config.few_times[:-1])
+    eps = torch.randn_like(x_0)
+    weight = loss_weight(schedule, config.loss_weight, config.objective, t, config.gamma)
+    if training.teacher:  # each sample is a walk of the teacher, and teaches every step of the student
+        t = torch.tensor(config.few_times[:-1])[:, None].expand(-1, len(x_0))
+        weight = torch.ones(t.shape)
 
     # Line 5: a gradient step on || eps - eps_hat(x_t, t) ||^2, in grad_accum parts.
-    weight = loss_weight(schedule, config.loss_weight, config.objective, t, config.gamma)
-    losses = torch.zeros(len(x_0), device=device)
+    losses = torch.zeros(t.shape, device=device)
     distributed.seed_dropout(config.seed, step)
     for part in distributed.shard(torch.arange(len(x_0))).chunk(config.grad_accum):
         x_0_part, eps_part, condition_part = (x[part].to(device) for x in (x_0, eps, condition))
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = denoising_loss(schedule, unet, config.objective, x_0_part, t[part], eps_part, condition_part)
+            if training.teacher:
+                seeds = [(config.seed, step, i) for i in part.tolist()]
+                loss = distillation_loss(unet, training.teacher, config, condition_part, seeds)
+            else:
+                loss = denoising_loss(schedule, unet, config.objective, x_0_part, t[part], eps_part, condition_part)
         # A sum over the part, divided by the whole batch: so uneven parts count rightly.
-        (weight[part].to(loss) * loss).sum().div(len(x_0)).backward()
-        losses[part] = loss.detach()
+        (weight[..., part].to(loss) * loss).sum().div(losses.numel()).backward()
+        losses[..., part] = loss.detach()
     distributed.all_reduce([losses, *(parameter.grad for parameter in unet.parameters())])
 
     grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)

@@ -253,6 +253,8 @@ def train_on_synthetic(c: Comparison) -> list[Row]:
 def likelihood(c: Comparison) -> list[Row]:
     """The bound on bits per dimension of held-out images (with mask and labels)."""
     model, device = c.model, next(c.model.unet.parameters()).device
+    if few := model.config.few_steps:
+        raise UserError(f"the bound asks at every time, but {model.name} knows {few} steps alone")
     shown = np.sort(generator(c.seed).permutation(len(c.reference))[:LIKELIHOOD_IMAGES])
     x_0, condition = (x.to(device) for x in c.reference.batch(shown))
     predict_x_0 = denoiser(model.unet, model.schedule, model.config.objective, condition)

@@ -119,8 +119,8 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
         default=0,
         help="image k of a mask under a seed, in one --precision, is always the same (default 0)",
     )
-    add("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
-    add("--sample-steps", type=int, help=f"steps an image (default {STEPS})")
+    add("--sampler", choices=SAMPLERS, help="default dpm-solver (of a distilled model: ddim)")
+    add("--sample-steps", type=int, help=f"steps an image (default {STEPS}, or as many as it was trained for)")
     strength = f"1 as trained, 0 not at all (default {GUIDANCE}); other than 1, the network works twice"
     add("--guidance", type=float, help=f"how strongly to follow what is guided: {strength}")
     guided = (

@@ -6,6 +6,7 @@ from operator import ge, gt, le
 
 from ddpm import UserError
 from ddpm.forward import LOSS_WEIGHTS
+from ddpm.reverse import nonuniform_times, uniform_times
 from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
 from ddpm.unet import size_multiple
 
@@ -55,6 +56,14 @@ class Config:
     time_std: float = option(
         1.2, "of logit(t / T) in training; 0: t is uniform, as in the paper", at_least=0, at_most=10
     )
+    few_steps: int = option(
+        0, "train for sampling in so few steps and no others (Fast-DDPM); 0: in any number", at_least=0, at_most=1000
+    )
+    train_times: str = option(
+        "uniform", "how those lie; nonuniform: most of them where there is most noise", ("uniform", "nonuniform")
+    )
+    teacher: str = option("", "distil this checkpoint into --few-steps (default 4); pretrained: the model in the box")
+    teacher_steps: int = option(3, "the teacher's steps in each of the student's", at_least=1, at_most=1000)
     mask_drop: float = option(0.05, "probability that a sample's mask alone is withheld", at_least=0, at_most=1)
     label_drop: float = option(0.05, "probability that its labels (the contrast) alone are", at_least=0, at_most=1)
     both_drop: float = option(0.08, "probability that both are, so that both can be guided", at_least=0, at_most=1)
@@ -90,6 +99,14 @@ class Config:
         """The probability with which training withheld a condition: "mask", or a label."""
         return self.both_drop + (self.mask_drop if name == "mask" else self.label_drop)
 
+    @property
+    def few_times(self) -> tuple[int, ...]:
+        """The only times that the network knows, from T down to 0; empty if it knows all."""
+        if not self.few_steps:
+            return ()
+        spaced = uniform_times if self.train_times == "uniform" else nonuniform_times
+        return tuple(spaced(self.timesteps, self.few_steps))
+
 
 # What says nothing about the phantom.
 FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_channels")
@@ -99,6 +116,10 @@ CHANGEABLE = (
     *("steps", "grad_accum", "device", "threads", "out", "data", "masks"),
     *("log_every", "save_every", "keep", "sample_every", "evaluate_every"),
 )
+
+# What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
+# teacher knows, so it takes smaller steps.
+STUDENT = dict(few_steps=4, batch_size=8, lr=2e-3, muon_lr=6e-3, warmup=20)
 
 # A line each for the network, the diffusion, the optimisation and the run.
 # fmt: off
@@ -156,7 +177,7 @@ def check_fields(given: dict) -> None:
 def make_config(preset: str, given: dict) -> Config:
     """The preset with the given flags on top, checked one by one and as a whole. Raises UserError."""
     check_fields(given)
-    config = Config(**{**PRESETS[preset], **given})
+    config = Config(**{**PRESETS[preset], **(STUDENT if given.get("teacher") else {}), **given})
     if "minutes" in given and "steps" not in given:
         config.steps = 0
     multiple = size_multiple(config.patch, config.mults)
@@ -180,6 +201,7 @@ def make_config(preset: str, given: dict) -> Config:
     except ValueError as error:
         fewer = "to sample in fewer steps use sample.py --sample-steps"
         raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
+    check_few_steps(config, given)
     if config.mask_drop + config.label_drop + config.both_drop > 1:
         raise UserError("--mask-drop, --label-drop and --both-drop are more than 1 together; they exclude each other")
     if config.grad_accum > config.batch_size:
@@ -187,3 +209,22 @@ def make_config(preset: str, given: dict) -> Config:
     if not all(0 <= level < len(config.mults) for level in config.attention):
         raise UserError(f"--attention {config.attention} names a level that --mults {config.mults} does not have")
     return config
+
+
+def check_few_steps(config: Config, given: dict) -> None:
+    """Raises UserError for flags of few steps that do not go together."""
+    most = config.timesteps if config.train_times == "uniform" else config.timesteps // 4
+    if config.few_steps > most:
+        raise UserError(f"--few-steps {config.few_steps}: with --timesteps {config.timesteps}, give at most {most}")
+    if config.train_times == "nonuniform" and config.few_steps < 2:
+        raise UserError("--train-times nonuniform says how --few-steps lie; give 2 of them or more")
+    if "teacher_steps" in given and not config.teacher:
+        raise UserError("--teacher-steps has no meaning without --teacher; leave it out")
+    if not config.teacher:
+        return
+    if not config.few_steps:
+        raise UserError("--few-steps 0: with --teacher, give the steps of the student, such as 4")
+    if config.objective != "v":
+        raise UserError(f"--objective {config.objective}: a student learns v; leave it out")
+    if misplaced := [name for name in ("init", "loss_weight", "time_mean", "time_std") if name in given]:
+        raise UserError(f"{flag(misplaced[0])} has no meaning with --teacher; leave it out")

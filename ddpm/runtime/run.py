@@ -14,6 +14,7 @@ import torch
 from ddpm import UserError
 from ddpm.data import Slices
 from ddpm.data.images import colour_labels, grid, rgb, to_uint8, write_png
+from ddpm.distillation import distillation_loss
 from ddpm.forward import denoising_loss
 from ddpm.model import Model, Sampling, draw
 from ddpm.runtime import checkpoint
@@ -25,7 +26,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-VALIDATION_IMAGES = 256
+VALIDATION_IMAGES, VALIDATION_WALKS = 256, 32
 GRID_ROWS, GRID_SAMPLES = 6, 4
 GRID_IMAGES = GRID_ROWS * GRID_SAMPLES
 LOOKED_AT = 2000  # held-out images among which those of the grid are chosen: a set may be larger than memory
@@ -69,7 +70,7 @@ class Run:
         if step % self.config.log_every and step % self.config.save_every and not last:
             return
         figures = [[torch.atleast_1d(x).cpu() for x in column] for column in zip(*self.window, strict=True)]
-        t, losses, grad_norms = map(torch.cat, figures)
+        t, losses, grad_norms = (torch.cat([x.flatten() for x in column]) for column in figures)
         if not (losses.isfinite().all() and grad_norms.isfinite().all()):
             found = f"the loss is no longer finite near step {step}; checkpoints before it are whole"
             raise UserError(f"{self.folder}: {found}; start again with a lower --lr, or with --precision fp32")
@@ -100,14 +101,21 @@ class Run:
         """The averaged weights' loss on held-out images, with the same times and noise every time, and a sample grid."""
         training, config, begun = self.training, self.config, time.perf_counter()
         generator = torch.Generator().manual_seed(0)
-        total, count = 0.0, min(VALIDATION_IMAGES, len(self.held_out))
+        total, count = 0.0, min(VALIDATION_WALKS if training.teacher else VALIDATION_IMAGES, len(self.held_out))
         t = torch.linspace(1, training.schedule.T, count).round().long()
+        if few := config.few_times[:-1]:
+            t = torch.tensor(few)[torch.arange(count) % len(few)]
         for part in torch.arange(count).split(config.batch_size):
             x_0, condition = self.held_out.batch(part.numpy())
             eps = torch.randn(x_0.shape, generator=generator)
             x_0, eps, condition = (x.to(training.device) for x in (x_0, eps, condition))
             with torch.autocast(training.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                losses = denoising_loss(training.schedule, training.ema, config.objective, x_0, t[part], eps, condition)
+                if training.teacher:
+                    losses = distillation_loss(training.ema, training.teacher, config, condition, part.tolist()).mean(0)
+                else:
+                    losses = denoising_loss(
+                        training.schedule, training.ema, config.objective, x_0, t[part], eps, condition
+                    )
             total += losses.sum().item()
         self.write({"step": step, "val_loss": total / count})
         bar.write(f"step {step}: validation loss {total / count:.4f}")

@@ -11,6 +11,7 @@ import torch
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices
+from ddpm.model import load_model
 from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
@@ -79,24 +80,42 @@ def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
     return resumed["step"]
 
 
+def learn_from(training: Training, vocabulary: Vocabulary) -> None:
+    """Give a distillation its teacher, the checkpoint --teacher. Raises UserError if it cannot teach this student."""
+    config, device = training.config, training.device
+    teacher = load_model(config.teacher, device=device)
+    if teacher.vocabulary != vocabulary:
+        trained = describe(teacher.vocabulary)
+        raise UserError(
+            f"--teacher {teacher.name} was trained with {trained}, but this data has {describe(vocabulary)}"
+        )
+    if teacher.config.few_times and not set(config.few_times) <= set(teacher.config.few_times):
+        known = " ".join(map(str, teacher.config.few_times))
+        raise UserError(
+            f"--teacher {teacher.name} knows the times {known} alone; give --few-steps that are some of them"
+        )
+    training.teacher = teacher
+
+
 def start_from(training: Training, vocabulary: Vocabulary) -> None:
-    """Give a new training the averaged weights of the checkpoint --init.
+    """Give a new training the averaged weights of the checkpoint --init, or of its teacher.
 
     A class of the mask, or a label's value, finds the weights of the one with its name; those that the checkpoint does
     not know keep the weights they were drawn with, and are named. Raises UserError if the network is another one.
     """
-    config, path = training.config, checkpoint.find(training.config.init)
+    config, flagged = training.config, "--teacher" if training.config.teacher else "--init"
+    path = checkpoint.find(config.teacher or config.init)
     loaded = checkpoint.load(path)
     for name in ("objective", "schedule", "timesteps", "zero_terminal_snr", "image_channels"):
         if (there := getattr(loaded["config"], name)) != getattr(config, name):
-            raise UserError(f"--init {path} was trained with {flag(name)} {there}; give that here too")
+            raise UserError(f"{flagged} {path} was trained with {flag(name)} {there}; give that here too")
     ours = parts_of(training.unet.state_dict(), vocabulary, config.image_channels)
     theirs = parts_of(loaded["ema"], loaded["conditions"], config.image_channels)
     shapes, known = ({part: weight.shape for part, weight in parts.items()} for parts in (ours, theirs))
     for layer, name in shapes.keys() | known.keys():  # only a class or a value may be missing, on either side
         here, there = shapes.get((layer, name)), known.get((layer, name))
         if here != there and not (name and None in (here, there)):
-            raise UserError(f"--init {path} is another network (see {layer}); give the flags it was trained with")
+            raise UserError(f"{flagged} {path} is another network (see {layer}); give the flags it was trained with")
     for part in shapes.keys() & known.keys():
         ours[part].copy_(theirs[part])
     training.ema.load_state_dict(training.unet.state_dict())

@@ -1,0 +1,85 @@
+"""Many steps into few: progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, section 3), of a teacher that is
+guided (Meng et al. 2023, arXiv:2210.03142).
+
+Without noise, the reverse process is the path of an ordinary differential equation. In the angle p, with
+cos p = sqrt(alpha_bar_t) and sin p = sqrt(1 - alpha_bar_t), Eq. 4 reads x_t = cos(p) x_0 + sin(p) eps, and its derivative
+by p is v. A step of DDIM from p to p - d goes along a circle:
+
+    x_s = cos(d) x_t - sin(d) v_hat
+
+So on whatever way a teacher went from x_t to x_s, in as many steps as it took, there is one v that leads there in a
+single step. The student learns it:
+
+    v* = (cos(d) x_t - x_s) / sin(d)
+
+Two DDIM steps of the teacher for one of the student, again and again, is the published way. But a student is only as
+good as the walk that it copies, and DDIM's is good only in many steps: so an ordinary teacher walks as DPM-Solver++ does,
+with its guidance, and a teacher that is a student itself walks its own steps. The student takes DDIM's steps from one of
+its times to the next, with one call of the network each: what guidance does is in what it learnt.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddpm.conditions import Condition
+from ddpm.model import Model, Sampling, draw
+from ddpm.reverse import LOWEST, nearest_times
+from ddpm.runtime.config import Config
+from ddpm.schedule import Schedule
+
+
+def angle(schedule: Schedule, t: int) -> float:
+    """p in 0 .. pi / 2, with cos p = sqrt(alpha_bar_t)."""
+    alpha_bar = schedule.alpha_bar[t].item()
+    return math.atan2(math.sqrt(1 - alpha_bar), math.sqrt(alpha_bar))
+
+
+def rotate(schedule: Schedule, x_t: Tensor, v: Tensor, t: int, s: int) -> Tensor:
+    """x_s, one step of DDIM from t to s (their Appendix D); shaped like x_t."""
+    d = angle(schedule, t) - angle(schedule, s)
+    return math.cos(d) * x_t - math.sin(d) * v
+
+
+def velocity_between(schedule: Schedule, x_t: Tensor, x_s: Tensor, t: int, s: int) -> Tensor:
+    """v*, with which `rotate` leads from x_t to x_s; t > s. Shaped like x_t."""
+    d = angle(schedule, t) - angle(schedule, s)
+    return (math.cos(d) * x_t - x_s) / math.sin(d)
+
+
+def teacher_times(schedule: Schedule, times: Sequence[int], k: int) -> list[int]:
+    """The student's times, and others between, so that each of its steps is k of the teacher's (fewer where no integers
+    are left): at equal distances in lambda, half the log SNR, as DPM-Solver++ wants them."""
+    lam, walk = schedule.half_log_snr(), []
+    for t, s in pairwise(times):
+        # The last step, to where lambda is infinite, begins at t = 1.
+        nodes = torch.linspace(max(lam[t].item(), LOWEST), lam[max(s, 1)].item(), k + (s > 0), dtype=torch.float64)
+        walk += [t, *nearest_times(schedule, nodes[1:k])]
+    return sorted({*walk, 0}, reverse=True)
+
+
+def lessons(teacher: Model, config: Config, condition: Condition, seeds: Sequence) -> tuple[Tensor, Tensor]:
+    """What B walks of the teacher have to teach a student of N steps: x_t where each of its steps begins, and v*, both
+    (N, B, C, H, W).
+
+    config: the student's; it says N, where its steps begin and end, and how many of the teacher's each is.
+    """
+    times, schedule = config.few_times, teacher.schedule
+    walk = teacher.config.few_times or tuple(teacher_times(schedule, times, config.teacher_steps))
+    passed = dict(draw(teacher, condition, seeds, Sampling(times=walk, precision=config.precision)))
+    steps = list(pairwise(times))
+    v = [velocity_between(schedule, passed[t], passed[s], t, s) for t, s in steps]
+    return torch.stack([passed[t] for t, _ in steps]), torch.stack(v)
+
+
+def distillation_loss(unet, teacher: Model, config: Config, condition: Condition, seeds: Sequence) -> Tensor:
+    """The squared error || v* - unet(x_t, t, condition) ||^2 of each of the student's N steps on each of B walks of the
+    teacher, a mean over pixels; (N, B)."""
+    x_t, v = lessons(teacher, config, condition, seeds)
+    N, B = x_t.shape[:2]
+    t = torch.tensor(config.few_times[:-1], device=x_t.device).repeat_interleave(B)
+    output = unet(x_t.flatten(0, 1), t, condition[torch.arange(B, device=x_t.device).repeat(N)])
+    return (output.float() - v.flatten(0, 1)).square().mean(dim=(1, 2, 3)).view(N, B)

@@ -1,0 +1,371 @@
+"""Distillation: the closed forms, a teacher that is known exactly, and the command lines."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import evaluate
+import sample
+import train
+from ddpm.conditions import Condition, Vocabulary
+from ddpm.data.sources import load_data
+from ddpm.distillation import angle, distillation_loss, lessons, rotate, teacher_times, velocity_between
+from ddpm.forward import draw_times
+from ddpm.model import Model, Sampling, draw, load_model
+from ddpm.reverse import ddim, nonuniform_times, uniform_times
+from ddpm.runtime.config import Config
+from ddpm.schedule import SCHEDULES, Schedule, make_schedule
+from ddpm.training import make_training, training_step
+
+COSINE = make_schedule("cosine")
+X, V = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def exact_cosine(T):
+    """alpha_bar = cos^2(pi t / 2 T): steps of equal length are rotations by equal angles, from pure noise."""
+    alpha_bar = (torch.cos(torch.linspace(0, 1, T + 1, dtype=torch.float64) * math.pi / 2) ** 2).view(-1, 1, 1, 1)
+    alpha_bar[-1] = 0
+    beta = torch.cat([torch.zeros(1, 1, 1, 1), 1 - alpha_bar[1:] / alpha_bar[:-1]])
+    return Schedule(beta, 1 - beta, alpha_bar)
+
+
+# The equations
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("t, s", [(1000, 999), (1000, 0), (600, 200), (1, 0)])
+def test_a_rotation_is_a_step_of_ddim(kind, t, s):
+    schedule = make_schedule(kind)
+    _, x_s = ddim(lambda x_t, t: schedule.x_0_from("v", V, x_t, t), schedule, X, [t, s], None)
+    assert torch.allclose(rotate(schedule, X, V, t, s), x_s, atol=1e-9)
+    assert torch.allclose(velocity_between(schedule, X, x_s, t, s), V, atol=1e-7)
+
+
+def test_the_target_of_two_half_steps_is_the_closed_form():
+    """v* = 1/2 [ v_1 + (v_2 - sin(h) x) / cos(h) ] for two equal angles h."""
+    schedule, (t, middle, s) = exact_cosine(8), (8, 6, 4)
+    v_1, v_2, h = V, V.flip(-1), math.pi / 8
+    x_s = rotate(schedule, rotate(schedule, X, v_1, t, middle), v_2, middle, s)
+    published = 0.5 * (v_1 + (v_2 - math.sin(h) * X) / math.cos(h))
+    assert torch.allclose(velocity_between(schedule, X, x_s, t, s), published, atol=1e-12)
+
+
+@pytest.mark.parametrize("t, s", [(900, 500), (500, 1), (250, 0)])
+def test_the_target_is_the_one_of_the_paper(t, s):
+    """Salimans & Ho 2022, Algorithm 2: x~ = (z_s - (sigma_s / sigma_t) z_t) / (alpha_s - (sigma_s / sigma_t) alpha_t)."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (COSINE.signal_and_noise(time, X) for time in (t, s))
+    z_t, z_s = X, V
+    target = (z_s - sigma_s / sigma_t * z_t) / (alpha_s - sigma_s / sigma_t * alpha_t)
+    v = velocity_between(COSINE, z_t, z_s, t, s)
+    assert torch.allclose(COSINE.x_0_from("v", v, z_t, t), target, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_the_angle_is_that_of_signal_and_noise(kind):
+    schedule = make_schedule(kind)
+    for t in (0, 1, 500, 1000):
+        a, s = schedule.signal_and_noise(t, X)
+        assert math.cos(angle(schedule, t)) == pytest.approx(a.item(), abs=1e-12)
+        assert math.sin(angle(schedule, t)) == pytest.approx(s.item(), abs=1e-12)
+
+
+# The times
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(SCHEDULES), st.integers(30, 1000), st.integers(1, 12), st.integers(1, 8), st.booleans())
+def test_the_teacher_stops_where_each_step_of_the_student_ends(kind, T, n, k, uneven):
+    schedule = make_schedule(kind, T)
+    times = nonuniform_times(T, max(n, 2)) if uneven else uniform_times(T, n)
+    walk = teacher_times(schedule, times, k)
+    assert set(times) <= set(walk) and walk == sorted(set(walk), reverse=True)
+    for t, s in pairwise(times):
+        assert 1 <= sum(s <= time < t for time in walk) <= k
+
+
+def test_the_teachers_steps_are_equally_long_in_lambda():
+    lam, walk = COSINE.half_log_snr(), teacher_times(COSINE, [1000, 500, 0], 4)
+    assert len(walk) == 9
+    inner = [lam[t].item() for t in walk[4:8]]  # from 500 to 1, before the last step
+    assert np.diff(inner) == pytest.approx(np.diff(inner).mean(), rel=0.05)
+    early = [-5.1, *(lam[t].item() for t in walk[1:5])]  # the first one leaves out where nothing is left of the image
+    assert np.diff(early) == pytest.approx(np.diff(early).mean(), rel=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 1000), st.integers(2, 12))
+def test_nonuniform_times_are_dense_where_there_is_noise(T, n):
+    n = min(n, T // 4)
+    times = nonuniform_times(T, n) if n >= 2 else nonuniform_times(T, 2)
+    n = max(n, 2)
+    assert len(times) == n + 1 == len(set(times)) and times[0] == T and times[-1] == 0 and round(0.7 * T) in times
+    assert times == sorted(times, reverse=True)
+    assert abs(sum(t > round(0.7 * T) for t in times) - 0.6 * n) <= 0.5 + 0.4 * (n < 3)
+
+
+def test_ten_nonuniform_times():
+    assert nonuniform_times(1000, 10) == [1000, 950, 900, 850, 800, 750, 700, 525, 350, 175, 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 10), st.integers(1, 64))
+def test_few_times_are_drawn_equally_often_and_no_others(n, batch):
+    times = tuple(uniform_times(1000, n))[:-1]
+    t = draw_times(n * batch, 1000, -0.5, 1.2, times)
+    assert sorted(t.tolist()) == sorted(times * batch)
+
+
+# A teacher that is known exactly: data N(m, v) has the closed form x_0_hat, and the ODE a closed-form path
+
+
+class GaussianUNet(torch.nn.Module):
+    """The best answer v_hat for data of which every pixel is N(mean, variance)."""
+
+    def __init__(self, schedule, mean, variance):
+        super().__init__()
+        self.schedule, self.mean, self.variance, self.calls = schedule, mean, variance, 0
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_t, t, condition):
+        self.calls += 1
+        a, s = self.schedule.signal_and_noise(t, x_t)
+        x_0_hat = self.mean + a * self.variance / (a**2 * self.variance + s**2) * (x_t - a * self.mean)
+        return (a * x_t - x_0_hat) / s
+
+
+def gaussian_teacher(**settings):
+    config = replace(Config(image_size=[8, 8], mask_drop=0.0, label_drop=0.0, both_drop=0.0), **settings)
+    return Model(config, Vocabulary(), COSINE, GaussianUNet(COSINE, 0.1, 0.02))
+
+
+def path(t, x_T):
+    """Where the ODE leads from x_T at T: x_t - a m shrinks as the standard deviation of x_t does."""
+    (a, s), (a_T, s_T) = (COSINE.signal_and_noise(time, x_T) for time in (t, 1000))
+    shrinks = (a**2 * 0.02 + s**2).sqrt() / (a_T**2 * 0.02 + s_T**2).sqrt()
+    return a * 0.1 + shrinks * (x_T - a_T * 0.1)
+
+
+def test_lessons_are_the_path_of_a_known_teacher():
+    teacher, config = gaussian_teacher(), Config(few_steps=4, teacher_steps=25, precision="fp32")
+    x_t, v = lessons(teacher, config, Condition(), seeds=[1, 2, 3])
+    assert x_t.shape == v.shape == (4, 3, 1, 8, 8)
+    assert teacher.unet.calls <= 100
+    for i, (t, s) in enumerate(pairwise(config.few_times)):
+        assert torch.allclose(x_t[i], path(t, x_t[0]), atol=6e-3)
+        exact = velocity_between(COSINE, path(t, x_t[0]), path(s, x_t[0]), t, s)
+        assert torch.allclose(v[i], exact, atol=2e-2)
+
+
+class Remembers(torch.nn.Module):
+    """A student that learnt its lessons by heart."""
+
+    def __init__(self, times, v):
+        super().__init__()
+        self.lessons, self.calls = dict(zip(times, v, strict=False)), 0
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_t, t, condition):
+        self.calls += 1
+        return self.lessons[t[0].item()]
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "nonuniform"])
+def test_a_perfect_student_ends_where_its_teacher_does_in_one_call_a_step(spacing):
+    teacher = gaussian_teacher()
+    config = replace(teacher.config, few_steps=4, teacher_steps=3, train_times=spacing, teacher="t", precision="fp32")
+    _, v = lessons(teacher, config, Condition(), seeds=[1, 2])
+    walk = tuple(teacher_times(COSINE, config.few_times, 3))
+    *_, (_, goal) = draw(teacher, Condition(), [1, 2], Sampling(times=walk))
+    student = replace(teacher, config=config, unet=Remembers(config.few_times, v))
+    passed = list(draw(student, Condition(), [1, 2]))
+    assert [t for t, _ in passed] == list(config.few_times) and student.unet.calls == 4
+    assert torch.allclose(passed[-1][1], goal, atol=1e-5)
+
+
+def test_a_long_step_is_not_clipped():
+    """From pure noise to t = 500 v* may lead through an x_0_hat far outside [-1, 1]."""
+    config = replace(gaussian_teacher().config, few_steps=1, teacher="t")
+    wild = torch.full((1, 1, 8, 8), -3.0)
+    student = replace(gaussian_teacher(), config=config, unet=Remembers(config.few_times, [wild]))
+    *_, (_, x_0) = draw(student, Condition(), [0])
+    assert x_0.min() > 2.9
+
+
+def test_the_loss_is_the_distance_to_the_lessons():
+    teacher, config = gaussian_teacher(), Config(few_steps=2, teacher_steps=2, precision="fp32")
+    _, v = lessons(teacher, config, Condition(), seeds=[5, 6, 7])
+    loss = distillation_loss(lambda x_t, t, condition: torch.zeros_like(x_t), teacher, config, Condition(), [5, 6, 7])
+    assert torch.allclose(loss, v.square().mean(dim=(2, 3, 4)))
+    asked = []
+    distillation_loss(lambda x, t, c: asked.append(t.tolist()) or x, teacher, config, Condition(), [5, 6])
+    assert asked == [[1000, 1000, 500, 500]]
+
+
+# On a small network
+
+
+@pytest.fixture(scope="module")
+def student_run(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "student"
+    assert train.main(["--preset", "tiny", "--teacher", str(tiny_run), *STUDENT, "--out", str(folder)]) == 0
+    return folder
+
+
+STUDENT = ["--steps", "6", "--batch-size", "2", "--teacher-steps", "2", "--save-every", "3", "--precision", "fp32"]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_each_walk_learns_what_its_condition_asks_for_and_guidance_is_in_it(tiny_run, small_phantom):
+    model = load_model(tiny_run)
+    for weight in model.unet.parameters():  # 40 steps leave the last layers near 0: conditions would hardly show
+        weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    config = replace(model.config, few_steps=2, teacher_steps=2, teacher="t", precision="fp32")
+    condition = load_data(model.config, "val").condition(np.arange(2))
+    _, v = lessons(model, config, condition, [1, 2])
+    walk = tuple(teacher_times(model.schedule, config.few_times, 2))
+    *_, (_, guided) = draw(model, condition, [1, 2], Sampling(times=walk))
+    *_, (_, plain) = draw(model, condition, [1, 2], Sampling(times=walk, guidance=1.0))
+    student = replace(model, config=config, unet=Remembers(config.few_times, v))
+    *_, (_, x_0) = draw(student, condition, [1, 2])
+    assert torch.allclose(x_0, guided, atol=1e-4) and not torch.allclose(x_0, plain, atol=1e-3)
+
+
+def test_parts_of_a_batch_add_up_to_it(tiny_run, small_phantom):
+    states = []
+    for parts in (1, 2):
+        model = load_model(tiny_run)
+        config = replace(model.config, few_steps=2, teacher_steps=1, teacher="t", batch_size=4, grad_accum=parts)
+        data = load_data(config, "train")
+        training = make_training(config, data.vocabulary, torch.device("cpu"))
+        training.teacher = model
+        step = training_step(training, data, 0)
+        assert step.t.tolist() == [[1000] * 4, [500] * 4] and step.losses.shape == (2, 4)
+        states.append((step.losses, step.grad_norm))
+    assert torch.allclose(states[0][0], states[1][0], rtol=1e-4)
+    assert torch.allclose(states[0][1], states[1][1], rtol=1e-4)
+
+
+def test_a_student_starts_as_its_teacher_and_learns(tiny_run, small_phantom):
+    """Its loss falls on walks that it has not seen."""
+    teacher = load_model(tiny_run)
+    config = replace(teacher.config, few_steps=2, teacher_steps=2, teacher="t", batch_size=4, steps=25, muon_lr=0.005)
+    data = load_data(config, "train")
+    training = make_training(config, data.vocabulary, torch.device("cpu"))
+    training.unet.load_state_dict(teacher.unet.state_dict())
+    training.teacher = teacher
+
+    def loss():
+        condition = data.condition(np.arange(16))
+        with torch.no_grad():
+            return distillation_loss(training.unet, teacher, config, condition, range(16)).mean().item()
+
+    before = loss()
+    for step in range(25):
+        training_step(training, data, step)
+    assert loss() < 0.7 * before
+
+
+def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
+    assert sample.main(["--ckpt", str(student_run), "--mask", "--n", "1", "--out", "o"]) == 0
+    out = capsys.readouterr().out
+    assert "4 ddim steps" in out and "guidance 1 " in out
+    for flags, told in (
+        (["--sample-steps", "5"], "was trained for 4 steps and no others"),
+        (["--sampler", "dpm-solver"], "knows --sampler ddim"),
+        (["--sampler", "ddim", "--eta", "0.5"], "without --eta"),
+        (["--guidance", "1.5"], "distilled from a guided teacher"),
+    ):
+        assert sample.main(["--ckpt", str(student_run), "--mask", "--out", "p", *flags]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    assert sample.main(["--ckpt", str(student_run), "--mask", "--n", "1", "--sample-steps", "4", "--out", "q"]) == 0
+
+
+def test_what_asks_at_every_time_refuses_a_student(student_run, tmp_path, capsys):
+    Image.fromarray(np.full((32, 32), 90, np.uint8)).save("x.png")
+    flags = ["--ckpt", str(student_run), "--restore", "x.png", "--as", "denoise", "--noise", "0.1", "--out", "o"]
+    assert sample.main(flags) == 2
+    assert "knows 4 steps alone" in capsys.readouterr().err
+    assert evaluate.main(["--ckpt", str(student_run), "--metrics", "likelihood", "--n", "40", "--out", "e"]) == 2
+    assert "knows 4 steps alone" in capsys.readouterr().err
+
+
+def test_a_stopped_distillation_goes_on_to_the_same_weights(student_run, tiny_run):
+    assert train.main(["--resume", str(student_run / "checkpoints/step_000003.pt"), "--out", "branch"]) == 0
+    ended, branch = (weights(place / "checkpoints/step_000006.pt") for place in (student_run, Path("branch")))
+    assert all(torch.equal(ended[name], branch[name]) for name in ended)
+
+
+def test_a_students_log_and_checkpoint_say_what_it_is(student_run, tiny_run):
+    config = load_model(student_run).config
+    assert config.teacher == str(tiny_run) and config.few_times == (1000, 750, 500, 250, 0)
+    lines = [json.loads(line) for line in (student_run / "log.jsonl").read_text().splitlines()]
+    assert {"loss_q1", "loss_q2", "loss_q3", "loss_q4"} <= lines[0].keys() and "val_loss" in lines[-1]
+    assert lines[0]["loss"] > 0
+
+
+def test_a_student_of_a_student(student_run, capsys):
+    flags = ["--preset", "tiny", "--teacher", str(student_run), *STUDENT]
+    assert train.main([*flags, "--few-steps", "2", "--out", "half"]) == 0
+    assert load_model("half").config.few_times == (1000, 500, 0)
+    assert train.main([*flags, "--few-steps", "3", "--out", "third"]) == 2
+    assert "knows the times 1000 750 500 250 0 alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "nonuniform"])
+def test_few_steps_without_a_teacher_train_and_sample_at_the_same_times(spacing, small_phantom, capsys):
+    flags = ["--preset", "tiny", "--few-steps", "5", "--train-times", spacing, "--steps", "2", "--precision", "fp32"]
+    assert train.main([*flags, "--out", "fast"]) == 0
+    model = load_model("fast")
+    trained = set(draw_times(1000, 1000, -0.5, 1.2, model.config.few_times[:-1]).tolist())
+    for sampler in ("ancestral", "ddim", "dpm-solver"):
+        asked = Sampling(sampler=sampler).complete(model, ())
+        assert set(asked.times[:-1]) <= trained and asked.steps == 5
+    assert sample.main(["--ckpt", "fast", "--mask", "--n", "1", "--out", "o"]) == 0
+    assert sample.main(["--ckpt", "fast", "--mask", "--sample-steps", "10", "--out", "p"]) == 2
+    assert "trained for 5 steps and no others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--teacher-steps", "2"], "no meaning without --teacher"),
+        (["--train-times", "nonuniform"], "says how --few-steps lie"),
+        (["--few-steps", "1000", "--train-times", "nonuniform"], "at most 250"),
+        (["--few-steps", "20", "--timesteps", "10"], "at most 10"),
+        (["--few-steps", "-1"], "at least 0"),
+        (["--teacher", "RUN", "--few-steps", "0"], "give the steps of the student"),
+        (["--teacher", "RUN", "--objective", "eps"], "a student learns v"),
+        (["--teacher", "RUN", "--init", "pretrained"], "--init has no meaning with --teacher"),
+        (["--teacher", "RUN", "--loss-weight", "min-snr"], "--loss-weight has no meaning with --teacher"),
+        (["--teacher", "RUN", "--labels", "tissue"], "was trained with"),
+        (["--teacher", "RUN", "--channels", "8"], "is another network"),
+        (["--teacher", "RUN", "--schedule", "linear"], "was trained with --schedule cosine"),
+        (["--teacher", "nothing.pt"], "nothing.pt"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, told, tiny_run, capsys):
+    flags = [str(tiny_run) if flag == "RUN" else flag for flag in flags]
+    assert train.main(["--preset", "tiny", "--precision", "fp32", *flags, "--out", "bad"]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_a_resumed_distillation_needs_its_teacher(student_run, tiny_run, capsys):
+    raw = torch.load(student_run / "checkpoints/step_000003.pt", weights_only=True)
+    raw["config"]["teacher"] = "gone.pt"
+    torch.save(raw, "lost.pt")
+    assert train.main(["--resume", "lost.pt", "--out", "branch"]) == 2
+    assert "gone.pt" in capsys.readouterr().err
