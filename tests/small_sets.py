@@ -1,5 +1,7 @@
 """Small data sets in exactly the formats of docs/data.md, for the tests to read and to break."""
 
+import json
+
 import h5py
 import nibabel
 import numpy as np
@@ -74,6 +76,89 @@ def brats_case(root, number, ending=".nii", shape=(12, 14, 10)):
 def brats_set(root, cases=3):
     for number in range(1, cases + 1):
         brats_case(root, number, ".nii" if number % 2 else ".nii.gz")
+    return root
+
+
+def brats_2023_set(root, cases=3, times=2):
+    """BraTS-GLI-NNNNN-TTT/BraTS-GLI-NNNNN-TTT-{t1n,t1c,t2w,t2f,seg}.nii.gz: some time points a patient, labels 0 .. 3."""
+    for number in range(cases):
+        for time in range(times):
+            name, inside = f"BraTS-GLI-{number:05d}-{time:03d}", box((12, 14, 10))
+            for kind, contrast in enumerate(("t1n", "t1c", "t2w", "t2f")):
+                values = (1 + noise(number, time, kind, size=inside.shape, top=900, dtype=np.int16)) * inside
+                save_nifti(root / name / f"{name}-{contrast}.nii.gz", values.astype(np.int16))
+            labels = noise(number, time, 9, size=inside.shape, top=4) * inside
+            save_nifti(root / name / f"{name}-seg.nii.gz", labels.astype(np.uint8))
+    return root
+
+
+def box(shape):
+    """True in a box that touches no side, and is two voxels shorter at both ends of the last axis."""
+    inside = np.zeros(shape, bool)
+    inside[2:-2, 2:-2, 2:-2] = True
+    return inside
+
+
+def brain(*key, shape=(12, 14, 10)):
+    """A volume (X, Y, Z) int16 of a key's own, 0 outside the box."""
+    return ((1 + noise(*key, size=shape, top=900, dtype=np.int16)) * box(shape)).astype(np.int16)
+
+
+def label_volume(*key, shape=(12, 14, 10), top=2):
+    return (noise(*key, size=shape, top=top) * box(shape)).astype(np.uint8)
+
+
+def decathlon_set(root, cases=4):
+    """Task01_BrainTumour: dataset.json, imagesTr/BRATS_NNN.nii.gz (X, Y, Z, 4), labelsTr/BRATS_NNN.nii.gz, imagesTs."""
+    task, names = root / "Task01_BrainTumour", [f"BRATS_{c:03d}" for c in range(1, cases + 1)]
+    for c, name in enumerate(names):
+        save_nifti(task / "imagesTr" / f"{name}.nii.gz", np.stack([brain(c, m) for m in range(4)], -1))
+        save_nifti(task / "labelsTr" / f"{name}.nii.gz", label_volume(c, 9, top=4))
+    save_nifti(task / "imagesTs" / "BRATS_485.nii.gz", np.stack([brain(99, m) for m in range(4)], -1))
+    (task / "imagesTr" / f"._{names[0]}.nii.gz").write_bytes(b"macOS left these in the published archive")
+    about = {"name": "BRATS", "tensorImageSize": "4D", "numTraining": cases, "numTest": 1}
+    about["modality"] = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    about["labels"] = {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"}
+    about["training"] = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
+    about["test"] = ["./imagesTs/BRATS_485.nii.gz"]
+    write_json(task / "dataset.json", about)
+    return root
+
+
+def nnunet_set(root, cases=4):
+    """Dataset042_Name: dataset.json, imagesTr/CASE_{0000,0001}.nii.gz, labelsTr/CASE.nii.gz with the labels 0, 1, 2."""
+    folder = root / "Dataset042_Name"
+    for c in range(cases):
+        for channel in range(2):
+            save_nifti(folder / "imagesTr" / f"case_{c:02d}_{channel:04d}.nii.gz", brain(c, channel))
+        save_nifti(folder / "labelsTr" / f"case_{c:02d}.nii.gz", label_volume(c, 9, top=3))
+    about = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "PZ": 1, "TZ": 2}}
+    write_json(folder / "dataset.json", about | {"numTraining": cases, "file_ending": ".nii.gz"})
+    return root
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def nifti_set(root, subjects=4, masks=True):
+    """NAME.nii.gz, or .nii, and NAME_mask.nii.gz or NAME_seg.nii."""
+    for s in range(subjects):
+        ending, kind = (".nii", "seg") if s % 2 else (".nii.gz", "mask")
+        save_nifti(root / f"IXI{s:03d}-T1{ending}", brain(s))
+        if masks:
+            save_nifti(root / f"IXI{s:03d}-T1_{kind}{ending}", label_volume(s, 9))
+    return root
+
+
+def series_set(root, subjects=3, b=(0, 1000, 5, 2000)):
+    """SUBJECT/dwi.nii.gz (X, Y, Z, N), dwi.bval and dwi.bvec."""
+    for s in range(subjects):
+        save_nifti(root / f"s{s}" / "dwi.nii.gz", np.stack([brain(s, i) for i in range(len(b))], -1))
+        (root / f"s{s}" / "dwi.bval").write_text(" ".join(map(str, b)) + "\n")
+        (root / f"s{s}" / "dwi.bvec").write_text("0 0 0\n")
     return root
 
 

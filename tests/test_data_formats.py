@@ -216,7 +216,7 @@ def test_a_volume_is_the_same_however_it_is_stored(tmp_path, axes, flips):
     save_nifti(tmp_path / "v.nii.gz", *stored_otherwise(volume, affine, axes, flips))
     read, its_affine = volumes.read_nifti(tmp_path / "v.nii.gz")
     assert np.array_equal(read, volume) and np.allclose(its_affine, affine)
-    slices = volumes.axial(read)
+    slices = volumes.along(read, "axial")
     assert slices.shape == (7, 6, 5)
     assert (slices[:, 0, 0] == 1000).all()  # anterior is up, and the patient's right is on the left
     assert np.array_equal(slices[2], volume[::-1, ::-1, 2].T)
@@ -228,10 +228,10 @@ def test_axial_slices_lie_as_the_phantom_lies():
     u, v, _ = phantom._grid(16, 16)
     world = phantom._world(phantom.replace(subject, tilt=np.eye(3)), u, v)  # (3, H, W) mm
     x, y, z = np.meshgrid(np.arange(16.0), np.arange(16.0), np.arange(2.0), indexing="ij")
-    for ours, theirs in ((volumes.axial(x)[0], world[0]), (volumes.axial(y)[0], world[1])):
+    for ours, theirs in ((volumes.along(x, "axial")[0], world[0]), (volumes.along(y, "axial")[0], world[1])):
         assert np.array_equal(np.sign(np.diff(ours, axis=0)), np.sign(np.diff(theirs, axis=0)))
         assert np.array_equal(np.sign(np.diff(ours, axis=1)), np.sign(np.diff(theirs, axis=1)))
-    assert (np.diff(volumes.axial(z)[:, 0, 0]) > 0).all()  # feet first
+    assert (np.diff(volumes.along(z, "axial")[:, 0, 0]) > 0).all()  # feet first
 
 
 def test_a_volume_may_have_empty_dimensions_after_the_third(tmp_path):
@@ -276,7 +276,7 @@ def test_a_missing_library_is_one_line_with_the_command(tmp_path, monkeypatch, m
     root = make(tmp_path / "d")
     monkeypatch.setitem(sys.modules, name, None)  # so that importing it fails
     for skip_bad in (False, True):
-        with pytest.raises(UserError, match=f"{name} is needed.*pip install nibabel h5py"):
+        with pytest.raises(UserError, match=f"{name} is needed.*pip install nibabel h5py pydicom"):
             load(root, skip_bad=skip_bad)
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm import UserError
 from ddpm.data.images import MAX_PIXELS, resize, resize_labels, write_png
 from ddpm.data.scans import MIN_BRAIN
-from ddpm.data.volumes import PERCENTILES, axial, foreground_share, read_nifti, to_grey, window
+from ddpm.data.volumes import PERCENTILES, along, foreground_share, read_nifti, to_grey, window
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_writable, write_whole
 
@@ -57,8 +57,8 @@ def cut(name: str, path: str, mask: str | None, out: Path, percentiles: tuple[fl
     """Write the slices of one volume, and return what its JSON file says."""
     volume, affine = read_nifti(path)
     low, high = window(path, volume, percentiles)
-    slices, mm = axial(volume), np.linalg.norm(affine[:3, :3], axis=0)
-    labels = None if mask is None else axial(read_label_volume(mask, path, volume, affine))
+    slices, mm = along(volume, "axial"), np.linalg.norm(affine[:3, :3], axis=0)
+    labels = None if mask is None else along(read_label_volume(mask, path, volume, affine), "axial")
     kept = np.flatnonzero(foreground_share(slices) >= MIN_BRAIN)
     shape = square_pixels(path, slices.shape[1:], mm)
     for folder in ("images", "masks")[: 1 if labels is None else 2]:

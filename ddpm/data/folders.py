@@ -16,7 +16,7 @@ from ddpm import UserError, printable
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, store
 from ddpm.data.formats import recognise
-from ddpm.data.images import resize, resize_labels
+from ddpm.data.images import MAX_PIXELS, crop_or_pad, resize, resize_labels
 from ddpm.data.layout import SPLITS, Findings, Item, Layout, Request, walk
 from ddpm.data.pictures import ENDINGS
 from ddpm.data.volumes import to_grey
@@ -46,7 +46,7 @@ def load(config, split: str) -> Slices:
         images, masks, index = without_doubles(images, masks, index, train, findings, split)
     subjects = {name: {item.subject for item in layout.items if item.split == name} for name in SPLITS}
     index |= {
-        "about": printable(f"{config.data}: {layout.about}"),
+        "about": printable(f"{config.data}: {layout.about}{how_cut(config) if layout.volumes else ''}"),
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
         "unused": layout.unused,
         "bad": findings.bad + index["bad"],
@@ -59,6 +59,11 @@ def load(config, split: str) -> Slices:
     return Slices(images, masks, labels, Vocabulary(layout.classes, known), whose, index)
 
 
+def how_cut(config) -> str:
+    of = f" of {config.spacing:g} mm a pixel" if config.spacing else ""
+    return f", {config.axis} slices{of}" if of or config.axis != "axial" else ""
+
+
 def find(config, findings: Findings) -> Layout:
     """The layout of the folder, every item with a split, no subject in two. Raises UserError."""
     root = Path(config.data)
@@ -68,7 +73,10 @@ def find(config, findings: Findings) -> Layout:
     if masks and not masks.is_dir():
         raise UserError(f"--masks {config.masks}: no such folder; name one that holds the masks")
     files, with_masks = walk(root, findings), config.labels != "none"
-    layout = recognise(Request(root, masks, with_masks, config.num_classes, config.image_channels, findings, files))
+    numbers = config.num_classes, config.image_channels
+    layout = recognise(
+        Request(root, masks, with_masks, *numbers, config.axis, config.spacing, config.volume, findings, files)
+    )
     items = layout.items
     if pattern := config.subject_pattern:
         items = [replace(item, subject=subject_of(item.name, pattern)) for item in items]
@@ -143,7 +151,7 @@ def decoded(layout: Layout, config, split: str):
         files += [item.images[0] for item in layout.items if item.split == "train" and not item.subject]
     named = [(item.name, item.subject) for item in items]
     states = [(path, *store.status_of(path)) for path in files]
-    options = config.image_size, config.image_channels, config.skip_bad
+    options = config.image_size, config.image_channels, config.skip_bad, config.axis, config.spacing, config.volume
     key = cache.key(CODE, split, options, layout.about, layout.classes, named, states)
     if whole := store.read(key):
         return whole
@@ -168,8 +176,9 @@ def decode_all(layout: Layout, items: list[Item], config, key: str, split: str) 
     with store.Writer(key, (config.image_channels, *size), labelled=bool(layout.classes)) as writer:
         for subject, group in progress(groups.items(), desc=f"decoding {split}"):
             for one in layout.decode(group, findings):
-                image = resize(to_grey(one.image, *one.window) if one.window else one.image, size)
-                labels = resize_labels(one.labels, size) if layout.classes else None
+                image = to_grey(one.image, *one.window) if one.window else one.image
+                labels = one.labels if layout.classes else None
+                image, labels = fit(image, labels, size, one.pixel_mm, config.spacing)
                 writer.add(image, labels)
                 pixels = [] if labels is None else np.bincount(labels.ravel(), minlength=len(layout.classes)).tolist()
                 rows.append((one.name, subject, one.contrast, fingerprint(one.image), pixels))
@@ -182,6 +191,18 @@ def decode_all(layout: Layout, items: list[Item], config, key: str, split: str) 
         # windows: the intensities that became 0 and 255
         writer.index = {"key": key, "split": split, "windows": windows, **columns}
         writer.index |= {"bad": findings.bad, "left_out": findings.left_out}
+
+
+def fit(image: np.ndarray, labels: np.ndarray | None, size: tuple[int, int], mm, spacing: float):
+    """uint8 image (C, h, w) and labels (h, w) or None -> (C, H, W) and (H, W) of `size`: stretched to it, or, under
+    --spacing, with pixels of that size (theirs is `mm`, height and width), cropped or padded with 0. Raises UserError."""
+    if not spacing:
+        return resize(image, size), None if labels is None else resize_labels(labels, size)
+    true_size = tuple(max(1, round(n * m / spacing)) for n, m in zip(image.shape[1:], mm, strict=True))
+    if true_size[0] * true_size[1] > MAX_PIXELS:
+        raise UserError(f"--spacing {spacing:g}: makes slices of {true_size[0]}x{true_size[1]} pixels; make it larger")
+    image = crop_or_pad(resize(image, true_size), size)
+    return image, None if labels is None else crop_or_pad(resize_labels(labels, true_size), size)
 
 
 def fingerprint(image: np.ndarray) -> str:

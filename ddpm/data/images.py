@@ -93,6 +93,19 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
+def crop_or_pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(..., h, w) -> (..., H, W) of `size`, about the same centre, with 0 where there was nothing."""
+    for axis, wanted in ((-2, size[0]), (-1, size[1])):
+        spare = image.shape[axis] - wanted
+        if spare > 0:
+            image = image.take(range(spare // 2, spare // 2 + wanted), axis)
+        elif spare:
+            pads = [(0, 0)] * image.ndim
+            pads[axis] = (-spare // 2, -spare - -spare // 2)
+            image = np.pad(image, pads)
+    return image
+
+
 def open_picture(path: str | Path) -> Image.Image:
     """A PNG, JPEG or TIFF of one page, decoded. Raises UserError if it cannot be."""
     with reading(path, "a picture", "save it again or remove it"), warnings.catch_warnings():

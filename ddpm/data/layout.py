@@ -26,10 +26,11 @@ class Item:
     mask: str | None = None
     subject: str = ""  # "" where the layout does not tell
     split: str = ""  # likewise
+    beside: tuple[str, ...] = ()  # other files that say how it is decoded
 
     @property
     def files(self) -> tuple[str, ...]:
-        return (*self.images, self.mask) if self.mask else self.images
+        return (*self.images, *([self.mask] if self.mask else []), *self.beside)
 
 
 class Decoded(NamedTuple):
@@ -38,6 +39,7 @@ class Decoded(NamedTuple):
     labels: np.ndarray | None  # (H, W) uint8
     window: tuple[float, float] | None  # the intensities that become black and white; None if it has 8 bits
     contrast: int = 0
+    pixel_mm: tuple[float, float] | None = None  # its height and width; None where the file does not tell
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Layout:
     decode: Callable
     classes: tuple[str, ...]  # empty without masks
     contrasts: tuple[str, ...] = ()
+    volumes: bool = False  # of which --axis and --spacing make slices; else they are slices already
     unused: Counter = field(default_factory=Counter)  # files of no use to it, by their ending
 
 
@@ -83,6 +86,9 @@ class Request:
     with_masks: bool
     num_classes: int
     channels: int
+    axis: str  # along which volumes are cut: axial, coronal or sagittal
+    spacing: float  # mm of a pixel; 0: as it comes
+    volume: int  # of a 4-D series; -1: those with b = 0
     findings: Findings
     files: list[str]  # all below root, relative to it, with /
 
@@ -90,9 +96,9 @@ class Request:
         """Where a file of `files` lies."""
         return f"{self.root}/{file}"
 
-    def check_flags(self, about: str, one_channel: bool = True) -> None:
+    def check_flags(self, about: str, one_channel: bool = True, own_masks: bool = True) -> None:
         """Raises UserError for flags that a layout has no use for."""
-        if self.masks:
+        if self.masks and own_masks:
             raise UserError(f"--masks {self.masks}: {about} take no masks from elsewhere; leave --masks out")
         if one_channel and self.channels != 1:
             raise UserError(f"--image-channels {self.channels}: {about} are read in one channel; leave it out")

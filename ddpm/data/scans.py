@@ -1,23 +1,62 @@
-"""What formats of volumes share: the slices of a scan that show something, each contrast in a window of its own."""
+"""What formats of volumes share: labels in the order of the classes, and slices that show something, each contrast of a
+scan in a window of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ddpm import UserError
 from ddpm.data.layout import Decoded, Findings
-from ddpm.data.volumes import foreground_share, window
+from ddpm.data.volumes import along, foreground_share, pixel_mm, read_nifti, same_grid, window
 
 MIN_BRAIN = 0.02  # slices with a smaller share of brain are left out: the top of the head, and air
 TOO_LITTLE_BRAIN = f"slices with less than {MIN_BRAIN:.0%} brain"
 
 
-def brain_slices(name: str, paths, contrasts, labels, findings: Findings) -> Iterator[Decoded]:
-    """Contrasts, each (Z, H, W), their files, and labels (Z, H, W) or None -> an image for each slice with brain and
-    each contrast. Raises UserError for a contrast of a single value."""
+def to_labels(path: str, values: np.ndarray, known: Sequence[int], classes: Sequence[str]) -> np.ndarray:
+    """A mask's values -> classes 0 .. K-1, uint8 of the same shape. known: the value of each class. Raises UserError."""
+    labels, is_known = np.zeros(values.shape, np.uint8), np.zeros(values.shape, bool)
+    for label, value in enumerate(known):
+        here = values == value
+        labels[here] = label
+        is_known |= here
+    if not is_known.all():
+        unknown = [f"{value:g}" for value in np.unique(values[~is_known])[:5].tolist()]
+        names = ", ".join(f"{value} {name}" for value, name in zip(known, classes, strict=True))
+        raise UserError(f"{path}: the mask has labels {', '.join(unknown)} that are not known; known are {names}")
+    return labels
+
+
+def read_labels(path: str, of: str, volume, affine, classes: Sequence[str], known: Sequence[int] = ()) -> np.ndarray:
+    """The labels (X, Y, Z), uint8, of the volume `of` from a NIfTI file on its grid. known: the value of each class;
+    without, they are 0 .. K-1, or 0 and 255 if there are two. Raises UserError."""
+    mask, its_affine = read_nifti(path)
+    if not same_grid(mask, its_affine, volume, affine):
+        raise UserError(f"{path}: not on the grid of {of}; resample it to that, by nearest neighbour")
+    if not known:
+        known = (0, 255) if len(classes) == 2 and mask.max() == 255 else range(len(classes))
+    return to_labels(path, mask, known, classes)
+
+
+def volume_slices(
+    name: str, paths, volumes, labels, affine: np.ndarray, axis: str, findings: Findings, contrast: int = 0
+) -> Iterator[Decoded]:
+    """Volumes (X, Y, Z) of RAS+ on one grid, their files, and labels (X, Y, Z) or None -> an image for each slice along
+    the axis and each volume. contrast: that of the first. Raises UserError for a volume of a single value."""
+    cut = None if labels is None else along(labels, axis)
+    slices = [along(volume, axis) for volume in volumes]
+    yield from brain_slices(name, paths, slices, cut, findings, contrast, pixel_mm(affine, axis))
+
+
+def brain_slices(
+    name: str, paths, contrasts, labels, findings: Findings, first: int = 0, mm: tuple[float, float] | None = None
+) -> Iterator[Decoded]:
+    """Contrasts, each (N, H, W), numbered from `first`, their files, and labels (N, H, W) or None -> an image for each
+    slice with brain and each contrast. mm: of a pixel. Raises UserError for a contrast of a single value."""
     windows = [window(path, slices) for path, slices in zip(paths, contrasts, strict=True)]
     brain = np.maximum.reduce([foreground_share(slices) for slices in contrasts]) >= MIN_BRAIN
     findings.left_out[TOO_LITTLE_BRAIN] += int((~brain).sum())
-    for z in np.flatnonzero(brain):
-        of_slice = None if labels is None else labels[z]
+    for n in np.flatnonzero(brain):
+        of_slice = None if labels is None else labels[n]
         for contrast, slices in enumerate(contrasts):
-            yield Decoded(f"{name} slice {z}", slices[z][None], of_slice, windows[contrast], contrast)
+            yield Decoded(f"{name} slice {n}", slices[n][None], of_slice, windows[contrast], first + contrast, mm)

@@ -4,7 +4,11 @@ Slices are shown as the phantom shows them: the patient's right on the image's l
 nibabel and h5py are imported where they are used; nothing else needs them.
 """
 
+import gzip
 import importlib
+import struct
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,34 +17,113 @@ from ddpm import UserError
 from ddpm.runtime.files import reading
 
 MAX_VOXELS = 2**29  # 800^3; a header that asks for more is damaged, or made to exhaust memory
+MAX_BYTES = 2**31
+MAX_EXTENSIONS = 2**24  # bytes between a NIfTI header and the voxels
+MAX_COSINE = 0.02  # between the axes of a volume: 1.1 degrees; what rounding leaves of 90 is nearer
 FREE_BYTES, PACKED = 2**24, 1100  # so much is read of any file; above, so many times what it holds (gzip: 1032)
 PERCENTILES = (1.0, 99.5)
 
 
 def library(name: str):
-    """The module `name` (nibabel or h5py). Raises UserError, with the command that installs it."""
+    """The module `name` (nibabel, h5py or pydicom). Raises UserError, with the command that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"{name} is needed to read these files; run: pip install nibabel h5py") from None
+        raise UserError(f"{name} is needed to read these files; run: pip install nibabel h5py pydicom") from None
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The volume at `path` with its axes turned to RAS+ (x to the patient's right, y anterior, z superior; nothing
     is interpolated): (X, Y, Z) of any real type, and the affine (4, 4) from voxel to mm. Raises UserError."""
+    if (n := volumes_in(path)) > 1:
+        raise UserError(f"{path}: {n} volumes in it (4 dimensions), where one is due; save one of them")
+    volumes, affine = read_series(path, [0])
+    return volumes[..., 0], affine
+
+
+def volumes_in(path: str | Path) -> int:
+    """How many volumes a NIfTI file holds: 1, if it has three dimensions. Raises UserError."""
+    with reading(path, "a NIfTI volume", "fetch it again"):
+        return number_in(open_nifti(path))
+
+
+def number_in(image) -> int:
+    return int(np.prod(image.shape[3:], dtype=int))
+
+
+def read_series(path: str | Path, which: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The volumes `which` of a NIfTI file of up to four dimensions: (X, Y, Z, N), turned as in read_nifti, and their
+    affine. Raises UserError."""
     nibabel = library("nibabel")
     with reading(path, "a NIfTI volume", "fetch it again"):
+        image = open_nifti(path)
+        if list(which) == list(range(number_in(image))):
+            values = np.asarray(image.dataobj)
+        else:
+            values = np.stack([np.asarray(image.dataobj[..., i]) for i in which], axis=-1)
+        values = values.reshape(*image.shape[:3], len(which))
+        turn = nibabel.io_orientation(image.affine)
+        affine = image.affine @ nibabel.orientations.inv_ornt_aff(turn, image.shape[:3])
+        values = nibabel.apply_orientation(values, turn)
+    check_finite(path, values)
+    return values, affine
+
+
+def open_nifti(path: str | Path):
+    """A nibabel image whose header has been checked; its voxels are not read yet."""
+    nibabel = library("nibabel")
+    nibabel.imageglobals.logger.setLevel("CRITICAL")  # what it mends in a header it would tell on stderr
+    check_extensions(path)
+    with warnings.catch_warnings(action="ignore"):  # likewise
         image = nibabel.load(path)
-        shape = image.shape
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != 3:
-            raise UserError(f"{path}: {len(shape)} dimensions {shape}, not three; save one volume of it")
-        check_header(path, shape, image.get_data_dtype(), "buif")
-        image = nibabel.as_closest_canonical(image)
-        volume = np.asarray(image.dataobj).reshape(image.shape[:3])
-    check_finite(path, volume)
-    return volume, image.affine
+    if len(image.shape) < 3 or any(n != 1 for n in image.shape[4:]):
+        raise UserError(
+            f"{path}: {len(image.shape)} dimensions {image.shape}, not three or four; save one volume of it"
+        )
+    check_header(path, image.shape, image.get_data_dtype(), "buif")
+    unpacked, size = np.prod(image.shape, dtype=object) * image.get_data_dtype().itemsize, Path(path).stat().st_size
+    if unpacked > max(FREE_BYTES, PACKED * size):
+        raise UserError(f"{path}: its header says {unpacked / 1e6:.0f} MB, but it has {size} bytes; fetch it again")
+    check_affine(path, image.affine)
+    forms = [form for form, code in (image.header.get_qform(True), image.header.get_sform(True)) if code]
+    if len(forms) == 2 and nibabel.aff2axcodes(forms[0]) != nibabel.aff2axcodes(forms[1]):
+        raise UserError(f"{path}: its qform and sform disagree which side is which; mend its header")
+    return image
+
+
+def check_extensions(path: str | Path) -> None:
+    """A header may be followed by extensions, which nibabel reads at once, however long they say they are. Raises
+    ValueError for more than MAX_EXTENSIONS, or if one is longer than all of them: of a packed file that may be gigabytes.
+    """
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+        start = file.read(540)
+        order = "<" if start[:1] in b"\x5c\x1c" else ">"  # of a number of 348 or 540, the header's size
+        (size,) = struct.unpack_from(f"{order}i", start)
+        (end,) = (
+            struct.unpack_from(f"{order}q", start, 168) if size == 540 else struct.unpack_from(f"{order}f", start, 108)
+        )
+        if not end <= MAX_EXTENSIONS:
+            raise ValueError(f"it says that its voxels begin after {end:.0f} bytes")
+        position = size + 4
+        while end - position >= 16:
+            file.seek(position)
+            (length,) = struct.unpack(f"{order}i", file.read(4))
+            if not 8 <= length <= end - position:
+                raise ValueError(f"it says that a header extension has {length} bytes")
+            position += length
+
+
+def check_affine(path, affine: np.ndarray) -> None:
+    """Raises UserError if (4, 4) does not lay voxels out in a box whose sides are at right angles."""
+    if not np.isfinite(affine).all():
+        raise UserError(f"{path}: its affine holds NaN or infinite numbers; mend its header")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not lengths.all():
+        raise UserError(f"{path}: its affine gives voxels no length along one axis; mend its header")
+    axes = affine[:3, :3] / lengths
+    if (cosine := abs(axes.T @ axes - np.eye(3)).max()) > MAX_COSINE:
+        angle = np.degrees(np.arccos(min(cosine, 1)))
+        raise UserError(f"{path}: its affine is sheared (axes at {angle:.0f} degrees, not 90); resample it without")
 
 
 def read_hdf5(path: str | Path, name: str) -> np.ndarray | None:
@@ -66,7 +149,8 @@ def check_header(path, shape: tuple[int, ...], dtype: np.dtype, kinds: str) -> N
     """Before anything is read. kinds: numpy's letters of integers, floats, complex numbers. Raises UserError."""
     if dtype.kind not in kinds:
         raise UserError(f"{path}: values of type {dtype} make no image; save it as integers or floats")
-    if not 0 < np.prod([int(n) for n in shape], dtype=object) <= MAX_VOXELS:
+    voxels = np.prod([int(n) for n in shape], dtype=object)
+    if not 0 < voxels <= min(MAX_VOXELS, MAX_BYTES // max(dtype.itemsize, 1)):
         raise UserError(f"{path}: its header says {shape} voxels; empty, damaged or too large for a scan; remove it")
 
 
@@ -75,10 +159,29 @@ def check_finite(path, values: np.ndarray) -> None:
         raise UserError(f"{path}: holds NaN or infinite values; replace them (by 0, say) and save it again")
 
 
-def axial(volume: np.ndarray) -> np.ndarray:
-    """RAS+ (X, Y, Z) -> slices (Z, H, W), feet first. Rows run from anterior to posterior, columns from the
-    patient's right to the left: the phantom's (and radiology's) convention."""
-    return volume[::-1, ::-1].transpose(2, 1, 0)
+def along(volume: np.ndarray, axis: str) -> np.ndarray:
+    """RAS+ (X, Y, Z) -> slices (N, H, W) as radiologists see them. axis: one of config.AXES.
+
+    axial: N from the feet up, rows from anterior to posterior, columns from the patient's right to the left (as the
+    phantom's). coronal: N from posterior to anterior, rows from the top down, columns from right to left. sagittal: N from
+    the patient's left to the right, rows from the top down, columns from anterior to posterior.
+    """
+    if axis == "axial":
+        return volume[::-1, ::-1].transpose(2, 1, 0)
+    if axis == "coronal":
+        return volume[::-1, :, ::-1].transpose(1, 2, 0)
+    return volume[:, ::-1, ::-1].transpose(0, 2, 1)
+
+
+def pixel_mm(affine: np.ndarray, axis: str) -> tuple[float, float]:
+    """Height and width of a pixel of such slices, in mm, of a RAS+ volume's affine (4, 4)."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return {"axial": (y, x), "coronal": (z, x), "sagittal": (z, y)}[axis]
+
+
+def same_grid(a: np.ndarray, its: np.ndarray, b: np.ndarray, theirs: np.ndarray) -> bool:
+    """Have two volumes voxels of the same number and place? its, theirs: their affines (4, 4)."""
+    return a.shape[:3] == b.shape[:3] and np.allclose(its, theirs, atol=1e-3)
 
 
 def window(path, values: np.ndarray, percentiles: tuple[float, float] = PERCENTILES) -> tuple[float, float]:

@@ -17,6 +17,9 @@ def option(default, help: str, choices: tuple | None = None, **limits: float):
     return field(default_factory=lambda: copy(default), metadata=metadata)
 
 
+AXES = ("axial", "coronal", "sagittal")
+
+
 @dataclass
 class Config:
     """One training run. The defaults are the preset `laptop`."""
@@ -33,6 +36,14 @@ class Config:
     image_channels: int = option(1, "of a folder's images: 1 grey, 3 in colour (LGG: its three contrasts)", (1, 3))
     phantom_images: int = option(0, "phantom images to train on; 0: 8,000", at_least=0, at_most=10_000_000)
     contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
+    axis: str = option("axial", "along which a folder's volumes are cut into slices", AXES)
+    spacing: float = option(
+        0.0,
+        "mm a pixel of a volume's slices, cropped or padded to the size; 0: stretched to it",
+        at_least=0,
+        at_most=100,
+    )
+    volume: int = option(-1, "of a folder's 4-D series, from 0; -1: those with b = 0, by the .bval beside", at_least=-1)
     flip: bool = option(False, "mirror half of the images, masks and all; never where left and right matter")
     image_size: list[int] = option([64, 64], "height and width; one number means both", at_least=1, at_most=4096)
 
@@ -109,7 +120,7 @@ class Config:
 
 
 # What says nothing about the phantom.
-FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_channels")
+FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_channels", "axis", "spacing", "volume")
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (

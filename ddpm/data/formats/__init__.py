@@ -12,31 +12,49 @@ from ddpm import UserError
 from ddpm.data.formats import (
     brats,
     brats_slices,
+    decathlon,
     fastmri,
     image_folder,
     lgg,
+    nifti,
+    nnunet,
     plain_pictures,
     split_folders,
     yes_no,
 )
 from ddpm.data.layout import Layout, Request, ending
 
-FORMATS = (split_folders, image_folder, brats, brats_slices, fastmri, lgg, yes_no, plain_pictures)
+# fmt: off
+FORMATS = (
+    split_folders, image_folder,
+    nnunet, decathlon, brats, brats_slices, fastmri,
+    lgg, yes_no, nifti, plain_pictures,
+)
+# fmt: on
 
 
 def recognise(request: Request) -> Layout:
     """The layout of the data folder. Raises UserError if it is none that is known."""
     for known in FORMATS:
         if found := known.recognise(request):
+            check_flags(request, known, found)
             if not request.with_masks:
                 found = replace(found, items=[replace(item, mask=None) for item in found.items], classes=())
             used = {file for item in found.items for file in item.files}
             unused = Counter(ending(file) for file in request.files if request.place(file) not in used)
             return replace(found, unused=unused)
-    endings = {".nii.gz" if file.endswith(".nii.gz") else ending(file) for file in request.files}
-    if endings & {".nii", ".nii.gz"}:
-        raise UserError(f"{request.root}: volumes of no known set; cut them into slices with tools/slices.py")
+    endings = {ending(file) for file in request.files}
     if ".dcm" in endings:
         raise UserError(f"{request.root}: DICOM files; make NIfTI volumes of them, then cut those with tools/slices.py")
     seen = f"only {', '.join(sorted(endings)[:5])}" if request.files else "nothing at all"
     raise UserError(f"{request.root}: no pictures or scans of a known layout here, {seen}; see docs/data.md")
+
+
+def check_flags(request: Request, known, found: Layout) -> None:
+    """Raises UserError for flags that have no meaning with a layout of the format `known`."""
+    if not found.volumes:
+        for flag, given in (("--axis", request.axis != "axial"), ("--spacing", request.spacing)):
+            if given:
+                raise UserError(f"{flag}: {request.root} holds {found.about}, which are slices already; leave it out")
+    if request.volume >= 0 and known is not nifti:
+        raise UserError(f"--volume {request.volume}: {found.about} hold no series to choose from; leave it out")

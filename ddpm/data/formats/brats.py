@@ -1,59 +1,72 @@
-"""BraTS 2020: CASE/CASE_{t1,t1ce,t2,flair,seg}.nii[.gz]; the contrasts become four images a slice."""
+"""BraTS volumes, whose four contrasts become four images a slice.
+
+Until 2021 CASE/CASE_{t1,t1ce,t2,flair,seg}.nii[.gz], enhancing tumour being label 4; from 2023 CASE/CASE-{t1n,t1c,t2w,
+t2f,seg}.nii[.gz], it being label 3, where CASE ends in the number of a time point (-000) of the patient before it.
+"""
 
 import os
 import re
 from collections.abc import Iterator
-
-import numpy as np
+from functools import partial
 
 from ddpm import UserError
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request
-from ddpm.data.scans import brain_slices
-from ddpm.data.volumes import axial, library, read_nifti
+from ddpm.data.scans import to_labels, volume_slices
+from ddpm.data.volumes import library, read_nifti, same_grid
 
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
+SINCE_2023 = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair", "seg": "seg"}
+NAME = r"(?P<case>.+)(_(?P<old>t1|t1ce|t2|flair|seg)|-(?P<new>t1n|t1c|t2w|t2f|seg))\.nii(\.gz)?"
 
 
 def recognise(request: Request) -> Layout | None:
     scans: dict[str, dict[str, str]] = {}
     for file in request.files:
-        if match := re.fullmatch(r"(.+)_(t1|t1ce|t2|flair|seg)\.nii(\.gz)?", file):
-            path, scan = request.place(file), scans.setdefault(match[1], {})
-            if twin := scan.get(match[2]):
+        if match := re.fullmatch(NAME, file):
+            kind = match["old"] or SINCE_2023[match["new"]]
+            path, scan = request.place(file), scans.setdefault(match["case"], {})
+            if twin := scan.get(kind):
                 request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
-            scan[match[2]] = path
+            scan[kind] = path
     if not any({"t1ce", "flair"} & scan.keys() for scan in scans.values()):
         return None
     request.check_flags("BraTS cases")
     library("nibabel")
     items = []
-    for name, scan in scans.items():
+    for case, scan in scans.items():
         lacking = [kind for kind in (*CONTRASTS, *["seg"] * request.with_masks) if kind not in scan]
         if lacking:
-            file = f"{request.place(name)}_{lacking[0]}.nii"
+            file = name_of(lacking[0], request.place(case), like=next(iter(scan.values())))
             request.findings.refuse(f"{file}: no such file; add it, or rename the one that should be it")
         else:
-            images = tuple(scan[kind] for kind in CONTRASTS)
-            items.append(Item(name, images, scan.get("seg"), os.path.basename(name)))
-    return Layout("BraTS volumes, each slice in four contrasts", items, decode, CLASSES, CONTRASTS)
+            patient = re.sub(r"-\d{3}$", "", os.path.basename(case))
+            items.append(Item(case, tuple(scan[kind] for kind in CONTRASTS), scan.get("seg"), patient))
+    read = partial(decode, axis=request.axis)
+    return Layout("BraTS volumes, each slice in four contrasts", items, read, CLASSES, CONTRASTS, volumes=True)
 
 
-def decode(items: list[Item], findings: Findings) -> Iterator[Decoded]:
+def is_new(path: str) -> bool:
+    """Is a file named as BraTS does since 2023?"""
+    return bool(re.fullmatch(NAME, path)["new"])
+
+
+def name_of(kind: str, case: str, like: str) -> str:
+    """The file of a case that is not there, named as another of its files is."""
+    since_2023 = {old: new for new, old in SINCE_2023.items()}
+    return f"{case}-{since_2023[kind]}.nii" if is_new(like) else f"{case}_{kind}.nii"
+
+
+def decode(items: list[Item], findings: Findings, axis: str) -> Iterator[Decoded]:
     """Four contrasts and their labels, each a volume."""
     for item in items:
         with findings.refusing():
             volumes, affines = zip(*map(read_nifti, item.files), strict=True)
             for path, volume, affine in zip(item.files, volumes, affines, strict=True):
-                if volume.shape != volumes[0].shape or not np.allclose(affine, affines[0], atol=1e-3):
+                if not same_grid(volume, affine, volumes[0], affines[0]):
                     raise UserError(f"{path}: not on the grid of {os.path.basename(item.files[0])}; resample it")
-            labels = axial(to_labels(item.mask, volumes[-1])) if item.mask else None
-            contrasts = [axial(volume) for volume in volumes[: len(item.images)]]
-            yield from brain_slices(item.name, item.images, contrasts, labels, findings)
-
-
-def to_labels(path: str, values: np.ndarray) -> np.ndarray:
-    """BraTS's labels 0, 1, 2, 4 -> 0 .. 3 uint8, in the order of CLASSES. Raises UserError for others."""
-    if unknown := [f"{value:g}" for value in np.unique(values).tolist() if value not in (0, 1, 2, 4)]:
-        raise UserError(f"{path}: the mask has labels {', '.join(unknown[:5])}; BraTS has 0, 1, 2, 4; mend it")
-    return np.where(values == 4, 3, values).astype(np.uint8)
+            labels = None
+            if item.mask:
+                labels = to_labels(item.mask, volumes[-1], (0, 1, 2, 3 if is_new(item.mask) else 4), CLASSES)
+            contrasts = volumes[: len(item.images)]
+            yield from volume_slices(item.name, item.images, contrasts, labels, affines[0], axis, findings)

@@ -1,12 +1,12 @@
 """DIR/images/[SUBJECT/]NAME.png, and DIR/masks/[SUBJECT/]NAME.png if there are masks."""
 
-from ddpm.data.layout import Layout, Request
-from ddpm.data.pictures import pair, picture_layout
+from ddpm.data.layout import Layout, Request, ending
+from ddpm.data.pictures import ENDINGS, pair, picture_layout
 
 
 def recognise(request: Request) -> Layout | None:
     """With --masks DIR2, masks are DIR2/[SUBJECT/]NAME.png."""
-    images, masks = request.root / "images", request.masks or request.root / "masks"
-    if not images.is_dir():
+    if not any(file.startswith("images/") and ending(file) in ENDINGS for file in request.files):
         return None
-    return picture_layout(request, "pictures in images/", pair(request, images, masks))
+    items = pair(request, request.root / "images", request.masks or request.root / "masks")
+    return picture_layout(request, "pictures in images/", items)

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from ddpm import UserError
 from ddpm.data.layout import SPLITS, Layout, Request, ending
-from ddpm.data.pictures import pair, picture_layout
+from ddpm.data.pictures import ENDINGS, pair, picture_layout
 
 
 def recognise(request: Request) -> Layout | None:
     """With --masks DIR2, masks are DIR2/{train,val,test}/[SUBJECT/]NAME.png."""
     splits = [split for split in SPLITS if (request.root / split).is_dir()]
-    if not {"train", "val"} & set(splits) or any(ending(file) == ".h5" for file in request.files):
+    if not {"train", "val"} & set(splits) or not any(ending(file) in ENDINGS for file in request.files):
         return None
     items = []
     for split in splits:

@@ -1,0 +1,115 @@
+"""Any folder of NIfTI volumes: NAME.nii[.gz], with a mask NAME_mask or NAME_seg beside each, or NAME below --masks.
+
+A first folder train/, val/ or test/ is a split; the next folder is a subject; a volume in no folder is one by itself. Of
+a 4-D series those volumes are taken whose b value is 0 by NAME.bval beside it, or --volume.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ddpm import UserError
+from ddpm.data.layout import SPLITS, Decoded, Findings, Item, Layout, Request, walk
+from ddpm.data.scans import read_labels, volume_slices
+from ddpm.data.volumes import library, read_series, volumes_in
+from ddpm.runtime.files import reading
+
+B_0 = 50  # s/mm^2; scanners write a b of 0 as a few
+
+
+def recognise(request: Request) -> Layout | None:
+    below = "//"
+    if request.masks and request.masks.resolve().is_relative_to(request.root.resolve()):
+        below = f"{request.masks.resolve().relative_to(request.root.resolve()).as_posix()}/"
+    named = volumes_of(request, request.root, [file for file in request.files if not file.startswith(below)])
+    if not named:
+        return None
+    request.check_flags("NIfTI volumes", own_masks=False)
+    library("nibabel")
+    masks = {}
+    if not request.masks:
+        masks = {bare(name): named.pop(name) for name in [*named] if bare(name) != name}
+    elif request.with_masks:
+        beside = volumes_of(request, request.masks, walk(request.masks, request.findings))
+        masks = {bare(name): path for name, path in beside.items()}
+    if request.with_masks and (masks or request.masks):
+        where = f"of that name in {request.masks}" if request.masks else "(NAME_mask or NAME_seg) beside it"
+        request.refuse_lonely(named, masks, f"no mask {where}", "no volume of that name")
+    items = [item_of(name, path, masks.get(name), request) for name, path in named.items()]
+    classes = ("background", *(f"class {i}" for i in range(1, request.num_classes))) if masks else ()
+    about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
+    read = partial(decode, classes=classes, volume=request.volume, axis=request.axis)
+    return Layout(about, items, read, classes, volumes=True)
+
+
+def volumes_of(request: Request, root: Path, files: list[str]) -> dict[str, str]:
+    """Name (without its ending) -> path of every volume of these files below `root`. Two of one name are refused."""
+    found: dict[str, str] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.+)\.nii(\.gz)?", file):
+            path = f"{root}/{file}"
+            if twin := found.get(match[1]):
+                request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
+            else:
+                found[match[1]] = path
+    return found
+
+
+def bare(name: str) -> str:
+    """The name of the volume that a mask is of: "a/b" of "a/b_mask"; any other name as it is."""
+    return re.sub(r"_(mask|seg)$", "", name)
+
+
+def item_of(name: str, path: str, mask: str | None, request: Request) -> Item:
+    """The volume as an item: its split and its subject are in its name."""
+    split, _, rest = name.partition("/") if name.partition("/")[0] in SPLITS else ("", "", name)
+    folder, slash, _ = rest.partition("/")
+    bval = re.sub(r"\.nii(\.gz)?$", ".bval", path)
+    beside = (bval,) if os.path.exists(bval) else ()
+    return Item(name, (path,), mask, folder if slash else rest, split, beside)
+
+
+def whose(items: list[Item]) -> str:
+    nested = any(item.subject != os.path.basename(item.name) for item in items)
+    return "a folder a subject" if nested else "each taken for a subject of its own"
+
+
+def decode(
+    items: list[Item], findings: Findings, classes: tuple[str, ...], volume: int, axis: str
+) -> Iterator[Decoded]:
+    """Volumes, or those chosen of a series, and a file of labels 0 .. K-1 (or 0 and 255) for each."""
+    for item in items:
+        with findings.refusing():
+            path = item.images[0]
+            n = volumes_in(path)
+            which = chosen(path, n, volume, item.beside)
+            volumes, affine = read_series(path, which)
+            labels = read_labels(item.mask, path, volumes, affine, classes) if item.mask else None
+            for i, values in zip(which, np.moveaxis(volumes, -1, 0), strict=True):
+                name = f"{item.name} volume {i}" if n > 1 else item.name
+                yield from volume_slices(name, [path], [values], labels, affine, axis, findings)
+
+
+def chosen(path: str, n: int, volume: int, beside: tuple[str, ...]) -> list[int]:
+    """Which of the n volumes of a series are read: `volume`, or (-1) those with b = 0. Raises UserError."""
+    if n == 1:
+        return [0]
+    if volume >= n:
+        raise UserError(f"--volume {volume}: {path} has {n}, from 0 to {n - 1}; name one of them")
+    if volume >= 0:
+        return [volume]
+    if not beside:
+        raise UserError(
+            f"{path}: {n} volumes, and no .bval beside it; put it there, or name one by --volume I (from 0)"
+        )
+    with reading(beside[0], "a list of b values", "fetch it again"):
+        values = [float(word) for word in Path(beside[0]).read_text()[: 10**6].split()]
+    if len(values) != n:
+        raise UserError(f"{beside[0]}: {len(values)} b values for {n} volumes; fetch it again")
+    if not (found := [i for i, b in enumerate(values) if abs(b) <= B_0]):
+        raise UserError(f"{beside[0]}: no volume has b = 0; name one by --volume I (from 0)")
+    return found

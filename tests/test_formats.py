@@ -1,0 +1,90 @@
+"""Every format has its place in the order, its row in docs/data.md with a command, and a small set that it takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from small_sets import (
+    brats_2023_set,
+    brats_set,
+    brats_slice_set,
+    decathlon_set,
+    fastmri_set,
+    lgg_set,
+    nifti_set,
+    nnunet_set,
+    split_set,
+    subject_set,
+    yes_no_set,
+)
+
+from ddpm.data import folders, formats
+from ddpm.data.layout import Findings, Request, walk
+from ddpm.runtime import cache
+from ddpm.runtime.command_line import given_fields, train_parser
+
+PACKAGE = Path(formats.__file__).parent
+DOCS = (PACKAGE.parents[2] / "docs" / "data.md").read_text()
+ROWS = re.findall(r"^\| (\w+) \|.*\| `(DIR.*|[A-Z]\w+.*|[a-z]\w+.*)` \|$", DOCS, re.M)
+
+
+def name_of(known):
+    return known.__name__.rpartition(".")[2]
+
+
+def flat_set(root):
+    return subject_set(root, nested=False) / "images"
+
+
+SETS = {
+    "split_folders": [split_set],
+    "image_folder": [subject_set],
+    "nnunet": [nnunet_set],
+    "decathlon": [decathlon_set],
+    "brats": [brats_set, brats_2023_set],
+    "brats_slices": [brats_slice_set],
+    "fastmri": [fastmri_set],
+    "lgg": [lgg_set],
+    "yes_no": [yes_no_set],
+    "nifti": [nifti_set],
+    "plain_pictures": [flat_set],
+}
+
+
+def test_every_file_of_the_package_is_tried():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert {name_of(known) for known in formats.FORMATS} == files == SETS.keys()
+    assert len(formats.FORMATS) == len(files)
+
+
+def test_every_format_has_its_row_in_their_order():
+    assert [name for name, _ in ROWS] == [name_of(known) for known in formats.FORMATS]
+
+
+@pytest.mark.parametrize("name, command", ROWS)
+def test_the_command_of_a_row_is_understood(name, command):
+    given = given_fields(train_parser().parse_args(["--data", *shlex.split(command)]))
+    assert given["data"] and "preset" not in given
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_taken_by_its_own_format_and_no_earlier_one(tmp_path, name):
+    for make in SETS[name]:
+        root = make(tmp_path / make.__name__)
+        findings = Findings(skip_bad=False)
+        request = Request(root, None, True, 2, 1, "axial", 0.0, -1, findings, walk(root, findings))
+        tried = []
+        for known in formats.FORMATS:
+            tried.append(name_of(known))
+            if known.recognise(request):
+                break
+        assert tried[-1] == name
+
+
+def test_the_key_of_a_store_covers_the_code_of_every_format(monkeypatch):
+    read = []
+    monkeypatch.setattr(cache, "code", lambda *files: read.extend(files) or "")
+    exec(compile(Path(folders.__file__).read_text(), folders.__file__, "exec"), vars(folders).copy())
+    assert {f"data/formats/{name_of(known)}.py" for known in formats.FORMATS} < set(read)
+    assert {f"data/{name}.py" for name in ("layout", "pictures", "scans", "volumes", "images", "folders")} < set(read)

@@ -1,0 +1,303 @@
+"""Sets of volumes, in small files of exactly their format: which slices, labels, subjects and contrasts come of them, and
+how volumes are cut along each axis and at each spacing."""
+
+import json
+
+import numpy as np
+import pytest
+from small_sets import (
+    brain,
+    brats_2023_set,
+    decathlon_set,
+    label_volume,
+    nifti_set,
+    nnunet_set,
+    noise,
+    save_nifti,
+    series_set,
+)
+
+from ddpm.data import folders, volumes
+from ddpm.data.images import crop_or_pad
+from ddpm.runtime.config import Config
+
+SHAPE = (12, 14, 10)  # of the small volumes: stored with x to the left and y to the back
+SIZE = (14, 12)  # of their axial slices
+
+
+def load(root, split="train", size=SIZE, **options):
+    return folders.load(Config(data=str(root), image_size=list(size), **options), split)
+
+
+def everything(root, **options):
+    """All splits of a set as one: (name, contrast) -> (image (H, W), labels (H, W) or None, subject, split)."""
+    found = {}
+    for split in ("train", "val", "test"):
+        data = load(root, split, **options)
+        for i, name in enumerate(data.index["names"]):
+            assert (name, data.index["contrasts"][i]) not in found
+            labels = None if data.masks is None else data.masks[i]
+            found[name, data.index["contrasts"][i]] = data.images[i, 0], labels, data.index["subjects"][i], split
+    return found
+
+
+def shown(volume, z):
+    """Slice z of a volume that is stored with x to the left and y to the back, in its window of 0 to 255."""
+    low = np.percentile(volume, 1)
+    high = np.percentile(volume[volume > low], 99.5)
+    return np.rint(255 * ((volume[:, :, z].T - low) / (high - low)).clip(0, 1))
+
+
+def check(found, name, contrast, volume, labels):
+    """Six slices of ten have brain, and each is that of the file."""
+    for z in range(2, 8):
+        image, its_labels, _, _ = found[f"{name} slice {z}", contrast]
+        assert abs(image - shown(volume, z)).max() <= 1
+        assert its_labels is None if labels is None else np.array_equal(its_labels, labels[:, :, z].T)
+
+
+# BraTS since 2023
+
+
+def test_brats_since_2023(tmp_path):
+    root = brats_2023_set(tmp_path / "d")
+    found = everything(root)
+    assert len(found) == 3 * 2 * 4 * 6
+    for number in range(3):
+        for time in range(2):
+            case = f"BraTS-GLI-{number:05d}-{time:03d}"
+            for kind in range(4):
+                inside = brain(0) > 0
+                values = (1 + noise(number, time, kind, size=SHAPE, top=900, dtype=np.int16)) * inside
+                check(found, f"{case}/{case}", kind, values, noise(number, time, 9, size=SHAPE, top=4) * inside)
+    data = load(root)
+    assert data.vocabulary.labels["contrast"] == ("t1", "t1ce", "t2", "flair")
+    assert data.classes[1:] == ("necrotic core", "oedema", "enhancing tumour")
+
+
+def test_the_time_points_of_a_patient_are_one_subject(tmp_path):
+    splits = {}
+    for (name, _), (_, _, subject, split) in everything(brats_2023_set(tmp_path / "d")).items():
+        assert name.startswith(f"{subject}-00") and subject.count("-") == 2
+        splits.setdefault(subject, set()).add(split)
+    assert len(splits) == 3 and all(len(one) == 1 for one in splits.values())
+
+
+# Decathlon, nnU-Net
+
+
+def test_decathlon(tmp_path):
+    root = decathlon_set(tmp_path / "d")
+    found = everything(root)
+    assert len(found) == 4 * 4 * 6
+    for c in range(4):
+        for modality in range(4):
+            name = f"Task01_BrainTumour/imagesTr/BRATS_{c + 1:03d}"
+            check(found, name, modality, brain(c, modality), label_volume(c, 9, top=4))
+    data = load(root)
+    assert data.vocabulary.labels["contrast"] == ("FLAIR", "T1w", "t1gd", "T2w")
+    assert data.classes == ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+    assert data.index["unused"] == {".gz": 1}  # the image to test on, which has no labels
+    assert load(root, labels="none").masks is None
+
+
+def test_decathlon_of_one_modality_has_no_contrasts_and_labels_may_skip_numbers(tmp_path):
+    task = decathlon_set(tmp_path / "d") / "Task01_BrainTumour"
+    for c, path in enumerate(sorted((task / "imagesTr").glob("B*"))):
+        save_nifti(path, brain(c))
+        save_nifti(task / "labelsTr" / path.name, label_volume(c, 9) * np.uint8(5))
+    about = json.loads((task / "dataset.json").read_text())
+    about |= {"modality": {"0": "MRI"}, "labels": {"5": "hippocampus", "0": "background"}}
+    (task / "dataset.json").write_text(json.dumps(about))
+    data = load(tmp_path / "d")
+    assert data.labels == {} and data.classes == ("background", "hippocampus")
+    name = "Task01_BrainTumour/imagesTr/BRATS_002"
+    check(everything(tmp_path / "d"), name, 0, brain(1), label_volume(1, 9))
+
+
+def test_what_dataset_json_says_is_never_stale(tmp_path):
+    """The same names with other numbers are other labels."""
+    path = nnunet_set(tmp_path / "d") / "Dataset042_Name" / "dataset.json"
+    before = load(tmp_path / "d")
+    about = json.loads(path.read_text()) | {"labels": {"background": 0, "PZ": 2, "TZ": 1}}
+    path.write_text(json.dumps(about))
+    after = load(tmp_path / "d")
+    assert before.classes == ("background", "PZ", "TZ") and after.classes == ("background", "TZ", "PZ")
+    assert np.array_equal(before.masks, after.masks) and before.index["key"] != after.index["key"]
+
+
+def test_nnunet(tmp_path):
+    root = nnunet_set(tmp_path / "d")
+    found = everything(root)
+    assert len(found) == 4 * 2 * 6
+    for c in range(4):
+        for channel in range(2):
+            name = f"Dataset042_Name/case_{c:02d}"
+            check(found, name, channel, brain(c, channel), label_volume(c, 9, top=3))
+    data = load(root)
+    assert data.vocabulary.labels["contrast"] == ("T2", "ADC") and data.classes == ("background", "PZ", "TZ")
+
+
+def test_nnunet_as_it_once_was(tmp_path):
+    """Version 1 of the format: "modality" for "channel_names", and labels by their numbers."""
+    path = nnunet_set(tmp_path / "d") / "Dataset042_Name" / "dataset.json"
+    about = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "PZ", "2": "TZ"}}
+    cases = [{"image": f"./imagesTr/case_0{c}.nii.gz", "label": f"./labelsTr/case_0{c}.nii.gz"} for c in range(4)]
+    path.write_text(json.dumps(about | {"training": cases}))
+    data = load(tmp_path / "d")
+    assert "nnU-Net" in data.index["about"] and data.vocabulary.labels["contrast"] == ("T2", "ADC")
+    assert data.classes == ("background", "PZ", "TZ")
+
+
+# Any folder of volumes
+
+
+def test_volumes_and_masks_beside_them(tmp_path):
+    found = everything(nifti_set(tmp_path / "d"))
+    assert len(found) == 4 * 6
+    for s in range(4):
+        check(found, f"IXI{s:03d}-T1", 0, brain(s), label_volume(s, 9))
+    assert {subject for _, _, subject, _ in found.values()} == {f"IXI{s:03d}-T1" for s in range(4)}
+
+
+@pytest.mark.parametrize("place, kind", [("m", "_mask"), ("m", ""), ("d/labels", "_seg")])
+def test_masks_in_another_folder(tmp_path, place, kind):
+    root = nifti_set(tmp_path / "d", masks=False)
+    for s in range(4):
+        save_nifti(tmp_path / place / f"IXI{s:03d}-T1{kind}.nii.gz", label_volume(s, 9) * np.uint8(255))
+    found = everything(root, masks=str(tmp_path / place))
+    assert len(found) == 4 * 6
+    for s in range(4):
+        check(found, f"IXI{s:03d}-T1", 0, brain(s), label_volume(s, 9))
+
+
+def test_volumes_without_masks_in_folders_of_subjects_and_of_splits(tmp_path):
+    for s in range(6):
+        for visit in range(2):
+            save_nifti(tmp_path / "drawn" / f"s{s}" / f"visit{visit}" / "t1.nii.gz", brain(s, visit))
+            split = ("train", "train", "train", "val", "val", "test")[s]
+            save_nifti(tmp_path / "given" / split / f"s{s}" / f"{visit}.nii", brain(s, visit))
+    for name in ("drawn", "given"):
+        found = everything(tmp_path / name)
+        assert len(found) == 6 * 2 * 6 and all(labels is None for _, labels, _, _ in found.values())
+        splits = {}
+        for _, _, subject, split in found.values():
+            splits.setdefault(subject, set()).add(split)
+        assert sorted(splits) == [f"s{s}" for s in range(6)] and all(len(one) == 1 for one in splits.values())
+    assert splits == {"s0": {"train"}, "s1": {"train"}, "s2": {"train"}, "s3": {"val"}, "s4": {"val"}, "s5": {"test"}}
+
+
+def test_of_a_series_the_volumes_without_diffusion_weighting(tmp_path):
+    found = everything(series_set(tmp_path / "d"))
+    assert len(found) == 3 * 2 * 6  # b = 0 and 5, of 0, 1000, 5, 2000
+    for s in range(3):
+        for i in (0, 2):
+            check(found, f"s{s}/dwi volume {i}", 0, brain(s, i), None)
+
+
+def test_of_a_series_the_volume_that_is_asked_for(tmp_path):
+    root = series_set(tmp_path / "d")
+    for path in root.rglob("*.bval"):
+        path.unlink()
+    found = everything(root, volume=3)
+    assert len(found) == 3 * 6
+    check(found, "s1/dwi volume 3", 0, brain(1, 3), None)
+
+
+def test_other_b_values_are_other_volumes(tmp_path):
+    root = series_set(tmp_path / "d")
+    before = load(root)
+    for path in root.rglob("*.bval"):
+        path.write_text("1000 0 1000 1000")
+    after = load(root)
+    assert {name.split(" slice")[0] for name in before.index["names"]} == {"s1/dwi volume 0", "s1/dwi volume 2"}
+    assert {name.split(" slice")[0] for name in after.index["names"]} == {"s1/dwi volume 1"}
+
+
+# Along each axis, at each spacing
+
+
+def marked():
+    """A volume of RAS+ that is brightest to the patient's right, at the front and at the top, and is dark outside."""
+    x, y, z = np.indices((20, 24, 16)).astype(np.int16)
+    volume = 100 + 5 * x + 3 * y + 7 * z
+    volume[[0, -1]] = volume[:, [0, -1]] = volume[:, :, [0, -1]] = 0
+    return volume.astype(np.int16)
+
+
+AXES = {"axial": (16, 24, 20), "coronal": (24, 16, 20), "sagittal": (20, 16, 24)}  # (N, H, W)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_slices_along_each_axis_lie_as_radiologists_see_them(axis):
+    """Along the rows and columns of a slice, each world coordinate rises or falls as it should."""
+    world = np.indices((20, 24, 16))  # x to the right, y to the front, z to the top
+    slices = [volumes.along(one, axis) for one in world]
+    assert slices[0].shape == AXES[axis]
+    down, right, across = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}[axis]
+    assert (np.diff(slices[down], axis=1) == -1).all()  # anterior, or the top of the head, is up
+    assert (np.diff(slices[right], axis=2) == -1).all()  # the patient's right, or the front, is on the left
+    assert (np.diff(slices[across], axis=0) == 1).all()
+    for coordinate, moving in ((down, 1), (right, 2), (across, 0)):
+        still = [axis_of for axis_of in range(3) if axis_of != moving]
+        assert all((np.diff(slices[coordinate], axis=axis_of) == 0).all() for axis_of in still)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_set_is_cut_along_the_axis(tmp_path, axis):
+    n, height, width = AXES[axis]
+    for s in range(3):
+        save_nifti(tmp_path / "d" / f"v{s}.nii.gz", marked() + np.int16(s), np.eye(4))
+        save_nifti(tmp_path / "d" / f"v{s}_mask.nii.gz", (marked() > 150).astype(np.uint8), np.eye(4))
+    data = load(tmp_path / "d", size=(height, width), axis=axis)
+    assert len(data) == n - 2 and data.images.shape[2:] == data.masks.shape[1:] == (height, width)
+    assert (f", {axis} slices" in data.index["about"]) == (axis != "axial")
+    inner = data.images[:, 0, 1:-1, 1:-1].astype(int)
+    assert (np.diff(inner, axis=1) <= 0).all() and (np.diff(inner, axis=2) <= 0).all()
+    assert np.array_equal(data.masks, volumes.along(marked() > 150, axis)[1:-1])
+
+
+@pytest.mark.parametrize("axis, shape", [("axial", (24, 40)), ("coronal", (48, 40)), ("sagittal", (48, 24))])
+def test_at_a_spacing_pixels_have_that_size(tmp_path, axis, shape):
+    """20 x 24 x 16 voxels of 2 x 1 x 3 mm, in pixels of 1 mm: cropped or padded, never stretched."""
+    labels = (marked() > 150).astype(np.uint8)
+    for s in range(3):
+        save_nifti(tmp_path / "d" / f"v{s}.nii.gz", marked() + np.int16(s), np.diag([2.0, 1, 3, 1]))
+        save_nifti(tmp_path / "d" / f"v{s}_mask.nii.gz", labels, np.diag([2.0, 1, 3, 1]))
+    exact = load(tmp_path / "d", size=shape, axis=axis, spacing=1.0)
+    larger = load(tmp_path / "d", size=(60, 50), axis=axis, spacing=1.0)
+    smaller = load(tmp_path / "d", size=(20, 22), axis=axis, spacing=1.0)
+    assert f"{axis} slices of 1 mm a pixel" in exact.index["about"]
+    repeats = [n // m for n, m in zip(shape, AXES[axis][1:], strict=True)]
+    expected = volumes.along(labels, axis)[1:-1].repeat(repeats[0], 1).repeat(repeats[1], 2)
+    assert np.array_equal(exact.masks, expected)
+    top, left = (60 - shape[0]) // 2, (50 - shape[1]) // 2
+    assert np.array_equal(larger.masks[:, top : top + shape[0], left : left + shape[1]], exact.masks)
+    assert np.array_equal(larger.images[:, :, top : top + shape[0], left : left + shape[1]], exact.images)
+    assert larger.images.sum(dtype=int) == exact.images.sum(dtype=int)  # black around it
+    top, left = (shape[0] - 20) // 2, (shape[1] - 22) // 2
+    assert np.array_equal(smaller.images, exact.images[:, :, top : top + 20, left : left + 22])
+    assert np.array_equal(smaller.masks, exact.masks[:, top : top + 20, left : left + 22])
+
+
+def test_a_coarser_spacing_averages(tmp_path):
+    stripes = np.zeros((20, 24, 4), np.int16)
+    stripes[::2] = 200
+    for s in range(3):
+        stripes[0, 0, 0] = s
+        save_nifti(tmp_path / "d" / f"v{s}.nii.gz", stripes, np.eye(4))
+    data = load(tmp_path / "d", size=(8, 8), spacing=2.0)
+    assert abs(data.images[:, 0].astype(int) - 128).max() < 30  # half of the white
+
+
+def test_to_crop_or_pad_is_about_the_centre():
+    image = np.arange(1, 13).reshape(1, 3, 4)
+    assert crop_or_pad(image, (1, 2)).tolist() == [[[6, 7]]]
+    assert crop_or_pad(image, (5, 4))[0, 1:4].tolist() == image[0].tolist()
+    assert crop_or_pad(image, (2, 6)).shape == (1, 2, 6) and crop_or_pad(image, (7, 7)).sum() == image.sum()
+
+
+def test_each_axis_spacing_and_volume_is_a_store_of_its_own(tmp_path):
+    root = nifti_set(tmp_path / "d")
+    options = [{}, {"axis": "coronal"}, {"axis": "sagittal"}, {"spacing": 1.0}, {"spacing": 2.0}]
+    assert len({load(root, **given).index["key"] for given in options}) == len(options)
