@@ -105,6 +105,7 @@ class Config:
     keep: int = option(3, "newest checkpoints to keep, besides the one with the lowest validation loss", at_least=1)
     sample_every: int = option(500, "steps between validation losses and sample grids", at_least=1)
     evaluate_every: int = option(0, "steps between small evaluations (100 samples) in the log; 0: never", at_least=0)
+    tensorboard: bool = option(False, "write the log and the grids for TensorBoard too, in the run's tensorboard/")
 
     def drop_of(self, name: str) -> float:
         """The probability with which training withheld a condition: "mask", or a label."""
@@ -125,7 +126,7 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
     *("steps", "grad_accum", "device", "threads", "out", "data", "masks"),
-    *("log_every", "save_every", "keep", "sample_every", "evaluate_every"),
+    *("log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
 )
 
 # What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its

@@ -1,4 +1,5 @@
-"""What a training run leaves behind: results/RUN/{config.json, log.jsonl, samples/*.png, checkpoints/*.pt}."""
+"""What a training run leaves behind: results/RUN/{config.json, log.jsonl, samples/*.png, checkpoints/*.pt}, and tensorboard/
+if that is asked for."""
 
 import json
 import math
@@ -48,6 +49,9 @@ class Run:
         if self.log_path.exists():  # what was logged after the checkpoint will be logged again
             lines = [line for line in self.log_path.read_text().splitlines() if step_of(line) <= step]
             write_text(self.log_path, "".join(line + "\n" for line in lines))
+        self.board = None
+        if self.config.tensorboard:  # as with the log: it hides what it was told of later steps
+            self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=step + 1)
         self.window, self.window_began = [], time.perf_counter()
 
     def set_aside_after(self, step: int) -> None:
@@ -95,6 +99,9 @@ class Run:
         rounded = {key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in line.items()}
         with open(self.log_path, "a") as log:
             log.write(json.dumps(rounded) + "\n")
+        if self.board:
+            for key in line.keys() - {"step"}:
+                self.board.add_scalar(key, rounded[key], line["step"])
 
     @torch.no_grad()
     def validate(self, step: int, bar) -> None:
@@ -139,7 +146,10 @@ class Run:
         if self.held_out.masks is not None:
             shown = colour_labels(self.held_out.masks[rows], len(self.held_out.classes))
             cells = np.concatenate([shown[:, None], cells], axis=1)
-        write_png(self.folder / "samples" / f"step_{step:06d}.png", grid(cells))
+        picture = grid(cells)
+        write_png(self.folder / "samples" / f"step_{step:06d}.png", picture)
+        if self.board:
+            self.board.add_image("samples", picture, step, dataformats="HWC")
 
     def evaluate(self, step: int, bar) -> None:
         """A small evaluate.py, as a line of the log."""
@@ -152,6 +162,8 @@ class Run:
         self.window_began += time.perf_counter() - begun
 
     def save(self, step: int) -> None:
+        if self.board:
+            self.board.flush()  # it writes behind our back; what was logged before a checkpoint must be there
         states = {"model": self.training.unet.state_dict(), "ema": self.training.ema.state_dict()}
         states["opt"] = [optimizer.state_dict() for optimizer in self.training.optimizers]
         conditions = checkpoint.description(self.held_out.vocabulary)
@@ -185,6 +197,8 @@ class Run:
 
     def finish(self, step: int, stopped_by: str, minutes: float, planned: bool) -> None:
         total = self.config.steps
+        if self.board:
+            self.board.close()
         if step < total:
             stopped = f"stopped by {stopped_by or 'a signal'}, saved at step {step} of {total}"
             print(f"{stopped}; go on with --resume {self.folder}")
@@ -204,6 +218,16 @@ class Onlooker:
 
     def __init__(self, training: Training, held_out: Slices, step: int):
         self.record = self.validate = self.evaluate = self.save = self.finish = lambda *figures: None
+
+
+def summary_writer():
+    """TensorBoard's SummaryWriter. Raises UserError, with the command that installs it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        remedy = "run: pip install -r requirements/tensorboard.txt, or leave it out"
+        raise UserError(f"--tensorboard: tensorboard is not installed; {remedy}") from None
+    return SummaryWriter
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, check_fields, flag, make_config
-from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES
+from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES, summary_writer
 from ddpm.training import Training, make_optimizers, training_step
 
 
@@ -33,6 +33,8 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
         raise UserError(f"--batch-size {config.batch_size} is for all {n} processes together; give each an image")
     if Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
         raise UserError(f"--out {config.out} already holds a run; go on with --resume, or name another folder")
+    if config.tensorboard:
+        summary_writer()  # where it is not installed, that is said before the work
     return config, resumed
 
 
