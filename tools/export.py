@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm import UserError
 from ddpm.conditions import Condition
 from ddpm.model import Model, Sampling, load_model
-from ddpm.reverse import SAMPLERS, STEPS, times_for, trajectory
+from ddpm.reverse import SAMPLERS, STEPS, trajectory
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.config import check_limits
@@ -42,8 +42,10 @@ PIXELS = 16  # from which the four multipliers of a step are read: four would do
 def main(argv):
     parser = Parser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", help="as for sample.py: a checkpoint, a run's folder, or pretrained")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="dpm-solver", help="default dpm-solver")
-    parser.add_argument("--sample-steps", type=int, help=f"steps an image (default {STEPS})")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="as for sample.py")
+    parser.add_argument(
+        "--sample-steps", type=int, help=f"steps an image (default {STEPS}, or as many as it was trained for)"
+    )
     parser.add_argument("--guidance", type=float, help="as for sample.py")
     parser.add_argument("--out", default="results/export", help="folder for the files (default results/export)")
     args = parser.parse_args(argv)
@@ -128,10 +130,9 @@ def walk(model: Model, sampling: Sampling) -> dict:
     x_t     = from_x_t x_t + from_x_0_hat x_0_hat + from_x_0_before x_0_hat of the step before + noise z
     """
     schedule, (low, high) = model.schedule, sampling.interval
-    times = times_for(sampling.sampler, schedule, sampling.steps)
     zero, one = torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     steps = []
-    for t, multipliers in zip(times, multipliers_of(sampling, schedule, times), strict=False):  # the last time is 0
+    for t, multipliers in zip(sampling.times, multipliers_of(sampling, schedule), strict=False):  # the last time is 0
         a, s = schedule.signal_and_noise(t, one)
         numbers = {
             "t": t,
@@ -151,13 +152,14 @@ def walk(model: Model, sampling: Sampling) -> dict:
         **checkpoint.description(model.vocabulary),
         "guided": list(sampling.guided),
         "predicts": model.config.objective,
+        "clip": not model.config.teacher,  # as model.predictor has it
         "sampler": sampling.sampler,
         "T": schedule.T,
         "steps": steps,
     }
 
 
-def multipliers_of(sampling: Sampling, schedule: Schedule, times: list[int]) -> list[list[float]]:
+def multipliers_of(sampling: Sampling, schedule: Schedule) -> list[list[float]]:
     """For each step of the sampler, the multipliers of x_t, x_0_hat, the x_0_hat before and the noise.
 
     Every sampler is linear in the four. So they are read off the sampler itself: it walks over an image of random
@@ -172,7 +174,8 @@ def multipliers_of(sampling: Sampling, schedule: Schedule, times: list[int]) -> 
         return seen[-1]
 
     x_T, multipliers = torch.from_numpy(rng.standard_normal(nothing.shape)), []
-    steps = trajectory(sampling.sampler, lambda x_t, t: kept(x_0_hats), schedule, x_T, times, lambda: kept(noises))
+    predict_x_0, noise = lambda x_t, t: kept(x_0_hats), lambda: kept(noises)
+    steps = trajectory(sampling.sampler, predict_x_0, schedule, x_T, sampling.times, noise)
     for x_t, then in pairwise(steps):
         used = torch.stack([x_t, x_0_hats[-1], x_0_hats[-2], noises[-1]]).flatten(1).T.numpy()  # (pixels, 4)
         made = then.flatten().numpy()
