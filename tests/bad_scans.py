@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 from bad_corpus import case
 from small_sets import (
+    bids_set,
     brain,
     brats_2023_set,
     decathlon_set,
@@ -370,3 +371,100 @@ def nnunet_of_two_grids(root):
 @case("case_00_0000.nii.gz: 2 volumes in it (4 dimensions), where one is due")
 def nnunet_of_four_dimensions(root):
     save_nifti(nnunet(root) / "imagesTr" / "case_00_0000.nii.gz", np.stack([brain(0)] * 2, -1))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# BIDS. Under seed 0 the last subject of five, sub-05, is trained on, and so are sub-02 and sub-03.
+
+
+def anat(root, kind=""):
+    """sub-02's first session of a good set, or what a derivative has of it."""
+    return bids_set(root) / kind / "sub-02" / "ses-1" / "anat"
+
+
+LESIONS = "derivatives/lesions"
+
+
+@case("a BIDS folder, but without sub-*/[ses-*/]anat/*_{T1w,T2w,FLAIR,...}.nii[.gz]; add them", "refuses")
+def bids_without_anat(root):
+    for folder in bids_set(root).glob("sub-*/**/anat"):
+        folder.rename(folder.with_name("func"))
+    (root / "derivatives").rename(root.parent / "derivatives")
+
+
+@case("_label-lesion_mask.nii.gz: of which session? Its subject has 2; add ses-Y", "refuses")
+def bids_of_two_sessions_with_one_mask(root):
+    path = anat(root, LESIONS) / "sub-02_ses-1_label-lesion_mask.nii.gz"
+    path.rename(path.with_name("sub-02_label-lesion_mask.nii.gz"))
+
+
+@case("sub-02_ses-1_FLAIR.nii: no mask (dseg or mask) of its subject and session; add it")
+def bids_session_without_mask(root):
+    (anat(root, LESIONS) / "sub-02_ses-1_label-lesion_mask.nii.gz").unlink()
+
+
+@case("sub-02_ses-1_label-lesion_mask.nii.gz: on the grid of no image of its session; resample it")
+def bids_mask_on_another_grid(root):
+    save_nifti(anat(root, LESIONS) / "sub-02_ses-1_label-lesion_mask.nii.gz", label_volume(1), np.diag([2.0, 2, 2, 1]))
+
+
+@case(
+    "sub-02_ses-1_label-lesion_mask.nii.gz: the mask has labels 3 that are not known; known are 0 background, 1 lesion"
+)
+def bids_mask_that_is_a_label_map(root):
+    save_nifti(anat(root, LESIONS) / "sub-02_ses-1_label-lesion_mask.nii.gz", label_volume(1, top=2) * np.uint8(3))
+
+
+@case("_label-lesion_mask.nii.gz: voxels of it are in another mask of the image too; make each of one class")
+def bids_masks_that_overlap(root):
+    path = anat(root, LESIONS) / "sub-02_ses-1_label-lesion_mask.nii.gz"
+    path.with_name("sub-02_ses-1_label-core_mask.nii.gz").write_bytes(path.read_bytes())
+
+
+@case("_mask.nii.gz: a mask, but there are label maps (dseg) too; name the folder of one kind", "refuses")
+def bids_of_masks_and_label_maps(root):
+    save_nifti(anat(root, "derivatives/fs") / "sub-02_ses-1_dseg.nii.gz", label_volume(1))
+
+
+def label_maps(root):
+    """sub-02/ses-1/anat in derivatives/fs of a set whose masks are label maps."""
+    for path in [*bids_set(root, masks=False).glob("sub-*/**/*_T1w.nii.gz")]:
+        name = path.name.replace("_T1w", "_dseg")
+        save_nifti(root / "derivatives" / "fs" / path.relative_to(root).parent / name, label_volume(1))
+    return root / "derivatives" / "fs" / "sub-02" / "ses-1" / "anat"
+
+
+@case("_dseg.nii.gz: a second label map of one image; name a folder of one kind by --masks")
+def bids_of_two_label_maps(root):
+    save_nifti(label_maps(root) / "sub-02_ses-1_desc-aseg_dseg.nii.gz", label_volume(1))
+
+
+@case("dseg.tsv: should have the columns index, with numbers, and name; mend it", "refuses")
+def bids_table_of_something_else(root):
+    (label_maps(root) / "dseg.tsv").write_text("name\tcolour\nlesion\tred\n")
+
+
+@case("dseg.tsv: 2 labels, of which 1 differ; 255 at most, each once", "refuses")
+def bids_table_of_one_number_twice(root):
+    (label_maps(root) / "dseg.tsv").write_text("index\tname\n1\tlesion\n1\toedema\n")
+
+
+@case("participants.tsv: damaged, or not a table", "refuses")
+def bids_table_of_bytes(root):
+    (bids_set(root) / "participants.tsv").write_bytes(bytes(range(256)))
+
+
+@case("also in", "refuses")
+def bids_twice(root):
+    bids_set(bids_set(root) / "copy")
+
+
+@case("sub-05_T1w.nii.gz: 3 volumes in it (4 dimensions), where one is due")
+def bids_of_four_dimensions(root):
+    save_nifti(bids_set(root) / "sub-05" / "anat" / "sub-05_T1w.nii.gz", np.stack([brain(1)] * 3, -1))
+
+
+@case("BIDS folders are read in one channel", "refuses")
+def bids_in_three_channels(root):
+    bids_set(root)
+    return ["--image-channels", "3"]

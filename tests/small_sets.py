@@ -137,6 +137,28 @@ def nnunet_set(root, cases=4):
     return root
 
 
+def bids_set(root, subjects=5, masks=True):
+    """BIDS: sub-NN/ses-{1,2}/anat with a T1w and, on the same grid, a FLAIR (sub-05 has no sessions and no FLAIR);
+    derivatives/lesions with label-lesion masks, and one of the brain; dataset_description.json, participants.tsv."""
+    for s in range(1, subjects + 1):
+        for session in ("1", "2") if s < 5 else ("",):
+            below = f"sub-{s:02d}/" + (f"ses-{session}/" if session else "") + "anat"
+            name = f"sub-{s:02d}" + (f"_ses-{session}" if session else "")
+            save_nifti(root / below / f"{name}_T1w.nii.gz", brain(s, len(session), int(session or 0), 0))
+            write_json(root / below / f"{name}_T1w.json", {"EchoTime": 0.003})
+            if session:
+                save_nifti(root / below / f"{name}_FLAIR.nii", brain(s, len(session), int(session), 1))
+            if masks:
+                folder = root / "derivatives" / "lesions" / below
+                save_nifti(folder / f"{name}_label-lesion_mask.nii.gz", label_volume(s, int(session or 0), 9))
+                save_nifti(folder / f"{name}_desc-brain_mask.nii.gz", box((12, 14, 10)).astype(np.uint8))
+                save_nifti(folder / f"{name}_space-MNI152_label-lesion_mask.nii.gz", label_volume(7, shape=(9, 9, 9)))
+    write_json(root / "dataset_description.json", {"Name": "small", "BIDSVersion": "1.9.0"})
+    rows = ["participant_id\tage", *(f"sub-{s:02d}\t40" for s in range(1, subjects + 2))]
+    (root / "participants.tsv").write_text("\n".join(rows) + "\n")
+    return root
+
+
 def write_json(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))

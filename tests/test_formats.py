@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from small_sets import (
+    bids_set,
     brats_2023_set,
     brats_set,
     brats_slice_set,
@@ -40,6 +41,7 @@ def flat_set(root):
 SETS = {
     "split_folders": [split_set],
     "image_folder": [subject_set],
+    "bids": [bids_set],
     "nnunet": [nnunet_set],
     "decathlon": [decathlon_set],
     "brats": [brats_set, brats_2023_set],

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from small_sets import (
+    bids_set,
     brain,
     brats_2023_set,
     decathlon_set,
@@ -81,6 +82,108 @@ def test_the_time_points_of_a_patient_are_one_subject(tmp_path):
         assert name.startswith(f"{subject}-00") and subject.count("-") == 2
         splits.setdefault(subject, set()).add(split)
     assert len(splits) == 3 and all(len(one) == 1 for one in splits.values())
+
+
+# BIDS
+
+
+def test_bids(tmp_path):
+    root = bids_set(tmp_path / "d")
+    found, splits = everything(root), {}
+    assert len(found) == (4 * 2 * 2 + 1) * 6
+    for s in range(1, 5):
+        for session in (1, 2):
+            for contrast, suffix in enumerate(("T1w", "FLAIR")):
+                name = f"sub-{s:02d}/ses-{session}/anat/sub-{s:02d}_ses-{session}_{suffix}"
+                check(found, name, contrast, brain(s, 1, session, contrast), label_volume(s, session, 9))
+    check(found, "sub-05/anat/sub-05_T1w", 0, brain(5, 0, 0, 0), label_volume(5, 0, 9))
+    for (name, _), (_, _, subject, split) in found.items():
+        assert name.startswith(f"{subject}/")
+        splits.setdefault(subject, set()).add(split)
+    assert sorted(splits) == [f"sub-0{s}" for s in range(1, 6)] and all(len(one) == 1 for one in splits.values())
+    data = load(root)
+    assert data.classes == ("background", "lesion") and data.vocabulary.labels["contrast"] == ("T1w", "FLAIR")
+    assert data.index["set_left_out"] == {
+        "participants without images": 1,
+        "masks of the brain": 9,
+        "masks in another space": 9,
+    }
+    told = folders.table(load(root), load(root, "val"))
+    assert "left out: 9 masks of the brain" in told and "left out: 1 participants without images" in told
+
+
+def test_bids_without_masks(tmp_path):
+    data = load(bids_set(tmp_path / "d", masks=False))
+    assert data.masks is None and data.classes == () and "without masks" in data.index["about"]
+    assert load(bids_set(tmp_path / "e"), labels="none").masks is None
+
+
+def test_a_bids_mask_is_of_the_images_on_its_grid(tmp_path):
+    """A FLAIR of another grid, on which no mask lies, is left out and counted; one with a mask of its own is not."""
+    root = bids_set(tmp_path / "d")
+    for s in range(1, 5):
+        for session in (1, 2):
+            name = f"sub-{s:02d}_ses-{session}"
+            save_nifti(
+                root / f"sub-{s:02d}" / f"ses-{session}" / "anat" / f"{name}_FLAIR.nii", brain(s, shape=(14, 12, 8))
+            )
+    found = {split: load(root, split) for split in ("train", "val", "test")}
+    reason = "images on another grid than the masks of their session"
+    assert sum(data.index["left_out"].get(reason, 0) for data in found.values()) == 8
+    assert {contrast for data in found.values() for contrast in data.index["contrasts"]} == {0}
+    folder = root / "derivatives" / "lesions" / "sub-01" / "ses-1" / "anat"
+    save_nifti(folder / "sub-01_ses-1_space-FLAIR_label-lesion_mask.nii.gz", label_volume(1, shape=(14, 12, 8)))
+    both = everything(root)
+    name = "sub-01/ses-1/anat/sub-01_ses-1"
+    check(both, f"{name}_T1w", 0, brain(1, 1, 1, 0), label_volume(1, 1, 9))
+    assert (f"{name}_FLAIR slice 4", 1) in both
+
+
+def test_bids_masks_of_several_classes_and_runs(tmp_path):
+    """label-X names the class; what else of a mask's name its image must have."""
+    whole = label_volume(1, top=4)
+    for s in range(1, 4):
+        for run in (1, 2):
+            name = f"sub-{s}_run-{run}"
+            save_nifti(tmp_path / "d" / f"sub-{s}" / "anat" / f"{name}_T2w.nii.gz", brain(s, run))
+            for label, value in (("oedema", 1), ("core", 2)):
+                mask = (np.roll(whole, run, 0) == value) * np.uint8(255)
+                save_nifti(tmp_path / "d" / "derivatives" / "x" / f"{name}_label-{label}_mask.nii.gz", mask)
+    found = everything(tmp_path / "d")
+    assert load(tmp_path / "d").classes == ("background", "core", "oedema")
+    for run in (1, 2):
+        moved = np.roll(whole, run, 0)
+        expected = np.select([moved == 2, moved == 1], [1, 2], 0)
+        check(found, f"sub-2/anat/sub-2_run-{run}_T2w", 0, brain(2, run), expected)
+
+
+def test_bids_label_maps_and_the_table_of_their_names(tmp_path):
+    root = bids_set(tmp_path / "d", masks=False)
+    for path in [*root.glob("sub-*/**/*_T1w.nii.gz")]:
+        name = path.name.replace("_T1w.nii.gz", "_dseg.nii.gz")
+        save_nifti(tmp_path / "m" / name, label_volume(len(name), top=3) * np.uint8(7))
+    table = tmp_path / "m" / "dseg.tsv"
+    table.write_text("index\tname\tabbreviation\n7\tWhite matter\tWM\n14\tGrey matter\tGM\n")
+    data = load(root, masks=str(tmp_path / "m"))
+    assert data.classes == ("background", "White matter", "Grey matter")
+    name = "sub-02_ses-1_dseg.nii.gz"
+    found = everything(root, masks=str(tmp_path / "m"))
+    check(found, "sub-02/ses-1/anat/sub-02_ses-1_T1w", 0, brain(2, 1, 1, 0), label_volume(len(name), top=3))
+    table.unlink()
+    assert load(root, masks=str(tmp_path / "m"), num_classes=15).classes[14] == "class 14"
+
+
+def test_derivatives_are_no_images_and_may_be_read_for_themselves(tmp_path):
+    root = bids_set(tmp_path / "d")
+    for s in range(1, 4):
+        place = root / "derivatives" / "prep" / f"sub-{s:02d}" / "anat"
+        save_nifti(place / f"sub-{s:02d}_space-MNI_desc-preproc_T1w.nii.gz", brain(s, 77))
+        save_nifti(place / f"sub-{s:02d}_space-MNI_label-L_mask.nii.gz", label_volume(s, 78))
+        save_nifti(root / f"sub-{s:02d}" / "ses-1" / "anat" / f"sub-{s:02d}_ses-1_part-phase_T1w.nii.gz", brain(s, 79))
+    assert len(everything(root)) == (4 * 2 * 2 + 1) * 6
+    found = everything(root / "derivatives" / "prep")
+    assert len(found) == 3 * 6
+    check(found, "sub-02/anat/sub-02_space-MNI_desc-preproc_T1w", 0, brain(2, 77), label_volume(2, 78))
 
 
 # Decathlon, nnU-Net

@@ -49,6 +49,7 @@ def load(config, split: str) -> Slices:
         "about": printable(f"{config.data}: {layout.about}{how_cut(config) if layout.volumes else ''}"),
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
         "unused": layout.unused,
+        "set_left_out": layout.left_out,
         "bad": findings.bad + index["bad"],
     }
     labels, known = {}, {}
@@ -254,7 +255,7 @@ def table(*splits: Slices) -> str:
     if unused := first["unused"]:
         kinds = ", ".join(f"{n} {kind or 'without ending'}" for kind, n in sorted(unused.items()))
         lines.append(f"not used: {kinds}")
-    left_out = sum((Counter(data.index["left_out"]) for data in splits), Counter())
+    left_out = sum((Counter(data.index["left_out"]) for data in splits), Counter(first["set_left_out"]))
     lines += [f"left out: {n} {what}" for what, n in left_out.items()]
     bad = list(dict.fromkeys(line for data in splits for line in data.index["bad"]))
     if bad:

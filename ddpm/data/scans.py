@@ -1,16 +1,32 @@
 """What formats of volumes share: labels in the order of the classes, and slices that show something, each contrast of a
 scan in a window of its own."""
 
+import os
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ddpm import UserError
-from ddpm.data.layout import Decoded, Findings
+from ddpm.data.layout import Decoded, Findings, Request
 from ddpm.data.volumes import along, foreground_share, pixel_mm, read_nifti, same_grid, window
 
 MIN_BRAIN = 0.02  # slices with a smaller share of brain are left out: the top of the head, and air
 TOO_LITTLE_BRAIN = f"slices with less than {MIN_BRAIN:.0%} brain"
+
+
+def volumes_below(request: Request, root: Path, files: list[str]) -> dict[str, str]:
+    """Name (without its ending) -> path of every volume of these files below `root`. Two of one name are refused."""
+    found: dict[str, str] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.+)\.nii(\.gz)?", file):
+            path = f"{root}/{file}"
+            if twin := found.get(match[1]):
+                request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
+            else:
+                found[match[1]] = path
+    return found
 
 
 def to_labels(path: str, values: np.ndarray, known: Sequence[int], classes: Sequence[str]) -> np.ndarray:

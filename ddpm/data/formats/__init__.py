@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ddpm import UserError
 from ddpm.data.formats import (
+    bids,
     brats,
     brats_slices,
     decathlon,
@@ -27,7 +28,7 @@ from ddpm.data.layout import Layout, Request, ending
 # fmt: off
 FORMATS = (
     split_folders, image_folder,
-    nnunet, decathlon, brats, brats_slices, fastmri,
+    bids, nnunet, decathlon, brats, brats_slices, fastmri,
     lgg, yes_no, nifti, plain_pictures,
 )
 # fmt: on

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm import UserError
 from ddpm.data.layout import SPLITS, Decoded, Findings, Item, Layout, Request, walk
-from ddpm.data.scans import read_labels, volume_slices
+from ddpm.data.scans import read_labels, volume_slices, volumes_below
 from ddpm.data.volumes import library, read_series, volumes_in
 from ddpm.runtime.files import reading
 
@@ -25,7 +25,7 @@ def recognise(request: Request) -> Layout | None:
     below = "//"
     if request.masks and request.masks.resolve().is_relative_to(request.root.resolve()):
         below = f"{request.masks.resolve().relative_to(request.root.resolve()).as_posix()}/"
-    named = volumes_of(request, request.root, [file for file in request.files if not file.startswith(below)])
+    named = volumes_below(request, request.root, [file for file in request.files if not file.startswith(below)])
     if not named:
         return None
     request.check_flags("NIfTI volumes", own_masks=False)
@@ -34,7 +34,7 @@ def recognise(request: Request) -> Layout | None:
     if not request.masks:
         masks = {bare(name): named.pop(name) for name in [*named] if bare(name) != name}
     elif request.with_masks:
-        beside = volumes_of(request, request.masks, walk(request.masks, request.findings))
+        beside = volumes_below(request, request.masks, walk(request.masks, request.findings))
         masks = {bare(name): path for name, path in beside.items()}
     if request.with_masks and (masks or request.masks):
         where = f"of that name in {request.masks}" if request.masks else "(NAME_mask or NAME_seg) beside it"
@@ -44,19 +44,6 @@ def recognise(request: Request) -> Layout | None:
     about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
     read = partial(decode, classes=classes, volume=request.volume, axis=request.axis)
     return Layout(about, items, read, classes, volumes=True)
-
-
-def volumes_of(request: Request, root: Path, files: list[str]) -> dict[str, str]:
-    """Name (without its ending) -> path of every volume of these files below `root`. Two of one name are refused."""
-    found: dict[str, str] = {}
-    for file in files:
-        if match := re.fullmatch(r"(.+)\.nii(\.gz)?", file):
-            path = f"{root}/{file}"
-            if twin := found.get(match[1]):
-                request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
-            else:
-                found[match[1]] = path
-    return found
 
 
 def bare(name: str) -> str:
