@@ -13,9 +13,10 @@ single step. The student learns it:
     v* = (cos(d) x_t - x_s) / sin(d)
 
 Two DDIM steps of the teacher for one of the student, again and again, is the published way. But a student is only as
-good as the walk that it copies, and DDIM's is good only in many steps: so an ordinary teacher walks as DPM-Solver++ does,
-with its guidance, and a teacher that is a student itself walks its own steps. The student takes DDIM's steps from one of
-its times to the next, with one call of the network each: what guidance does is in what it learnt.
+good as the walk that it copies, and DDIM's is good only in many steps: so an ordinary teacher walks as it does when it
+draws, by DPM-Solver++ and guided, and a teacher that is a student itself takes its own steps. The student's times are
+some of the teacher's (`middle_times` of reverse.py). From one to the next it takes DDIM's step, with one call of the
+network: what guidance does is in what it learnt.
 """
 
 import math
@@ -27,7 +28,6 @@ from torch import Tensor
 
 from ddpm.conditions import Condition
 from ddpm.model import Model, Sampling, draw
-from ddpm.reverse import LOWEST, nearest_times
 from ddpm.runtime.config import Config
 from ddpm.schedule import Schedule
 
@@ -50,27 +50,15 @@ def velocity_between(schedule: Schedule, x_t: Tensor, x_s: Tensor, t: int, s: in
     return (math.cos(d) * x_t - x_s) / math.sin(d)
 
 
-def teacher_times(schedule: Schedule, times: Sequence[int], k: int) -> list[int]:
-    """The student's times, and others between, so that each of its steps is k of the teacher's (fewer where no integers
-    are left): at equal distances in lambda, half the log SNR, as DPM-Solver++ wants them."""
-    lam, walk = schedule.half_log_snr(), []
-    for t, s in pairwise(times):
-        # The last step, to where lambda is infinite, begins at t = 1.
-        nodes = torch.linspace(max(lam[t].item(), LOWEST), lam[max(s, 1)].item(), k + (s > 0), dtype=torch.float64)
-        walk += [t, *nearest_times(schedule, nodes[1:k])]
-    return sorted({*walk, 0}, reverse=True)
-
-
 def lessons(teacher: Model, config: Config, condition: Condition, seeds: Sequence) -> tuple[Tensor, Tensor]:
     """What B walks of the teacher have to teach a student of N steps: x_t where each of its steps begins, and v*, both
     (N, B, C, H, W).
 
-    config: the student's; it says N, where its steps begin and end, and how many of the teacher's each is.
+    config: the student's; it says N, and where its steps begin and end.
     """
-    times, schedule = config.few_times, teacher.schedule
-    walk = teacher.config.few_times or tuple(teacher_times(schedule, times, config.teacher_steps))
-    passed = dict(draw(teacher, condition, seeds, Sampling(times=walk, precision=config.precision)))
-    steps = list(pairwise(times))
+    steps, schedule = list(pairwise(config.few_times)), teacher.schedule
+    how = Sampling(steps=teacher.config.few_steps or config.teacher_steps, precision=config.precision)
+    passed = dict(draw(teacher, condition, seeds, how))
     v = [velocity_between(schedule, passed[t], passed[s], t, s) for t, s in steps]
     return torch.stack([passed[t] for t, _ in steps]), torch.stack(v)
 

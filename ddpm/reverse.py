@@ -168,16 +168,13 @@ def nonuniform_times(T: int, n: int) -> list[int]:
     return [knee + t for t in uniform_times(T - knee, n - late)[:-1]] + uniform_times(knee, late)
 
 
-LOWEST = -5.1  # lambda, half the log SNR, below which nothing is left of the image: a signal under 0.6 %
-
-
-def log_snr_times(schedule: Schedule, n: int, lowest: float = LOWEST) -> list[int]:
+def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]:
     """At most n steps from near T down to 0, at equal distances in log SNR; then the clean step 1 -> 0.
     That is, in lambda, half the log SNR.
 
-    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` are passed
-    over, as cosine schedules run on to where nothing is left; but sampling starts from pure noise, so where the first
-    time kept still holds more signal than that (few T), the walk begins at T.
+    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` (signal
+    under 0.6 %) are passed over, as cosine schedules run on to where nothing is left; but sampling starts from pure
+    noise, so where the first time kept still holds more signal than that (few T), the walk begins at T.
     """
     if not 1 <= n <= schedule.T:
         raise ValueError(f"a schedule of {schedule.T} steps can be walked in 1 to {schedule.T} steps, not {n}")
@@ -185,9 +182,18 @@ def log_snr_times(schedule: Schedule, n: int, lowest: float = LOWEST) -> list[in
     first = int((lam >= lowest).nonzero().max()) + 1
     start = [schedule.T] if schedule.alpha_bar[first].sqrt().item() > 0.01 and first < schedule.T else []
     nodes = torch.linspace(lam[first - 1].item(), lam[0].item(), n - len(start), dtype=torch.float64)
-    return start + sorted(set(nearest_times(schedule, nodes)), reverse=True) + [0]
+    nearest = (lam[None, :] - nodes[:, None]).abs().argmin(dim=1) + 1
+    return start + sorted(set(nearest.tolist()), reverse=True) + [0]
 
 
-def nearest_times(schedule: Schedule, nodes: Tensor) -> list[int]:
-    """The time, from 1 to T, at which lambda is nearest to each of the nodes (n,)."""
-    return ((schedule.half_log_snr()[1:] - nodes[:, None]).abs().argmin(dim=1) + 1).tolist()
+def middle_times(schedule: Schedule, walk: list[int], n: int) -> list[int]:
+    """n steps along a walk: its middle as it is, its ends in one step each; n + 1 of its times.
+
+    The middle is where signal and noise are about equal (lambda near 0; a little more noise, where the image's shape is
+    decided): there x_0_hat changes most from step to step. Those for fewer steps are among those for more.
+    """
+    if not 1 <= n < len(walk):
+        raise ValueError(f"a walk of {len(walk) - 1} steps can be shortened to 1 to {len(walk) - 1} steps, not {n}")
+    lam = schedule.half_log_snr()
+    inner = sorted(walk[1:-1], key=lambda t: abs(lam[t].item() + 0.2))
+    return [walk[0], *sorted(inner[: n - 1], reverse=True), 0]

@@ -6,7 +6,7 @@ from operator import ge, gt, le
 
 from ddpm import UserError
 from ddpm.forward import LOSS_WEIGHTS
-from ddpm.reverse import nonuniform_times, uniform_times
+from ddpm.reverse import log_snr_times, middle_times, nonuniform_times, uniform_times
 from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
 from ddpm.unet import size_multiple
 
@@ -68,13 +68,18 @@ class Config:
         1.2, "of logit(t / T) in training; 0: t is uniform, as in the paper", at_least=0, at_most=10
     )
     few_steps: int = option(
-        0, "train for sampling in so few steps and no others (Fast-DDPM); 0: in any number", at_least=0, at_most=1000
+        0,
+        "train for sampling in so few steps and no others (Fast-DDPM, --teacher); 0: in any number",
+        at_least=0,
+        at_most=1000,
     )
     train_times: str = option(
-        "uniform", "how those lie; nonuniform: most of them where there is most noise", ("uniform", "nonuniform")
+        "uniform", "where those lie (Fast-DDPM); nonuniform: 60 % in the noisiest 30 % of T", ("uniform", "nonuniform")
     )
     teacher: str = option("", "distil this checkpoint into --few-steps (default 4); pretrained: the model in the box")
-    teacher_steps: int = option(3, "the teacher's steps in each of the student's", at_least=1, at_most=1000)
+    teacher_steps: int = option(
+        10, "the teacher's steps in a walk; the student takes several at once", at_least=1, at_most=1000
+    )
     mask_drop: float = option(0.05, "probability that a sample's mask alone is withheld", at_least=0, at_most=1)
     label_drop: float = option(0.05, "probability that its labels (the contrast) alone are", at_least=0, at_most=1)
     both_drop: float = option(0.08, "probability that both are, so that both can be guided", at_least=0, at_most=1)
@@ -116,6 +121,9 @@ class Config:
         """The only times that the network knows, from T down to 0; empty if it knows all."""
         if not self.few_steps:
             return ()
+        if self.teacher:
+            schedule = make_schedule(self.schedule, self.timesteps, self.zero_terminal_snr)
+            return tuple(middle_times(schedule, log_snr_times(schedule, self.teacher_steps), self.few_steps))
         spaced = uniform_times if self.train_times == "uniform" else nonuniform_times
         return tuple(spaced(self.timesteps, self.few_steps))
 
@@ -131,7 +139,7 @@ CHANGEABLE = (
 
 # What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
 # teacher knows, so it takes smaller steps.
-STUDENT = dict(few_steps=4, batch_size=8, lr=2e-3, muon_lr=6e-3, warmup=20)
+STUDENT = dict(few_steps=4, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
 
 # A line each for the network, the diffusion, the optimisation and the run.
 # fmt: off
@@ -228,6 +236,10 @@ def check_few_steps(config: Config, given: dict) -> None:
     most = config.timesteps if config.train_times == "uniform" else config.timesteps // 4
     if config.few_steps > most:
         raise UserError(f"--few-steps {config.few_steps}: with --timesteps {config.timesteps}, give at most {most}")
+    if config.teacher and not config.few_steps <= config.teacher_steps <= config.timesteps // 4:
+        raise UserError(
+            f"--teacher-steps {config.teacher_steps}: give --few-steps ({config.few_steps}) to {config.timesteps // 4} of them"
+        )
     if config.train_times == "nonuniform" and config.few_steps < 2:
         raise UserError("--train-times nonuniform says how --few-steps lie; give 2 of them or more")
     if "teacher_steps" in given and not config.teacher:
@@ -238,5 +250,5 @@ def check_few_steps(config: Config, given: dict) -> None:
         raise UserError("--few-steps 0: with --teacher, give the steps of the student, such as 4")
     if config.objective != "v":
         raise UserError(f"--objective {config.objective}: a student learns v; leave it out")
-    if misplaced := [name for name in ("init", "loss_weight", "time_mean", "time_std") if name in given]:
+    if misplaced := [name for name in ("init", "train_times", "loss_weight", "time_mean", "time_std") if name in given]:
         raise UserError(f"{flag(misplaced[0])} has no meaning with --teacher; leave it out")
