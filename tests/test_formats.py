@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from small_dicom import dicom_set
 from small_sets import (
     bids_set,
     brats_2023_set,
@@ -49,6 +50,7 @@ SETS = {
     "fastmri": [fastmri_set],
     "lgg": [lgg_set],
     "yes_no": [yes_no_set],
+    "dicom": [dicom_set],
     "nifti": [nifti_set],
     "plain_pictures": [flat_set],
 }
@@ -89,4 +91,6 @@ def test_the_key_of_a_store_covers_the_code_of_every_format(monkeypatch):
     monkeypatch.setattr(cache, "code", lambda *files: read.extend(files) or "")
     exec(compile(Path(folders.__file__).read_text(), folders.__file__, "exec"), vars(folders).copy())
     assert {f"data/formats/{name_of(known)}.py" for known in formats.FORMATS} < set(read)
-    assert {f"data/{name}.py" for name in ("layout", "pictures", "scans", "volumes", "images", "folders")} < set(read)
+    assert {
+        f"data/{name}.py" for name in ("layout", "pictures", "scans", "volumes", "dicom", "images", "folders")
+    } < set(read)

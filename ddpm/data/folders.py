@@ -23,7 +23,7 @@ from ddpm.data.volumes import to_grey
 from ddpm.runtime import cache
 from ddpm.runtime.progress import progress
 
-SHARED = ("folders", "layout", "pictures", "scans", "volumes", "images", "store")
+SHARED = ("folders", "layout", "pictures", "scans", "volumes", "dicom", "images", "store")
 FORMATS = sorted(path.stem for path in Path(__file__).with_name("formats").glob("*.py"))
 CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{name}.py" for name in FORMATS))
 COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
@@ -78,9 +78,11 @@ def find(config, findings: Findings) -> Layout:
     layout = recognise(
         Request(root, masks, with_masks, *numbers, config.axis, config.spacing, config.volume, findings, files)
     )
-    items = layout.items
+    if not (items := layout.items):
+        why = [*findings.bad[:1], *layout.left_out] or ["no images"]
+        raise UserError(f"{config.data}: {layout.about}, but nothing to use ({why[0]}); see docs/data.md")
     if pattern := config.subject_pattern:
-        items = [replace(item, subject=subject_of(item.name, pattern)) for item in items]
+        items = [replace(item, subject=subject_of(item.name, pattern), drawn_by="") for item in items]
     items = split_by_subject(items, config.seed, config.data)
     places: dict[str, str] = {}
     for item in items:
@@ -119,7 +121,7 @@ def split_by_subject(items: list[Item], seed: int, data: str) -> list[Item]:
         pattern = "--subject-pattern '^[^_]+' for SUBJECT_n.png ('.+' if every picture is another subject)"
         remedy = f"by a folder a subject below images/, by train/ and val/, or by {pattern}"
         raise UserError(f"{data}: which pictures are of one subject? Say it {remedy}")
-    number = {item.subject: subject_number(seed, item.subject) for item in items}
+    number = {item.subject: subject_number(seed, item.drawn_by or item.subject) for item in items}
     order = sorted(number, key=number.get)
     if len(order) < 3:
         remedy = "name subjects by --subject-pattern, or make folders train/ and val/"

@@ -27,6 +27,7 @@ class Item:
     subject: str = ""  # "" where the layout does not tell
     split: str = ""  # likewise
     beside: tuple[str, ...] = ()  # other files that say how it is decoded
+    drawn_by: str = field(default="", repr=False)  # its split, if not by `subject`; of a patient, so never written down
 
     @property
     def files(self) -> tuple[str, ...]:

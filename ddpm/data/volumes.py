@@ -54,7 +54,6 @@ def number_in(image) -> int:
 def read_series(path: str | Path, which: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The volumes `which` of a NIfTI file of up to four dimensions: (X, Y, Z, N), turned as in read_nifti, and their
     affine. Raises UserError."""
-    nibabel = library("nibabel")
     with reading(path, "a NIfTI volume", "fetch it again"):
         image = open_nifti(path)
         if list(which) == list(range(number_in(image))):
@@ -62,11 +61,16 @@ def read_series(path: str | Path, which: Sequence[int]) -> tuple[np.ndarray, np.
         else:
             values = np.stack([np.asarray(image.dataobj[..., i]) for i in which], axis=-1)
         values = values.reshape(*image.shape[:3], len(which))
-        turn = nibabel.io_orientation(image.affine)
-        affine = image.affine @ nibabel.orientations.inv_ornt_aff(turn, image.shape[:3])
-        values = nibabel.apply_orientation(values, turn)
-    check_finite(path, values)
-    return values, affine
+        check_finite(path, values)
+        return to_ras(values, image.affine)
+
+
+def to_ras(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (I, J, K, ...) and their affine (4, 4) to mm -> the same, axes swapped and turned so that they run to the
+    patient's right, to the front and to the head, each as nearly as one of them does."""
+    nibabel = library("nibabel")
+    turn = nibabel.io_orientation(affine)
+    return nibabel.apply_orientation(values, turn), affine @ nibabel.orientations.inv_ornt_aff(turn, values.shape[:3])
 
 
 def open_nifti(path: str | Path):

@@ -14,6 +14,7 @@ from ddpm.data.formats import (
     brats,
     brats_slices,
     decathlon,
+    dicom,
     fastmri,
     image_folder,
     lgg,
@@ -29,7 +30,7 @@ from ddpm.data.layout import Layout, Request, ending
 FORMATS = (
     split_folders, image_folder,
     bids, nnunet, decathlon, brats, brats_slices, fastmri,
-    lgg, yes_no, nifti, plain_pictures,
+    lgg, yes_no, nifti, dicom, plain_pictures,
 )
 # fmt: on
 
@@ -45,8 +46,6 @@ def recognise(request: Request) -> Layout:
             unused = Counter(ending(file) for file in request.files if request.place(file) not in used)
             return replace(found, unused=unused)
     endings = {ending(file) for file in request.files}
-    if ".dcm" in endings:
-        raise UserError(f"{request.root}: DICOM files; make NIfTI volumes of them, then cut those with tools/slices.py")
     seen = f"only {', '.join(sorted(endings)[:5])}" if request.files else "nothing at all"
     raise UserError(f"{request.root}: no pictures or scans of a known layout here, {seen}; see docs/data.md")
 
