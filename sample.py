@@ -16,6 +16,7 @@ import numpy as np
 from ddpm import UserError, printable, restoration
 from ddpm.conditions import LABELS
 from ddpm.data import folders, images, phantom
+from ddpm.data.volumes import is_nifti
 from ddpm.model import Model, draw, load_model
 from ddpm.runtime import distributed
 from ddpm.runtime.command_line import (
@@ -30,12 +31,13 @@ from ddpm.runtime.command_line import (
 from ddpm.runtime.config import flag
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
+from ddpm.stack import COHERENCE, Stack, read_stack
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
 # What only one of the two does, and its default.
 RESTORATION_ALONE = {"region": None, "simulate": False, "real": False, "gaussian": False, "noise": None, "resample": 1}
-DRAWING_ALONE = {"film": False, "sampler": None, "eta": 0.0}
+DRAWING_ALONE = {"film": False, "sampler": None, "eta": 0.0, "coherence": COHERENCE}
 
 
 @one_line_errors
@@ -46,7 +48,7 @@ def main(argv):
         distributed.gather(None)  # one image is the work of one process
         restoration.run(args, load_model(args.ckpt, args.weights, pick_device(args.device)), sampling_of(args))
         return
-    model, sampling, masks, labels = distributed.broadcast(prepare, args)
+    model, sampling, masks, stack, labels = distributed.broadcast(prepare, args)
     model.unet.to(pick_device(args.device))
     out = Path(args.out)
     check_writable(args.out)
@@ -59,7 +61,10 @@ def main(argv):
             batch = jobs[start : start + args.batch_size]
             label_maps = None if args.mask is None else np.stack([masks[name] for name, _ in batch])
             asked = {label: [values[k] for _, k in batch] for label, values in labels.items()}
-            seeds = [(args.seed, zlib.crc32(os.fsencode(name)), k) for name, k in batch]
+            if stack:  # slices of a volume: neighbours shall agree
+                seeds = [stack.seed(name, k, args.seed, args.coherence) for name, k in batch]
+            else:
+                seeds = [(args.seed, zlib.crc32(os.fsencode(name)), k) for name, k in batch]
             for t, x_t in draw(model, model.vocabulary.condition(label_maps, **asked), seeds, sampling):
                 if t in frames:
                     frames[t] |= zip(batch, images.to_uint8(x_t), strict=True)
@@ -72,12 +77,17 @@ def main(argv):
             frames[t] |= cells
 
     def picture(cells: dict) -> np.ndarray:
-        rows = [row(name, label_map, cells, args.n, model.vocabulary.classes) for name, label_map in masks.items()]
+        shown = stack.shown if stack else masks
+        rows = [row(name, masks[name], cells, args.n, model.vocabulary.classes) for name in shown]
         return images.grid(np.stack(rows))
 
     images.write_png(out / "grid.png", picture(frames[0]))
     if args.film:
         images.write_gif(out / "film.gif", [*map(picture, frames.values())])
+    if stack:
+        for k in range(args.n):
+            stack.write(out / f"{stack.stem}_{k}.nii.gz", [frames[0][name, k] for name in masks])
+        print(f"{args.n} volume(s) {stack.stem}_k.nii.gz on the grid of {args.mask}, 0 is black, 255 white")
     print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''} in {out}")
 
 
@@ -85,7 +95,14 @@ def read_arguments(argv):
     """The command line, checked. Raises UserError."""
     args = make_parser().parse_args(argv)
     check_range(
-        args, n=(1, 10**6), eta=(0, 1), acceleration=(1, 10**6), factor=(1, 4096), noise=(0, 1), resample=(1, 100)
+        args,
+        n=(1, 10**6),
+        eta=(0, 1),
+        coherence=(0.01, 10**6),
+        acceleration=(1, 10**6),
+        factor=(1, 4096),
+        noise=(0, 1),
+        resample=(1, 100),
     )
     if args.eta and args.sampler != "ddim":
         raise UserError("--eta belongs to --sampler ddim; give that too, or leave it out")
@@ -96,13 +113,17 @@ def read_arguments(argv):
             raise UserError(
                 f"{flag(name)} {'does not go with' if args.restore else 'belongs to'} --restore; leave it out"
             )
-    args.n = args.n if args.n or args.restore else 6  # a restoration without --n is the best single estimate
+    if args.film and is_nifti(args.mask):
+        raise UserError(f"--film: {args.mask} is a volume; leave one of them out")
+    if not args.n and not args.restore:  # a restoration without --n is the best single estimate
+        args.n = 1 if is_nifti(args.mask) else 6
     args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
 
 def prepare(args):
-    """What to draw: the model, how, the masks by name, and the labels of each sample of a mask. Raises UserError."""
+    """What to draw: the model, how, the masks by name, of what volume they are slices (or None), and the labels of each
+    sample of a mask. Raises UserError."""
     model = load_model(args.ckpt, args.weights)
     labels = {name: label_values(name, getattr(args, name), model, args.n) for name in LABELS}
     labels = {name: values for name, values in labels.items() if values}
@@ -112,25 +133,28 @@ def prepare(args):
         raise UserError(f"{model.name} was trained with --mask-drop 0 and --both-drop 0: it needs --mask")
     how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
     print(f"{model.name}: step {model.step}, {how}, {sampling.guidance_text} -> {args.out}")
-    masks = read_masks(args.mask, model)
+    masks, stack = read_masks(args.mask, model)
     height, width = images.grid_size(len(masks), args.n + (args.mask is not None), *model.shape[1:])
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
-    return model, sampling, masks, labels
+    return model, sampling, masks, stack, labels
 
 
 def make_parser() -> Parser:
     parser = Parser(prog="sample.py", description="Draw images that follow a mask (Algorithm 2).")
     add_sampling_flags(parser, batch_size=16)
     add = parser.add_argument
-    masks = "a mask or a folder of masks (PNG); without PATH those in examples/masks; without --mask, unconditional"
-    add("--mask", nargs="?", const=EXAMPLES, metavar="PATH", help=masks)
-    add("--n", type=int, help="images for each mask (default 6)")
+    masks = "a mask or a folder of masks (PNG), or a volume of labels (NIfTI)"
+    without = "without PATH those in examples/masks; without --mask, unconditional"
+    add("--mask", nargs="?", const=EXAMPLES, metavar="PATH", help=f"{masks}; {without}")
+    add("--n", type=int, help="images for each mask (default 6), or volumes (default 1)")
     values = "one of its values as the checkpoint knows them; 'each' in turn (default), or 'none'"
     for name in LABELS:
         add(f"--{name}", default="each", help=values)
     add("--eta", type=float, default=0.0, help="ddim's noise: 0 deterministic (default), 1 as much as ancestral")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or the last ones")
+    apart = f"of a volume: slices so far apart have noise of their own (default {COHERENCE:g} mm)"
+    add("--coherence", type=float, metavar="MM", default=COHERENCE, help=apart)
     add("--film", action="store_true", help="also film.gif, from noise to images")
     add("--out", help="folder for the images (default results/samples-TIME)")
 
@@ -151,13 +175,16 @@ def make_parser() -> Parser:
     return parser
 
 
-def read_masks(wanted: str | Path | None, model: Model) -> dict[str, np.ndarray | None]:
-    """Name -> label map (H, W) of each mask asked for; without a mask, {"unconditional": None}. Raises UserError."""
+def read_masks(wanted: str | Path | None, model: Model) -> tuple[dict[str, np.ndarray | None], Stack | None]:
+    """Name -> label map (H, W) of each mask asked for; without a mask, {"unconditional": None}. And the volume that they
+    are slices of, if they are. Raises UserError."""
     classes, size = model.vocabulary.classes, tuple(model.config.image_size)
     if wanted is None:
-        return {"unconditional": None}
+        return {"unconditional": None}, None
     if not classes:
         raise UserError(f"--mask: {model.name} was trained without masks; leave --mask out")
+    if is_nifti(wanted):
+        return read_stack(wanted, model)
     place = Path(wanted)
     if wanted == EXAMPLES:
         sets = [name for name, known in phantom.CLASSES.items() if len(known) == len(classes)]
@@ -171,7 +198,7 @@ def read_masks(wanted: str | Path | None, model: Model) -> dict[str, np.ndarray 
         if mask.shape != size:
             shapes = [f"{height}x{width}" for height, width in (mask.shape, size)]
             print(printable(f"{file}: mask of {shapes[0]} resized by nearest neighbour to {shapes[1]}"))
-    return masks
+    return masks, None
 
 
 def row(name: str, labels, cells: dict, n: int, classes: tuple) -> np.ndarray:

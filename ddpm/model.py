@@ -12,9 +12,11 @@ In a notebook:
     images = to_uint8(x_0)  # (4, 1, H, W)
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -136,10 +138,19 @@ class Sampling:
         return replace(self, sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided)
 
 
+class Between(NamedTuple):
+    """A seed of noise between that of two others: that of `one` at share 0, of `other` at 1. As cos^2 + sin^2 = 1 it is
+    N(0, I) at every share; and what is drawn from shares near each other is alike."""
+
+    one: tuple[int, ...]
+    other: tuple[int, ...]
+    share: float
+
+
 def draw(
     model: Model,
     condition: Condition,
-    seeds: Sequence[int | tuple[int, ...]],
+    seeds: Sequence[int | tuple[int, ...] | Between],
     sampling: Sampling = Sampling(),  # noqa: B008 (it is frozen)
 ) -> Iterator[tuple[int, Tensor]]:
     """Algorithm 2, for as many images at a time as there are seeds.
@@ -176,7 +187,15 @@ def predictor(model: Model, condition: Condition, sampling: Sampling) -> Callabl
     )
 
 
-def noise_source(seeds: Sequence[int | tuple[int, ...]], shape: tuple[int, ...], device):
+def noise_source(seeds: Sequence[int | tuple[int, ...] | Between], shape: tuple[int, ...], device):
     """noise() -> z ~ N(0, I), (B, *shape). Each sample has a stream of its own, made from its seed."""
-    streams = [np.random.default_rng(np.random.SeedSequence(seed)) for seed in seeds]
-    return lambda: torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)
+
+    def stream(seed):
+        if isinstance(seed, Between):
+            one, other, angle = stream(seed.one), stream(seed.other), seed.share * math.pi / 2
+            return lambda: math.cos(angle) * one() + math.sin(angle) * other()
+        random = np.random.default_rng(np.random.SeedSequence(seed))
+        return lambda: random.standard_normal(shape, dtype=np.float32)
+
+    streams = [stream(seed) for seed in seeds]
+    return lambda: torch.from_numpy(np.stack([noise() for noise in streams])).to(device)

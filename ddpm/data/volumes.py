@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm import UserError
-from ddpm.runtime.files import reading
+from ddpm.runtime.files import reading, write_whole
 
 MAX_VOXELS = 2**29  # 800^3; a header that asks for more is damaged, or made to exhaust memory
 MAX_BYTES = 2**31
@@ -228,3 +228,32 @@ def magnitude(kspace: np.ndarray) -> np.ndarray:
     """
     images = np.fft.fftshift(np.fft.ifft2(kspace, norm="ortho"), axes=(-2, -1))
     return np.abs(images) if images.ndim == 3 else np.sqrt((np.abs(images) ** 2).sum(axis=1))
+
+
+def is_nifti(path: str | Path | None) -> bool:
+    return str(path).endswith((".nii", ".nii.gz"))
+
+
+def from_slices(slices: np.ndarray, axis: str) -> np.ndarray:
+    """The inverse of `along`: slices (N, H, W) -> RAS+ (X, Y, Z)."""
+    if axis == "axial":
+        return slices.transpose(2, 1, 0)[::-1, ::-1]
+    if axis == "coronal":
+        return slices.transpose(2, 0, 1)[::-1, :, ::-1]
+    return slices.transpose(0, 2, 1)[:, ::-1, ::-1]
+
+
+def write_nifti(path: str | Path, volume: np.ndarray, like: str | Path) -> None:
+    """Write RAS+ (X, Y, Z) in the orientation, with the affine and on the grid of the NIfTI file `like`. Raises OSError."""
+    nibabel = library("nibabel")
+    model = open_nifti(like)
+    ras = nibabel.orientations.axcodes2ornt("RAS")
+    turn = nibabel.orientations.ornt_transform(ras, nibabel.io_orientation(model.affine))
+    image = nibabel.Nifti1Image(nibabel.apply_orientation(volume, turn), model.affine)
+    image.set_sform(*model.get_sform(coded=True))
+    image.set_qform(*model.get_qform(coded=True))
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()
+    if str(path).endswith(".gz"):
+        content = gzip.compress(content, mtime=0)
+    write_whole(path, lambda file: file.write(content))
