@@ -31,6 +31,7 @@ from ddpm.inverse import (
     restore,
     smooth_phase,
 )
+from ddpm.metrics.fastmri import fastmri_scores
 from ddpm.metrics.paired import psnr, ssim
 from ddpm.model import Model, Sampling, noise_source, predictor
 from ddpm.reverse import log_snr_times, uniform_times
@@ -318,7 +319,12 @@ def run(args, model: Model, how: Sampling) -> None:
     if measured.truth is not None:
         for name in ("measured", "restored"):
             pair = shown[name].clamp(0, 1), measured.truth
-            print(f"{name}: PSNR {psnr(*pair, 1.0).item():.2f} dB, SSIM {ssim(*pair, 1.0).item():.4f}")
+            told = f"{name}: PSNR {psnr(*pair, 1.0).item():.2f} dB, SSIM {ssim(*pair, 1.0).item():.4f}"
+            if args.mode == "kspace":
+                told += "; as fastMRI counts, of this slice: NMSE {:.4f}, PSNR {:.2f} dB, SSIM {:.4f}".format(
+                    *fastmri_scores(*pair)
+                )
+            print(told)
     print(
         f"grid.png ({' | '.join(pictures)}; errors and deviations x {AMPLIFIED}), each as a PNG, restored.npy in {out}"
     )

@@ -33,9 +33,13 @@ def ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
     mu_a, mu_b = window_mean(a), window_mean(b)
     var_a, var_b = window_mean(a * a) - mu_a**2, window_mean(b * b) - mu_b**2
     cov = window_mean(a * b) - mu_a * mu_b
+    return similarity(mu_a, mu_b, var_a, var_b, cov, data_range).mean(dim=(1, 2, 3))
+
+
+def similarity(mu_a: Tensor, mu_b: Tensor, var_a: Tensor, var_b: Tensor, cov: Tensor, data_range: float) -> Tensor:
+    """Eq. 13 of each window, from its means, variances and covariance; shaped like these."""
     c_1, c_2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    similarity = (2 * mu_a * mu_b + c_1) * (2 * cov + c_2) / ((mu_a**2 + mu_b**2 + c_1) * (var_a + var_b + c_2))
-    return similarity.mean(dim=(1, 2, 3))
+    return (2 * mu_a * mu_b + c_1) * (2 * cov + c_2) / ((mu_a**2 + mu_b**2 + c_1) * (var_a + var_b + c_2))
 
 
 def dice(a: Tensor, b: Tensor) -> Tensor:
