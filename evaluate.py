@@ -1,7 +1,7 @@
 """How good are the samples? One table, one report.
 
 python evaluate.py                         the newest checkpoint: samples for held-out masks, then all the questions
-python evaluate.py --real DIR --fake DIR   two folders of images
+python evaluate.py --real DIR --fake DIR   two folders of images, or of volumes
 """
 
 import sys
@@ -66,7 +66,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="evaluate.py", description="How good are the samples? One table, one report.")
     add_sampling_flags(parser, batch_size=50)
     add = parser.add_argument
-    add("--real", metavar="DIR", help="compare two folders: real images ...")
+    add("--real", metavar="DIR", help="compare two folders of pictures, or of NIfTI volumes: real ones ...")
     add("--fake", metavar="DIR", help="... and samples")
     asked = (f"{name}: {q.help}{'' if q.default else ', only if asked for'}" for name, q in QUESTIONS.items())
     add("--metrics", nargs="+", choices=[*QUESTIONS, "all"], help="; ".join(asked))

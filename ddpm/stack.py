@@ -15,7 +15,7 @@ from ddpm import UserError, printable
 from ddpm.data.images import MAX_PIXELS, crop_or_pad, resize, resize_labels
 from ddpm.data.phantom import FOV
 from ddpm.data.scans import to_labels
-from ddpm.data.volumes import along, from_slices, pixel_mm, read_nifti, write_nifti
+from ddpm.data.volumes import along, from_slices, pixel_mm, read_nifti, stem, write_nifti
 from ddpm.model import Between, Model
 
 LETTERS = {"axial": "z", "coronal": "y", "sagittal": "x"}
@@ -34,7 +34,7 @@ class Stack:
 
     @property
     def stem(self) -> str:
-        return Path(self.path).name.removesuffix(".gz").removesuffix(".nii")
+        return stem(self.path)
 
     @property
     def names(self) -> list[str]:

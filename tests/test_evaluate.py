@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -251,6 +252,60 @@ def test_unreadable_files_are_named_counted_and_left_out_only_if_asked(tmp_path,
     assert not Path("out").exists()
     assert evaluate.main([*command, "--skip-bad"]) == 0
     assert "2 unreadable file(s) left out" in capsys.readouterr().out
+
+
+RAS = np.eye(4)
+
+
+def volumes(folder, n=6, seed=0, gain=1.0, affine=RAS) -> str:
+    """n smooth random heads as NIfTI: 20 slices of 32x32 with brain, stored in the given orientation, and 4 of air."""
+    Path(folder).mkdir(parents=True)
+    for i in range(n):
+        rng = np.random.default_rng([seed, i])
+        head = ndimage.gaussian_filter(rng.normal(0, 1, (32, 32, 24)), (3, 3, 1))
+        volume = (gain * np.rint((100 + 400 * head).clip(1, 1000))).astype(np.int16)
+        volume[:4] = volume[..., 20:] = 0
+        ras = nibabel.orientations.axcodes2ornt("RAS")
+        turn = nibabel.orientations.ornt_transform(ras, nibabel.io_orientation(affine))
+        nibabel.save(nibabel.Nifti1Image(nibabel.apply_orientation(volume, turn), affine), f"{folder}/h{i}.nii.gz")
+    return str(folder)
+
+
+def test_two_folders_of_volumes(tmp_path, capsys):
+    """Slice by slice, each in a window of its volume, each volume a subject; what lies beside is not read."""
+    turned = np.array([[0, 0, -1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+    real, fake = volumes(tmp_path / "real"), volumes(tmp_path / "fake", 3, seed=1, gain=10, affine=turned)
+    Image.new("L", (64, 64)).save("fake/h0_z000_0.png")
+    (tmp_path / "real" / "h0_seg.nii.gz").write_bytes(b"")
+    command = ["--real", real, "--fake", fake, "--metrics", "kid", "spectrum", "--out", "out"]
+    assert evaluate.main(command) == 0
+    out = capsys.readouterr().out
+    assert "120 slices of 6 volumes" in out and "60 slices of 3 volumes" in out
+    assert "subjects: 3 in the place of samples, 3 others" in out
+    rows = report("out")
+    assert rows["grey levels, distance [of 255]"]["samples"] < 8
+    same = comparison.read_folder(volumes(tmp_path / "same", gain=10, affine=turned), "--real", "", False)
+    known = comparison.read_folder(real, "--real", "", False)
+    assert known.images.shape == (120, 1, 32, 32)
+    assert np.abs(known.images.astype(int) - same.images).max() <= 1
+    assert np.array_equal(known.subjects, np.repeat(np.arange(6), 20))
+    halves = comparison.read_folder(real, "--real", "h[0-2]|h", False)
+    assert np.array_equal(np.bincount(halves.subjects), [60, 20, 20, 20])
+
+
+def test_a_bad_volume_is_named(tmp_path, capsys):
+    real, fake = volumes(tmp_path / "real"), volumes(tmp_path / "fake", seed=1)
+    (tmp_path / "fake" / "h2.nii.gz").write_bytes(b"hello")
+    command = ["--real", real, "--fake", fake, "--metrics", "spectrum", "--out", "out"]
+    assert evaluate.main(command) == 2
+    error = capsys.readouterr().err
+    assert "h2.nii.gz: damaged, or not a NIfTI volume" in error and "--skip-bad" in error and error.count("\n") == 1
+    assert not Path("out").exists()
+    assert evaluate.main([*command, "--skip-bad"]) == 0
+    other = nibabel.Nifti1Image(np.arange(30 * 32 * 20, dtype=np.int16).reshape(30, 32, 20), np.eye(4))
+    nibabel.save(other, "fake/h2.nii.gz")
+    assert evaluate.main([*command[:-1], "again"]) == 2
+    assert "h2.nii.gz: 32x30, but h0.nii.gz is 32x32" in capsys.readouterr().err
 
 
 def odd_one(folder, size=(40, 32)):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm import UserError
 from ddpm.data.layout import Decoded, Findings, Request
-from ddpm.data.volumes import along, foreground_share, pixel_mm, read_nifti, same_grid, window
+from ddpm.data.volumes import along, foreground_share, pixel_mm, read_nifti, same_grid, to_grey, window
 
 MIN_BRAIN = 0.02  # slices with a smaller share of brain are left out: the top of the head, and air
 TOO_LITTLE_BRAIN = f"slices with less than {MIN_BRAIN:.0%} brain"
@@ -76,3 +76,10 @@ def brain_slices(
         of_slice = None if labels is None else labels[n]
         for contrast, slices in enumerate(contrasts):
             yield Decoded(f"{name} slice {n}", slices[n][None], of_slice, windows[contrast], first + contrast, mm)
+
+
+def grey_slices(path: str) -> np.ndarray:
+    """The axial slices with brain of a NIfTI volume, uint8 (N, H, W), in one window. Raises UserError."""
+    volume, _ = read_nifti(path)
+    slices = along(volume, "axial")
+    return to_grey(slices[foreground_share(slices) >= MIN_BRAIN], *window(path, volume))

@@ -234,6 +234,11 @@ def is_nifti(path: str | Path | None) -> bool:
     return str(path).endswith((".nii", ".nii.gz"))
 
 
+def stem(path: str | Path) -> str:
+    """The name of a file without .nii, .nii.gz or what else ends it."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii") if is_nifti(path) else Path(path).stem
+
+
 def from_slices(slices: np.ndarray, axis: str) -> np.ndarray:
     """The inverse of `along`: slices (N, H, W) -> RAS+ (X, Y, Z)."""
     if axis == "axial":

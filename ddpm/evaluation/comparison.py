@@ -1,7 +1,7 @@
 """What is compared: samples, real images in their place, and the real images of other subjects that both are held against.
 
 A question (questions.py) is put to one `Comparison`. `from_model` draws its samples from a trained model, for the masks
-and labels of held-out images; `from_folders` reads two folders of pictures.
+and labels of held-out images; `from_folders` reads two folders of pictures or volumes.
 """
 
 import zlib
@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, folders, images
+from ddpm.data.formats.nifti import bare
+from ddpm.data.scans import grey_slices
 from ddpm.data.sources import load_data
+from ddpm.data.volumes import is_nifti, stem
 from ddpm.metrics import features, segmenter
 from ddpm.metrics.features import Extractor, extract
 from ddpm.metrics.fid import Extrapolation
@@ -260,14 +263,17 @@ def from_folders(
 
 
 def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
-    """The pictures of a folder in grey. Raises UserError for what cannot be read or differs in size; with skip_bad,
-    unreadable files are counted and left out."""
+    """The pictures of a folder in grey; or, where it holds NIfTI volumes, their axial slices with brain, in one window a
+    volume, each a subject of its own unless the pattern says otherwise. Raises UserError for what cannot be read or
+    differs in size; with skip_bad, unreadable files are counted and left out."""
+    volumes = [path for path in sorted(Path(folder).glob("*")) if is_nifti(path)]
+    volumes = [path for path in volumes if bare(stem(path)) == stem(path)]  # no masks
     read, bad = [], []
-    for path in folders.pictures_in(Path(folder)).values():
+    for path in volumes or folders.pictures_in(Path(folder)).values():
         if path.name == "grid.png":  # sample.py's overview
             continue
         try:
-            read.append((path, images.read_image(path)))
+            read.append((path, grey_slices(path) if volumes else images.read_image(path)[None]))
         except UserError as error:
             bad.append(str(error))
     if bad and not skip_bad:
@@ -276,11 +282,15 @@ def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
         print(f"{flag} {folder}: {len(bad)} unreadable file(s) left out, the first: {bad[0]}")
     if not read:
         raise UserError(f"{flag} {folder}: no images that can be read")
-    sizes = {path: "{}x{}".format(*image.shape) for path, image in read}
+    if volumes:
+        print(printable(f"{flag} {folder}: {sum(len(slices) for _, slices in read)} slices of {len(read)} volumes"))
+    sizes = {path: "{}x{}".format(*slices.shape[1:]) for path, slices in read}
     for path, size in sizes.items():
         if size != sizes[read[0][0]]:
             first = f"{read[0][0].name} is {sizes[read[0][0]]}"
             raise UserError(f"{path}: {size}, but {first}; all images of {flag} must be of one size")
-    subjects = [folders.subject_of(path.stem, pattern) for path, _ in read] if pattern else None
-    subjects = None if subjects is None else np.unique(subjects, return_inverse=True)[1]
-    return Slices(np.stack([image for _, image in read])[:, None], None, {}, Vocabulary(), subjects)
+    subjects = None
+    if pattern or volumes:
+        whose = [folders.subject_of(stem(path), pattern) if pattern else path.name for path, _ in read]
+        subjects = np.unique(whose, return_inverse=True)[1].repeat([len(slices) for _, slices in read])
+    return Slices(np.concatenate([slices for _, slices in read])[:, None], None, {}, Vocabulary(), subjects)
