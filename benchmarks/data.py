@@ -1,6 +1,7 @@
 """Is a data set in a memory-mapped file as fast as one in memory, and does it leave memory alone?
 
     python benchmarks/data.py [--images 200000] [--size 128] [--batches 2000] [--folder DIR]
+    python benchmarks/data.py --volumes 1000 [--folder DIR]
 
 Writes a synthetic store (images and two-class labels, 200,000 of each take 6.6 GB) into a temporary folder, draws
 batches from it as training does (training.draw_batch), and measures, in processes of their own so that nothing is shared:
@@ -10,10 +11,15 @@ batches from it as training does (training.draw_batch), and measures, in process
     images/s from the mapped file against images/s from a copy in memory, taken in turn, median of --rounds
 
 A training step waits for draw_batch, so its images/s are an upper limit of a training's.
+
+With --volumes it measures instead what it takes to open a folder of so many NIfTI volumes of 240 x 240 x 155 (packed, each
+an ellipsoid of blocks, which pack to a hundredth: real ones take longer to unpack), the first time, when they are
+decoded, and the second: seconds, and the process's peak of memory.
 """
 
 import argparse
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -30,7 +36,8 @@ import torch
 
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
-from ddpm.data import Slices, store
+from ddpm.data import Slices, folders, store
+from ddpm.data.volumes import library
 from ddpm.runtime import cache
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.config import Config
@@ -47,11 +54,18 @@ def main(argv):
     parser.add_argument("--batches", type=int, default=500, help="of 16, in a round (default 500)")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--folder", help="where to put the file (default: the system's temporary folder)")
+    parser.add_argument("--volumes", type=int, help="measure how so many volumes are opened")
+    parser.add_argument("--opened", help=argparse.SUPPRESS)  # the folder, in the process that is measured
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)  # the process that is measured
     args = parser.parse_args(argv)
     if args.watch:
         cache.CACHE = Path(args.folder)
         return watch_memory(mapped())
+    if args.opened:
+        cache.CACHE = Path(args.folder)
+        return time_opening(args.opened)
+    if args.volumes:
+        return open_twice(args.volumes, args.folder)
     needed = 2 * args.images * args.size**2
     folder = Path(tempfile.mkdtemp(prefix="data-bench-", dir=args.folder))
     try:
@@ -76,6 +90,44 @@ def write(n: int, size: int) -> None:
             image = np.roll(block[i % 256], i // 256, axis=-1)
             writer.add(image, image[0] >> 7)
     print(f"{n} images and labels of {size}x{size} written in {time.perf_counter() - begun:.0f} s")
+
+
+def open_twice(n: int, where: str | None) -> None:
+    """Write n volumes, and open them twice, each time in a process of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="data-bench-", dir=where))
+    try:
+        if shutil.disk_usage(folder).free < n * 3e6:
+            raise UserError(f"{folder}: this needs {n * 3e6 / 1e9:.1f} GB; make room, or name another --folder")
+        write_volumes(folder / "volumes", n)
+        for _ in range(2):
+            command = [sys.executable, __file__, "--opened", str(folder / "volumes"), "--folder", str(folder / "cache")]
+            subprocess.run(command, check=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+def write_volumes(folder: Path, n: int) -> None:
+    nibabel, begun = library("nibabel"), time.perf_counter()
+    nibabel.openers.Opener.default_compresslevel = 1
+    folder.mkdir()
+    shape = (240, 240, 155)
+    x, y, z = np.ogrid[:240, :240, :155]
+    inside = ((x - 120) / 75) ** 2 + ((y - 120) / 95) ** 2 + ((z - 77) / 72) ** 2 < 1
+    for i in range(n):
+        blocks = np.random.default_rng(i).integers(100, 1000, (30, 30, 31), dtype=np.int16)
+        volume = np.where(inside, blocks.repeat(8, 0).repeat(8, 1).repeat(5, 2), np.int16(0))
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1.0, -1, 1, 1])), folder / f"volume{i:05d}.nii.gz")
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    print(f"{n} volumes of {'x'.join(map(str, shape))} written in {time.perf_counter() - begun:.0f} s ({size:.0f} MB)")
+
+
+def time_opening(folder: str) -> None:
+    """Open it as training does, and print the time by the clock, that of the processor, and the peak of memory."""
+    config, begun, busy = Config(data=folder), time.perf_counter(), time.process_time()
+    images = sum(len(folders.load(config, split)) for split in ("train", "val"))
+    seconds, busy = time.perf_counter() - begun, time.process_time() - busy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{images} slices opened in {seconds:.2f} s ({busy:.2f} s of a core), peak of memory {peak:.0f} MB")
 
 
 def mapped() -> Slices:

@@ -159,7 +159,8 @@ def test_fastmri_in_one_folder_is_split_by_patient(tmp_path):
     root = fastmri_set(tmp_path / "d", folders=[f"batch{i}" for i in range(4)])
     found = {split: load(root, split, size=(16, 16)) for split in ("train", "val", "test")}
     assert {split: len(data) for split, data in found.items()} == {"train": 12, "val": 6, "test": 6}
-    assert len({subject for data in found.values() for subject in data.index["subjects"]}) == 4
+    subjects = {subject for data in found.values() for subject in data.index["subjects"]}
+    assert subjects == {f"patient {n}" for n in range(1, 5)}  # never the patient_id of the file
     assert all(len(set(data.index["subjects"])) * 6 == len(data) for data in found.values())  # both scans of a patient
 
 

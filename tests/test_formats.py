@@ -25,6 +25,7 @@ from ddpm.data import folders, formats
 from ddpm.data.layout import Findings, Request, walk
 from ddpm.runtime import cache
 from ddpm.runtime.command_line import given_fields, train_parser
+from ddpm.runtime.config import Config
 
 PACKAGE = Path(formats.__file__).parent
 DOCS = (PACKAGE.parents[2] / "docs" / "data.md").read_text()
@@ -77,7 +78,7 @@ def test_a_set_is_taken_by_its_own_format_and_no_earlier_one(tmp_path, name):
     for make in SETS[name]:
         root = make(tmp_path / make.__name__)
         findings = Findings(skip_bad=False)
-        request = Request(root, None, True, 2, 1, "axial", 0.0, -1, findings, walk(root, findings))
+        request = Request(root, None, Config(data=str(root)), findings, walk(root, findings))
         tried = []
         for known in formats.FORMATS:
             tried.append(name_of(known))

@@ -73,11 +73,7 @@ def find(config, findings: Findings) -> Layout:
     masks = Path(config.masks) if config.masks else None
     if masks and not masks.is_dir():
         raise UserError(f"--masks {config.masks}: no such folder; name one that holds the masks")
-    files, with_masks = walk(root, findings), config.labels != "none"
-    numbers = config.num_classes, config.image_channels
-    layout = recognise(
-        Request(root, masks, with_masks, *numbers, config.axis, config.spacing, config.volume, findings, files)
-    )
+    layout = recognise(Request(root, masks, config, findings, walk(root, findings)))
     if not (items := layout.items):
         why = [*findings.bad[:1], *layout.left_out] or ["no images"]
         raise UserError(f"{config.data}: {layout.about}, but nothing to use ({why[0]}); see docs/data.md")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,14 +85,13 @@ class Request:
 
     root: Path
     masks: Path | None  # a folder of masks that lie elsewhere
-    with_masks: bool
-    num_classes: int
-    channels: int
-    axis: str  # along which volumes are cut: axial, coronal or sagittal
-    spacing: float  # mm of a pixel; 0: as it comes
-    volume: int  # of a 4-D series; -1: those with b = 0
+    config: Any  # a runtime.config.Config: its first block of fields says what each option means
     findings: Findings
     files: list[str]  # all below root, relative to it, with /
+
+    @property
+    def with_masks(self) -> bool:
+        return self.config.labels != "none"
 
     def place(self, file: str) -> str:
         """Where a file of `files` lies."""
@@ -102,8 +101,10 @@ class Request:
         """Raises UserError for flags that a layout has no use for."""
         if self.masks and own_masks:
             raise UserError(f"--masks {self.masks}: {about} take no masks from elsewhere; leave --masks out")
-        if one_channel and self.channels != 1:
-            raise UserError(f"--image-channels {self.channels}: {about} are read in one channel; leave it out")
+        if one_channel and self.config.image_channels != 1:
+            raise UserError(
+                f"--image-channels {self.config.image_channels}: {about} are read in one channel; leave it out"
+            )
 
     def check_once(self, names: dict[str, str]) -> None:
         """Raises UserError if a data set lies there twice, as in some of Kaggle's archives. names: of its files."""

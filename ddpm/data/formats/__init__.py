@@ -53,8 +53,8 @@ def recognise(request: Request) -> Layout:
 def check_flags(request: Request, known, found: Layout) -> None:
     """Raises UserError for flags that have no meaning with a layout of the format `known`."""
     if not found.volumes:
-        for flag, given in (("--axis", request.axis != "axial"), ("--spacing", request.spacing)):
+        for flag, given in (("--axis", request.config.axis != "axial"), ("--spacing", request.config.spacing)):
             if given:
                 raise UserError(f"{flag}: {request.root} holds {found.about}, which are slices already; leave it out")
-    if request.volume >= 0 and known is not nifti:
-        raise UserError(f"--volume {request.volume}: {found.about} hold no series to choose from; leave it out")
+    if request.config.volume >= 0 and known is not nifti:
+        raise UserError(f"--volume {request.config.volume}: {found.about} hold no series to choose from; leave it out")

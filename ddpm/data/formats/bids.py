@@ -52,7 +52,7 @@ def recognise(request: Request) -> Layout | None:
             request.findings.refuse(f"{path}: no mask (dseg or mask) of its subject and session; add it, or remove it")
         else:
             items.append(Item(name, (path,), None, subject_of(name), "", (*its, *tables)))
-    read = partial(decode, contrasts=contrasts, classes=classes, values=values, axis=request.axis)
+    read = partial(decode, contrasts=contrasts, classes=classes, values=values, axis=request.config.axis)
     about = f"a BIDS folder, {', '.join(contrasts)}, {'with' if masks else 'without'} masks"
     return Layout(about, items, read, classes, contrasts, volumes=True, left_out=+left_out)
 
@@ -156,7 +156,7 @@ def classes_of(request: Request, masks: dict[str, str], tables: list[str]) -> tu
         return names, tuple(range(len(names)))
     named = {0: "background"} | {number: name for table in tables for number, name in numbered(table).items()}
     if len(named) == 1:
-        named |= {number: f"class {number}" for number in range(1, request.num_classes)}
+        named |= {number: f"class {number}" for number in range(1, request.config.num_classes)}
     return tuple(named[number] for number in sorted(named)), tuple(sorted(named))
 
 

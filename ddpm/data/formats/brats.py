@@ -42,7 +42,7 @@ def recognise(request: Request) -> Layout | None:
         else:
             patient = re.sub(r"-\d{3}$", "", os.path.basename(case))
             items.append(Item(case, tuple(scan[kind] for kind in CONTRASTS), scan.get("seg"), patient))
-    read = partial(decode, axis=request.axis)
+    read = partial(decode, axis=request.config.axis)
     return Layout("BraTS volumes, each slice in four contrasts", items, read, CLASSES, CONTRASTS, volumes=True)
 
 

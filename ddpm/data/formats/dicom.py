@@ -45,7 +45,7 @@ def recognise(request: Request) -> Layout | None:
         name = os.path.join(os.path.dirname(found[0][0]), f"series {n}")
         items.append(Item(name, paths, subject=patients[patient] if patient else "", drawn_by=patient))
     about = "DICOM series of MR images, without masks"
-    return Layout(about, items, partial(decode, axis=request.axis), (), volumes=True, left_out=+left_out)
+    return Layout(about, items, partial(decode, axis=request.config.axis), (), volumes=True, left_out=+left_out)
 
 
 def is_dicom(request: Request, file: str) -> bool:

@@ -18,16 +18,17 @@ def recognise(request: Request) -> Layout | None:
         return None
     request.check_flags("fastMRI scans")
     h5py = library("h5py")
-    items = []
+    items, patients = [], {}
     for file in files:
         name, path, split = stem(file), request.place(file), parent(file).rpartition("_")[2]
-        subject = os.path.basename(name)
+        patient = os.path.basename(name)
         try:
             with h5py.File(path, "r") as scan:
-                subject = str(scan.attrs.get("patient_id", subject))  # a patient may have several scans
+                patient = str(scan.attrs.get("patient_id", patient))  # a patient may have several scans
         except Exception:
             pass  # it will be met again, and refused
-        items.append(Item(name, (path,), None, subject, split if split in SPLITS else ""))
+        subject = patients.setdefault(patient, f"patient {len(patients) + 1}")  # as of DICOM: never written down
+        items.append(Item(name, (path,), None, subject, split if split in SPLITS else "", drawn_by=patient))
     return Layout("fastMRI scans, without masks", items, decode, ())
 
 

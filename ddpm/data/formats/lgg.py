@@ -20,7 +20,7 @@ def recognise(request: Request) -> Layout | None:
     labelled = {stem(file).removesuffix("_mask"): request.place(file) for file in masks}
     request.refuse_lonely(named, labelled, "no mask (NAME_mask.tif) beside it", "no image beside it")
     items = [Item(name, (path,), labelled[name], parent(path)) for name, path in named.items()]
-    three = request.channels == 3
+    three = request.config.image_channels == 3
     read = partial(decode, classes=CLASSES, channels=3, pick=slice(0, 3) if three else slice(1, 2))
     about = "LGG segmentation, " + ("pre-contrast, FLAIR and post-contrast as channels" if three else "FLAIR alone")
     return Layout(about, items, read, CLASSES)

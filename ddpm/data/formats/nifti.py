@@ -40,9 +40,9 @@ def recognise(request: Request) -> Layout | None:
         where = f"of that name in {request.masks}" if request.masks else "(NAME_mask or NAME_seg) beside it"
         request.refuse_lonely(named, masks, f"no mask {where}", "no volume of that name")
     items = [item_of(name, path, masks.get(name), request) for name, path in named.items()]
-    classes = ("background", *(f"class {i}" for i in range(1, request.num_classes))) if masks else ()
+    classes = ("background", *(f"class {i}" for i in range(1, request.config.num_classes))) if masks else ()
     about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
-    read = partial(decode, classes=classes, volume=request.volume, axis=request.axis)
+    read = partial(decode, classes=classes, volume=request.config.volume, axis=request.config.axis)
     return Layout(about, items, read, classes, volumes=True)
 
 

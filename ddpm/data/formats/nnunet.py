@@ -40,7 +40,7 @@ def recognise(request: Request) -> Layout | None:
         else:
             paths = tuple(map(request.place, images))
             items.append(Item(f"{folder}{case}", paths, request.place(mask), case, beside=(path,)))
-    read = partial(decode, classes=classes, values=values, axis=request.axis)
+    read = partial(decode, classes=classes, values=values, axis=request.config.axis)
     about = f"an nnU-Net set, each slice in {len(contrasts)} channels" if len(contrasts) > 1 else "an nnU-Net set"
     return Layout(about, items, read, classes, contrasts if len(contrasts) > 1 else (), volumes=True)
 
