@@ -199,7 +199,12 @@ def compare_paired(table: Table) -> None:
     theirs = [
         np.linalg.norm(truth - made) ** 2 / np.linalg.norm(truth) ** 2,
         skimage.metrics.peak_signal_noise_ratio(truth, made, data_range=peak),
-        np.mean([skimage.metrics.structural_similarity(*ab, data_range=peak) for ab in zip(truth[:, 0], made[:, 0])]),
+        np.mean(
+            [
+                skimage.metrics.structural_similarity(*ab, data_range=peak)
+                for ab in zip(truth[:, 0], made[:, 0], strict=True)
+            ]
+        ),
     ]
     table.row("NMSE, PSNR and SSIM as fastMRI counts", "scikit-image", fastmri_scores(made, truth), theirs)
 
