@@ -318,6 +318,12 @@ def json_nested_deeply(root):
     (task(root) / "dataset.json").write_text("[" * 100_000)
 
 
+@case("imagesTr: no dataset.json beside it; add it", "refuses")
+def task_without_json(root):
+    """Its masks must not be taken for images."""
+    (task(root) / "dataset.json").unlink()
+
+
 @case("dataset.json: no JSON object; fetch it again", "refuses")
 def json_of_a_list(root):
     (task(root) / "dataset.json").write_text("[1, 2]")

@@ -274,6 +274,18 @@ def test_masks_in_another_folder(tmp_path, place, kind):
         check(found, f"IXI{s:03d}-T1", 0, brain(s), label_volume(s, 9))
 
 
+@pytest.mark.parametrize("name", ["masks", "labels"])
+def test_volumes_in_images_and_masks_beside_it(tmp_path, name):
+    """In folders of subjects, as pictures may lie; masks are never taken for images."""
+    for s in range(4):
+        save_nifti(tmp_path / "d" / "images" / f"s{s}" / "t1.nii.gz", brain(s))
+        save_nifti(tmp_path / "d" / name / f"s{s}" / "t1.nii.gz", label_volume(s, 9))
+    found = everything(tmp_path / "d")
+    assert len(found) == 4 * 6 and {subject for _, _, subject, _ in found.values()} == {f"s{s}" for s in range(4)}
+    check(found, "s2/t1", 0, brain(2), label_volume(2, 9))
+    assert len(everything(tmp_path / "d", labels="none")) == 4 * 6
+
+
 def test_volumes_without_masks_in_folders_of_subjects_and_of_splits(tmp_path):
     for s in range(6):
         for visit in range(2):

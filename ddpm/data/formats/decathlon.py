@@ -58,11 +58,15 @@ def decode(items: list[Item], findings: Findings, classes, values, contrasts, ax
 
 def dataset_json(request: Request) -> tuple[str, str, dict] | None:
     """The folder ("" or "a/b/", below the data folder), path and content of the dataset.json that lies beside a folder
-    imagesTr; None if there is none. Raises UserError if it is damaged, or if there are two."""
+    imagesTr; None if there is no such folder. Raises UserError if it is damaged, or not one."""
     beside = {file.partition("imagesTr/")[0] for file in request.files if f"/{file}".find("/imagesTr/") >= 0}
     found = sorted(folder for folder in beside if f"{folder}dataset.json" in request.files)
-    if not found:
+    if not beside:
         return None
+    if not found:  # without it masks would be taken for images
+        raise UserError(
+            f"{request.place(min(beside))}imagesTr: no dataset.json beside it; add it, or fetch the set again"
+        )
     if len(found) > 1:
         raise UserError(f"{request.place(found[1])}dataset.json: a second set; name one of them with --data")
     path = request.place(f"{found[0]}dataset.json")

@@ -1,4 +1,5 @@
-"""Any folder of NIfTI volumes: NAME.nii[.gz], with a mask NAME_mask or NAME_seg beside each, or NAME below --masks.
+"""Any folder of NIfTI volumes: NAME.nii[.gz], with a mask NAME_mask or NAME_seg beside each, or NAME below --masks; or
+volumes in images/ and masks in masks/ or labels/.
 
 A first folder train/, val/ or test/ is a split; the next folder is a subject; a volume in no folder is one by itself. Of
 a 4-D series those volumes are taken whose b value is 0 by NAME.bval beside it, or --volume.
@@ -22,28 +23,33 @@ B_0 = 50  # s/mm^2; scanners write a b of 0 as a few
 
 
 def recognise(request: Request) -> Layout | None:
-    below = "//"
-    if request.masks and request.masks.resolve().is_relative_to(request.root.resolve()):
-        below = f"{request.masks.resolve().relative_to(request.root.resolve()).as_posix()}/"
-    named = volumes_below(request, request.root, [file for file in request.files if not file.startswith(below)])
+    below = "images/" if any(file.startswith("images/") for file in request.files) else ""
+    apart = [request.root / name for name in ("masks", "labels") if below and (request.root / name).is_dir()]
+    folder = request.masks or next(iter(apart), None)
+    images = [file for file in request.files if file.startswith(below) and not lies_in(folder, request.place(file))]
+    named = volumes_below(request, request.root / below, [file.removeprefix(below) for file in images])
     if not named:
         return None
     request.check_flags("NIfTI volumes", own_masks=False)
     library("nibabel")
     masks = {}
-    if not request.masks:
+    if not folder:
         masks = {bare(name): named.pop(name) for name in [*named] if bare(name) != name}
     elif request.with_masks:
-        beside = volumes_below(request, request.masks, walk(request.masks, request.findings))
-        masks = {bare(name): path for name, path in beside.items()}
-    if request.with_masks and (masks or request.masks):
-        where = f"of that name in {request.masks}" if request.masks else "(NAME_mask or NAME_seg) beside it"
+        found = volumes_below(request, folder, walk(folder, request.findings))
+        masks = {bare(name): path for name, path in found.items()}
+    if request.with_masks and (masks or folder):
+        where = f"of that name in {folder}" if folder else "(NAME_mask or NAME_seg) beside it"
         request.refuse_lonely(named, masks, f"no mask {where}", "no volume of that name")
     items = [item_of(name, path, masks.get(name), request) for name, path in named.items()]
     classes = ("background", *(f"class {i}" for i in range(1, request.config.num_classes))) if masks else ()
     about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
     read = partial(decode, classes=classes, volume=request.config.volume, axis=request.config.axis)
     return Layout(about, items, read, classes, volumes=True)
+
+
+def lies_in(folder: Path | None, path: str) -> bool:
+    return folder is not None and Path(path).absolute().is_relative_to(folder.absolute())
 
 
 def bare(name: str) -> str:
