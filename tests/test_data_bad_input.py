@@ -10,8 +10,8 @@ import sys
 import zlib
 from pathlib import Path
 
-import bad_dicom  # noqa: F401  its cases join the corpus
-import bad_scans  # noqa: F401  likewise
+import bad_dicom
+import bad_scans
 import h5py
 import nibabel
 import numpy as np
@@ -853,7 +853,11 @@ def test_every_case_of_a_drawn_split_is_counted_somewhere(tmp_path):
         assert sum(says in line for line in bad) == 1, (name, bad)
 
 
-@pytest.mark.parametrize("make", [truncated_png, decompression_bomb, named_pipe, name_that_is_not_text, truncated_tiff])
+AS_A_PROCESS = [truncated_png, decompression_bomb, named_pipe, name_that_is_not_text, truncated_tiff]
+AS_A_PROCESS += [bad_scans.extension_without_end, bad_scans.sides_that_disagree, bad_dicom.a_place_of_words]
+
+
+@pytest.mark.parametrize("make", AS_A_PROCESS)
 @pytest.mark.slow
 def test_as_a_real_process(root, make):
     command = [sys.executable, str(ROOT / "train.py"), *flags_for(root, make)]

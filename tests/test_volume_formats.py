@@ -112,6 +112,19 @@ def test_bids(tmp_path):
     assert "left out: 9 masks of the brain" in told and "left out: 1 participants without images" in told
 
 
+def test_the_index_has_the_window_of_each_scan(tmp_path):
+    """Of each session and contrast, though the subject is one."""
+    windows = {}
+    for split in ("train", "val", "test"):
+        windows |= load(bids_set(tmp_path / "d"), split).index["windows"]
+    assert len(windows) == 4 * 2 * 2 + 1
+    for session in (1, 2):
+        for contrast, suffix in enumerate(("T1w", "FLAIR")):
+            volume = brain(3, 1, session, contrast)
+            low, high = windows[f"sub-03/ses-{session}/anat/sub-03_ses-{session}_{suffix} {suffix}"]
+            assert low == 0 and high == np.percentile(volume[volume > 0], 99.5)
+
+
 def test_bids_without_masks(tmp_path):
     data = load(bids_set(tmp_path / "d", masks=False))
     assert data.masks is None and data.classes == () and "without masks" in data.index["about"]
@@ -218,15 +231,19 @@ def test_decathlon_of_one_modality_has_no_contrasts_and_labels_may_skip_numbers(
     check(everything(tmp_path / "d"), name, 0, brain(1), label_volume(1, 9))
 
 
-def test_what_dataset_json_says_is_never_stale(tmp_path):
-    """The same names with other numbers are other labels."""
-    path = nnunet_set(tmp_path / "d") / "Dataset042_Name" / "dataset.json"
-    before = load(tmp_path / "d")
-    about = json.loads(path.read_text()) | {"labels": {"background": 0, "PZ": 2, "TZ": 1}}
-    path.write_text(json.dumps(about))
-    after = load(tmp_path / "d")
-    assert before.classes == ("background", "PZ", "TZ") and after.classes == ("background", "TZ", "PZ")
-    assert np.array_equal(before.masks, after.masks) and before.index["key"] != after.index["key"]
+@pytest.mark.parametrize("make", [nnunet_set, decathlon_set])
+def test_what_dataset_json_says_is_never_stale(tmp_path, make):
+    """The same names of other numbers are other labels."""
+    root = make(tmp_path / "d")
+    for path in root.rglob("labelsTr/*"):
+        save_nifti(path, label_volume(len(path.name)) * np.uint8(2))
+    (path,) = root.rglob("dataset.json")
+    found = []
+    for labels in ({"0": "background", "1": "PZ", "2": "TZ"}, {"0": "background", "2": "PZ", "3": "TZ"}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
+        found.append(load(root))
+    assert found[0].classes == found[1].classes == ("background", "PZ", "TZ")
+    assert np.array_equal(found[0].masks, 2 * found[1].masks) and found[0].masks.any()
 
 
 def test_nnunet(tmp_path):

@@ -182,7 +182,8 @@ def decode_all(layout: Layout, items: list[Item], config, key: str, split: str) 
                 pixels = [] if labels is None else np.bincount(labels.ravel(), minlength=len(layout.classes)).tolist()
                 rows.append((one.name, subject, one.contrast, fingerprint(one.image), pixels))
                 if one.window:
-                    windows[f"{subject} {layout.contrasts[one.contrast]}" if layout.contrasts else subject] = one.window
+                    scan = one.scan or subject
+                    windows[f"{scan} {layout.contrasts[one.contrast]}" if layout.contrasts else scan] = one.window
         if not rows:
             why = (findings.bad or ["air only"])[0]
             raise UserError(f"{items[0].images[0]}: nothing in {split} can be used ({why})")

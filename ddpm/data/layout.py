@@ -41,6 +41,7 @@ class Decoded(NamedTuple):
     window: tuple[float, float] | None  # the intensities that become black and white; None if it has 8 bits
     contrast: int = 0
     pixel_mm: tuple[float, float] | None = None  # its height and width; None where the file does not tell
+    scan: str = ""  # whose window it is, with the contrast; "": the subject's
 
 
 @dataclass

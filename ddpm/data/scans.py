@@ -75,7 +75,8 @@ def brain_slices(
     for n in np.flatnonzero(brain):
         of_slice = None if labels is None else labels[n]
         for contrast, slices in enumerate(contrasts):
-            yield Decoded(f"{name} slice {n}", slices[n][None], of_slice, windows[contrast], first + contrast, mm)
+            image = slices[n][None]
+            yield Decoded(f"{name} slice {n}", image, of_slice, windows[contrast], first + contrast, mm, name)
 
 
 def grey_slices(path: str) -> np.ndarray:

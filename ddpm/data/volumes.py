@@ -5,7 +5,7 @@ nibabel and h5py are imported where they are used; nothing else needs them.
 """
 
 import gzip
-import importlib
+import importlib.util
 import struct
 import warnings
 from collections.abc import Sequence
@@ -22,6 +22,12 @@ MAX_EXTENSIONS = 2**24  # bytes between a NIfTI header and the voxels
 MAX_COSINE = 0.02  # between the axes of a volume: 1.1 degrees; what rounding leaves of 90 is nearer
 FREE_BYTES, PACKED = 2**24, 1100  # so much is read of any file; above, so many times what it holds (gzip: 1032)
 PERCENTILES = (1.0, 99.5)
+
+
+def check_library(name: str) -> None:
+    """Raises UserError, as `library` does, but imports nothing: what was decoded before is opened without."""
+    if importlib.util.find_spec(name) is None:
+        library(name)
 
 
 def library(name: str):

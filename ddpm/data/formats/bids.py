@@ -17,7 +17,7 @@ import numpy as np
 from ddpm import UserError, printable
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, walk
 from ddpm.data.scans import to_labels, volume_slices, volumes_below
-from ddpm.data.volumes import library, read_nifti, same_grid
+from ddpm.data.volumes import check_library, read_nifti, same_grid
 from ddpm.runtime.files import reading
 
 CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2", "UNIT1", "angio")
@@ -35,7 +35,7 @@ def recognise(request: Request) -> Layout | None:
         raise UserError(f"{request.root}: a BIDS folder, but without {wanted}; add them, or name another folder")
     request.check_flags("BIDS folders", own_masks=False)
     request.check_once({name: os.path.basename(name) for name in images})
-    library("nibabel")
+    check_library("nibabel")
     left_out = Counter({"participants without images": len(participants(request) - set(map(subject_of, images)))})
     masks, tables = {}, []
     if request.with_masks:

@@ -12,7 +12,7 @@ from functools import partial
 from ddpm import UserError
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request
 from ddpm.data.scans import to_labels, volume_slices
-from ddpm.data.volumes import library, read_nifti, same_grid
+from ddpm.data.volumes import check_library, read_nifti, same_grid
 
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
@@ -32,7 +32,7 @@ def recognise(request: Request) -> Layout | None:
     if not any({"t1ce", "flair"} & scan.keys() for scan in scans.values()):
         return None
     request.check_flags("BraTS cases")
-    library("nibabel")
+    check_library("nibabel")
     items = []
     for case, scan in scans.items():
         lacking = [kind for kind in (*CONTRASTS, *["seg"] * request.with_masks) if kind not in scan]

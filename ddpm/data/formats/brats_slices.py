@@ -14,7 +14,7 @@ from ddpm import UserError
 from ddpm.data.formats.brats import CLASSES
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, stem
 from ddpm.data.scans import brain_slices
-from ddpm.data.volumes import library, read_hdf5
+from ddpm.data.volumes import check_library, read_hdf5
 
 
 def recognise(request: Request) -> Layout | None:
@@ -23,7 +23,7 @@ def recognise(request: Request) -> Layout | None:
     if not found:
         return None
     request.check_flags("BraTS slices")
-    library("h5py")
+    check_library("h5py")
     request.check_once({file: os.path.basename(file) for _, _, file in found})
     items = [Item(stem(file), (request.place(file),), None, f"volume {volume}") for volume, _, file in found]
     about = "Kaggle's slices of BraTS volumes, each in four channels"

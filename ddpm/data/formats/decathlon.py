@@ -10,7 +10,7 @@ from pathlib import Path
 from ddpm import UserError, printable
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request
 from ddpm.data.scans import read_labels, volume_slices
-from ddpm.data.volumes import library, read_series, volumes_in
+from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
 
 MAX_JSON = 2**26  # bytes; a million names take less
@@ -21,7 +21,7 @@ def recognise(request: Request) -> Layout | None:
         return None
     folder, path, content = found
     request.check_flags("a Decathlon task")
-    library("nibabel")
+    check_library("nibabel")
     contrasts, classes, values = contrasts_of(path, content, "modality"), *classes_of(path, content)
     files, items = set(request.files), []
     for case in listed(path, content):

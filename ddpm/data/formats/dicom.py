@@ -13,7 +13,7 @@ from functools import partial
 from ddpm.data.dicom import Header, read_frames, read_header, volume_of
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending
 from ddpm.data.scans import volume_slices
-from ddpm.data.volumes import library
+from ddpm.data.volumes import check_library
 
 ENDINGS = (".dcm", ".dicom", ".ima")
 MIN_SLICES = 3  # fewer make no volume
@@ -24,7 +24,8 @@ def recognise(request: Request) -> Layout | None:
     if not files:
         return None
     request.check_flags("DICOM series")
-    library("pydicom"), library("nibabel")
+    for name in ("pydicom", "nibabel"):
+        check_library(name)
     left_out, series = Counter(), {}
     for file in files:
         if os.path.basename(file).upper() == "DICOMDIR":

@@ -39,7 +39,7 @@ def decode(items: list[Item], findings: Findings) -> Iterator[Decoded]:
             slices = read_scan(item.images[0])
             low_high = window(item.images[0], slices)
             for i, values in enumerate(centre_crop(slices, CROP)):
-                yield Decoded(f"{item.name} slice {i}", values[None], None, low_high)
+                yield Decoded(f"{item.name} slice {i}", values[None], None, low_high, scan=item.name)
 
 
 def read_scan(path: str) -> np.ndarray:

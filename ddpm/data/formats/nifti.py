@@ -16,7 +16,7 @@ import numpy as np
 from ddpm import UserError
 from ddpm.data.layout import SPLITS, Decoded, Findings, Item, Layout, Request, walk
 from ddpm.data.scans import read_labels, volume_slices, volumes_below
-from ddpm.data.volumes import library, read_series, volumes_in
+from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
 
 B_0 = 50  # s/mm^2; scanners write a b of 0 as a few
@@ -31,7 +31,7 @@ def recognise(request: Request) -> Layout | None:
     if not named:
         return None
     request.check_flags("NIfTI volumes", own_masks=False)
-    library("nibabel")
+    check_library("nibabel")
     masks = {}
     if not folder:
         masks = {bare(name): named.pop(name) for name in [*named] if bare(name) != name}

@@ -12,7 +12,7 @@ from ddpm import UserError
 from ddpm.data.formats.decathlon import classes_of, contrasts_of, dataset_json
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request
 from ddpm.data.scans import read_labels, volume_slices
-from ddpm.data.volumes import library, read_nifti, same_grid
+from ddpm.data.volumes import check_library, read_nifti, same_grid
 
 
 def recognise(request: Request) -> Layout | None:
@@ -27,7 +27,7 @@ def recognise(request: Request) -> Layout | None:
     ending = content.get("file_ending", ".nii.gz")
     if ending not in (".nii", ".nii.gz"):
         raise UserError(f"{path}: files that end in {str(ending)[:20]!r}; save them as .nii.gz, and say so there")
-    library("nibabel")
+    check_library("nibabel")
     key = "channel_names" if "channel_names" in content else "modality"
     contrasts, classes, values = contrasts_of(path, content, key), *classes_of(path, content)
     files, items = set(request.files), []
