@@ -117,14 +117,15 @@ def compressed_as(image, syntax):
 
 
 def dicom_set(root, patients=5):
-    """patient{P}/{t1,t2}/IM*.dcm, with a localiser, a CT image, a report without pixels, and a DICOMDIR."""
+    """patient{P}/{t1,t2}/IM*.dcm, with a localiser, a CT image, a report without pixels, an image in colour, and a DICOMDIR."""
     for p in range(1, patients + 1):
         for s in (1, 2):
             save_series(images_of(brain(p, s), p, s), root / f"p{p}" / f"s{s}")
-    localiser, other, report = (images_of(brain(9), 1, series)[0] for series in (7, 8, 9))
+    localiser, other, report, colours = (images_of(brain(9), 1, series)[0] for series in (7, 8, 9, 10))
+    colours.PhotometricInterpretation = "PALETTE COLOR"
     localiser.ImageType, other.Modality, report.Modality = ["ORIGINAL", "PRIMARY", "LOCALIZER"], "CT", "SR"
     del report.PixelData
-    for n, image in enumerate((localiser, other, report)):
+    for n, image in enumerate((localiser, other, report, colours)):
         save(image, root / "p1" / f"other{n}.dcm")
     (root / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     return root

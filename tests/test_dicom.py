@@ -80,6 +80,13 @@ def test_values_are_rescaled_slice_by_slice(tmp_path):
     assert np.allclose(found, brain(1) * (1 + n / 4) - n)
 
 
+def test_where_low_is_white_values_are_turned(tmp_path):
+    images = images_of(brain(1))
+    for image in images:
+        image.PhotometricInterpretation = "MONOCHROME1"
+    assert np.array_equal(read(save_series(images, tmp_path))[0], -brain(1))
+
+
 def test_an_enhanced_image_is_the_same_volume(tmp_path):
     found, affine = read([save(enhanced_of(brain(1)), tmp_path / "e.dcm")])
     n = np.arange(10)[::-1]  # its frames are stored from the head down
@@ -123,6 +130,7 @@ def test_series_and_patients(tmp_path):
         "directories (DICOMDIR)": 1,
         "localisers": 1,
         "files of other modalities than MR": 2,
+        "MR files without an image in grey": 1,
     }
 
 

@@ -182,6 +182,13 @@ def test_bids_label_maps_and_the_table_of_their_names(tmp_path):
     name = "sub-02_ses-1_dseg.nii.gz"
     found = everything(root, masks=str(tmp_path / "m"))
     check(found, "sub-02/ses-1/anat/sub-02_ses-1_T1w", 0, brain(2, 1, 1, 0), label_volume(len(name), top=3))
+    masks = []
+    for numbers in ((5, 7, 14), (7, 14, 20)):  # the same names of other numbers
+        table.write_text("index\tname\n" + "".join(f"{n}\t{name}\n" for n, name in zip(numbers, "abc", strict=True)))
+        masks.append(load(root, masks=str(tmp_path / "m")).masks)
+    assert np.array_equal(masks[0] > 0, masks[1] > 0) and np.array_equal(
+        masks[0][masks[0] > 0] - 1, masks[1][masks[1] > 0]
+    )
     table.unlink()
     assert load(root, masks=str(tmp_path / "m"), num_classes=15).classes[14] == "class 14"
 

@@ -16,7 +16,15 @@ import numpy as np
 from ddpm import UserError
 from ddpm.data.volumes import MAX_COSINE, MAX_VOXELS, check_finite, library, to_ras
 
-TAGS = ("Modality", "ImageType", "SeriesInstanceUID", "PatientID", "Rows", "SamplesPerPixel", "NumberOfFrames")
+TAGS = (
+    "Modality",
+    "ImageType",
+    "PhotometricInterpretation",
+    "Rows",
+    "NumberOfFrames",
+    "SeriesInstanceUID",
+    "PatientID",
+)
 DEFLATED = "1.2.840.10008.1.2.1.99"
 # What is compressed in ways that pydicom alone cannot undo: its name, and the packages that can.
 JPEG, JPEG_LS = ("JPEG", "pylibjpeg pylibjpeg-libjpeg"), ("JPEG-LS", "pyjpegls")
@@ -74,7 +82,7 @@ def read_header(path: str) -> Header:
             return Header("files of other modalities than MR")
         if "LOCALIZER" in (header.get("ImageType") or ()):
             return Header("localisers")
-        if not header.get("Rows") or header.get("SamplesPerPixel", 1) != 1:
+        if not header.get("Rows") or "MONOCHROME" not in str(header.get("PhotometricInterpretation")):
             return Header("MR files without an image in grey")
         series, patient = (str(header.get(tag) or "") for tag in ("SeriesInstanceUID", "PatientID"))
         return Header("", series, patient, int(header.get("NumberOfFrames") or 1))
@@ -130,12 +138,13 @@ def value(image, i: int, sequence: str, keyword: str):
 
 
 def rescaled(image, i: int, pixels: np.ndarray) -> np.ndarray:
-    """Stored values -> intensities."""
+    """Stored values -> intensities; negative where the lowest is to be shown white (MONOCHROME1)."""
     slope = value(image, i, "PixelValueTransformationSequence", "RescaleSlope")
     intercept = value(image, i, "PixelValueTransformationSequence", "RescaleIntercept")
-    if slope in (None, 1) and intercept in (None, 0):
+    sign = -1 if image.get("PhotometricInterpretation") == "MONOCHROME1" else 1
+    if slope in (None, 1) and intercept in (None, 0) and sign == 1:
         return pixels
-    return pixels.astype(np.float32) * float(1 if slope is None else slope) + float(intercept or 0)
+    return sign * (pixels.astype(np.float32) * float(1 if slope is None else slope) + float(intercept or 0))
 
 
 def geometry(path: str, image, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
