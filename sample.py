@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm import UserError, printable, restoration
+from ddpm import UserError, printable, restoration, volume_restoration
 from ddpm.conditions import LABELS
 from ddpm.data import folders, images, phantom
 from ddpm.data.volumes import is_nifti
@@ -37,7 +37,7 @@ EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
 # What only one of the two does, and its default.
 RESTORATION_ALONE = {"region": None, "simulate": False, "real": False, "gaussian": False, "noise": None, "resample": 1}
-DRAWING_ALONE = {"film": False, "sampler": None, "eta": 0.0, "coherence": COHERENCE}
+DRAWING_ALONE = {"film": False, "sampler": None, "eta": 0.0}
 
 
 @one_line_errors
@@ -46,7 +46,8 @@ def main(argv):
     args = distributed.broadcast(read_arguments, argv)
     if args.restore:
         distributed.gather(None)  # one image is the work of one process
-        restoration.run(args, load_model(args.ckpt, args.weights, pick_device(args.device)), sampling_of(args))
+        restore = volume_restoration if is_nifti(args.restore) else restoration
+        restore.run(args, load_model(args.ckpt, args.weights, pick_device(args.device)), sampling_of(args))
         return
     model, sampling, masks, stack, labels = distributed.broadcast(prepare, args)
     model.unet.to(pick_device(args.device))
@@ -86,7 +87,9 @@ def main(argv):
         images.write_gif(out / "film.gif", [*map(picture, frames.values())])
     if stack:
         for k in range(args.n):
-            stack.write(out / f"{stack.stem}_{k}.nii.gz", [frames[0][name, k] for name in masks])
+            stack.write(
+                out / f"{stack.stem}_{k}.nii.gz", np.stack([stack.to_file(frames[0][name, k]) for name in masks])
+            )
         print(f"{args.n} volume(s) {stack.stem}_k.nii.gz on the grid of {args.mask}, 0 is black, 255 white")
     print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''} in {out}")
 
@@ -113,6 +116,8 @@ def read_arguments(argv):
             raise UserError(
                 f"{flag(name)} {'does not go with' if args.restore else 'belongs to'} --restore; leave it out"
             )
+    if args.coherence != COHERENCE and not is_nifti(args.restore or args.mask):
+        raise UserError("--coherence is for volumes (--mask or --restore NAME.nii.gz); leave it out")
     if args.film and is_nifti(args.mask):
         raise UserError(f"--film: {args.mask} is a volume; leave one of them out")
     if not args.n and not args.restore:  # a restoration without --n is the best single estimate
@@ -159,7 +164,11 @@ def make_parser() -> Parser:
     add("--out", help="folder for the images (default results/samples-TIME)")
 
     add = parser.add_argument_group("restoration (docs/uses.md)", "from a measurement back to the image").add_argument
-    add("--restore", metavar="IMAGE", help="what was measured; --n several draws instead of the best single estimate")
+    add(
+        "--restore",
+        metavar="IMAGE",
+        help="what was measured (a picture or a volume); --n several draws instead of the best single estimate",
+    )
     add("--as", dest="mode", choices=restoration.MODES, help="what kind of measurement it is")
     add("--simulate", action="store_true", help="IMAGE is whole: measure it first, then say how close the result is")
     add("--region", metavar="MASK", help="inpaint: white where the image shall be drawn anew")

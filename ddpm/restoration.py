@@ -4,7 +4,7 @@ The equations are in inverse.py; here are the modes with their settings, and --s
 first and then compares the result with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,12 +104,7 @@ def measure(args, model: Model) -> Measurement:
                         "--simulate --as denoise needs --noise: a standard deviation, as a share of full scale"
                     )
                 y = noisy(image, sigma, args.gaussian, random)
-            sigma = sigma or noise_in_air(y, args.gaussian)
-            if not sigma:
-                raise UserError(f"{args.restore}: no noise found in its corners; give it with --noise")
-            about = f"{'Gaussian' if args.gaussian else 'Rician'} noise of {sigma:.3f} of full scale"
-            corrected = y if args.gaussian else without_rician_bias(y, sigma)
-            return Measurement(Operator(), corrected, sigma, y.clamp(0, 1), about, truth)
+            return of_noisy(y, truth, sigma or noise_in_air(y, args.gaussian), args.gaussian, args.restore)
         case "anomaly":
             return Measurement(Operator(), image, 0.0, image, "healed, and what that changed")
 
@@ -118,6 +113,15 @@ def noisy(image: Tensor, sigma: float, gaussian: bool, random: torch.Generator) 
     """The image with Gaussian noise, or as the magnitude of one with complex noise: Rician."""
     real, imaginary = sigma * torch.randn(2, *image.shape, generator=random)
     return image + real if gaussian else torch.hypot(image + real, imaginary)
+
+
+def of_noisy(y: Tensor, truth: Tensor | None, sigma: float, gaussian: bool, path: str) -> Measurement:
+    """Images (B, 1, H, W) with noise of that strength. Raises UserError if none was found."""
+    if not sigma:
+        raise UserError(f"{path}: no noise found in its corners; give it with --noise")
+    about = f"{'Gaussian' if gaussian else 'Rician'} noise of {sigma:.3f} of full scale"
+    corrected = y if gaussian else without_rician_bias(y, sigma)
+    return Measurement(Operator(), corrected, sigma, y.clamp(0, 1), about, truth)
 
 
 def of_kspace(y: Tensor, truth: Tensor | None, real: bool, sigma: float, path: str) -> Measurement:
@@ -228,8 +232,8 @@ def noise_in_air(image: Tensor, gaussian: bool) -> float:
     return (mean_square * (2 if gaussian else 0.5)) ** 0.5
 
 
-def asked_for(args, model: Model) -> tuple[Condition, str]:
-    """The condition of one image, and what to call it. Raises UserError."""
+def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -> tuple[Condition, str]:
+    """The condition of n images, and what to call it. masks: --mask, if it has been read, (n, H, W). Raises UserError."""
     vocabulary, size = model.vocabulary, tuple(model.config.image_size)
     mask, name = None, "no mask"
     if args.mode == "anomaly":
@@ -240,7 +244,9 @@ def asked_for(args, model: Model) -> tuple[Condition, str]:
                 else "needs a model of masks"
             )
             raise UserError(f"--as anomaly {found}")
-        mask, name = np.zeros((1, *size), np.uint8), "a mask without lesion"
+        mask, name = np.zeros((n, *size), np.uint8), "a mask without lesion"
+    elif masks is not None:
+        mask, name = masks, f"the mask {args.mask}"
     elif args.mask is not None:
         if not vocabulary.classes or not Path(args.mask).is_file():
             found = f"{model.name} was trained without masks" if not vocabulary.classes else f"{args.mask} is no file"
@@ -251,22 +257,42 @@ def asked_for(args, model: Model) -> tuple[Condition, str]:
     labels = {}
     for label in LABELS:
         wanted = getattr(args, label)
-        labels[label] = label_values(label, "none" if wanted == "each" else wanted, model, 1)
+        labels[label] = label_values(label, "none" if wanted == "each" else wanted, model, n)
         name += f", {label} {wanted}" * bool(labels[label])
     return vocabulary.condition(mask, **{label: values for label, values in labels.items() if values}), name
 
 
-def draws_of(model: Model, measured: Measurement, condition: Condition, args, how: Sampling) -> Iterator[Tensor]:
-    """Yields one draw after another, (1, 1, H, W), as the operator sees images: in [0, 1], or complex. Of a noisy image,
-    unless draws are asked for, its mean in one call of the network."""
+def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Sampling:
+    """How to ask the network in the mode at hand. Raises UserError."""
+    if args.mode == "anomaly":
+        guides = how.guidance is None and model.config.drop_of("mask")
+        how = replace(how, guided=how.guided or ("mask",), guidance=HEAL_GUIDANCE if guides else how.guidance)
+    how = how.complete(model, given)
+    if model.config.few_times:
+        raise UserError(
+            f"--restore asks at every time, but {model.name} knows {how.steps} steps alone; name another --ckpt"
+        )
+    return how
+
+
+def count(args) -> int:
+    """How many draws `draws_of` yields."""
+    return 1 if args.mode == "denoise" and not args.n else args.n or DRAWS
+
+
+def draws_of(
+    model: Model, measured: Measurement, condition: Condition, args, how: Sampling, seeds: Callable[[int], list]
+) -> Iterator[Tensor]:
+    """Yields one draw after another, (B, 1, H, W), as the operator sees images: in [0, 1], or complex. Of a noisy image,
+    unless draws are asked for, its mean in one call of the network. seeds(k): B seeds of draw k."""
     schedule, device = model.schedule, next(model.unet.parameters()).device
     predict_x_0, operator = predictor(model, condition, how), measured.operator.to(device)
     y, sigma = measured.y.to(device), measured.sigma
     if args.mode == "denoise" and not args.n:
         yield denoise(predict_x_0, schedule, y, sigma)
         return
-    for k in range(args.n or DRAWS):
-        noise = noise_source([(args.seed, k)], model.shape, device)
+    for k in range(count(args)):
+        noise = noise_source(seeds(k), model.shape, device)
         if args.mode == "anomaly":
             spaced = uniform_times(schedule.T, min(schedule.T, HEAL_STEPS))
             times = [t for t in spaced if t <= HEAL_FROM * schedule.T]
@@ -284,19 +310,12 @@ def run(args, model: Model, how: Sampling) -> None:
     """Measure, restore, write the pictures, and say how good the result is where that is known. Raises UserError."""
     measured = measure(args, model)
     condition, asked = asked_for(args, model)
-    if args.mode == "anomaly":
-        guides = how.guidance is None and model.config.drop_of("mask")
-        how = replace(how, guided=how.guided or ("mask",), guidance=HEAL_GUIDANCE if guides else how.guidance)
-    how = how.complete(model, condition.given)
-    if model.config.few_times:
-        raise UserError(
-            f"--restore asks at every time, but {model.name} knows {how.steps} steps alone; name another --ckpt"
-        )
+    how = completed(args, model, how, condition.given)
     check_writable(args.out)
     out = Path(args.out)
     print(f"{model.name}: step {model.step}; {args.mode}: {measured.about}; {asked} -> {args.out}")
-    count = 1 if args.mode == "denoise" and not args.n else args.n or DRAWS
-    walked = progress(draws_of(model, measured, condition, args, how), "restoring", total=count, unit="draw")
+    draws = draws_of(model, measured, condition, args, how, lambda k: [(args.seed, k)])
+    walked = progress(draws, "restoring", total=count(args), unit="draw")
     lifted = torch.cat([draw.cpu() for draw in walked])
     images = measured.operator.lower(lifted).clamp(0, 1)
     result, deviation = images.mean(dim=0, keepdim=True), images.std(dim=0, correction=0, keepdim=True)
@@ -307,7 +326,7 @@ def run(args, model: Model, how: Sampling) -> None:
     if measured.truth is not None:
         shown["truth"] = measured.truth
         shown["error"] = AMPLIFIED * (result - measured.truth).abs()
-    if count > 1 and args.mode != "anomaly":
+    if count(args) > 1 and args.mode != "anomaly":
         shown["deviation"] = AMPLIFIED * deviation
     if args.n:
         shown |= {f"draw_{k}": images[k : k + 1] for k in range(args.n)}

@@ -1,4 +1,4 @@
-"""A volume as slices that a network knows, and slices as a volume again: `sample.py --mask LABELS.nii.gz`.
+"""A volume as slices that a network knows, and slices as a volume again: `sample.py` of NIfTI files.
 
 A network draws single slices, all along one axis, of one size of picture and, if that is known, one size of pixel. A Stack
 is the way from a file's grid to there and back. Nothing is interpolated between slices: that neighbours agree is left to
@@ -23,11 +23,11 @@ COHERENCE = 20.0  # mm; docs/uses.md says why
 SHOWN = 12  # slices of a volume in the overview
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stack:
     path: str  # the file whose grid this is
+    affine: np.ndarray  # (4, 4) from voxel to mm, as if its axes were RAS+
     axis: str  # along which the network's slices lie
-    step: float  # mm between slices
     shape: tuple[int, int, int]  # (N, h, w) of the slices in the file
     true_size: tuple[int, int]  # of a slice in the network's pixels ...
     size: tuple[int, int]  # ... and cropped or padded to the network's pictures
@@ -48,17 +48,26 @@ class Stack:
     def seed(self, name: str, k: int, seed: int, apart: float) -> Between:
         """The seed of slice `name` of volume k. Every `apart` mm there is a noise of its own; in between, one goes over
         into the next."""
-        place, share = divmod(self.names.index(name) * self.step / apart, 1)
+        step = np.linalg.norm(self.affine[:3, ("sagittal", "coronal", "axial").index(self.axis)])  # mm between slices
+        place, share = divmod(self.names.index(name) * step / apart, 1)
         volume = seed, zlib.crc32(self.stem.encode(errors="surrogateescape")), k
         return Between((*volume, int(place)), (*volume, int(place) + 1), share)
+
+    def to_network(self, image: np.ndarray) -> np.ndarray:
+        """A slice (h, w), uint8 or float32 -> the picture (1, H, W) that the network sees."""
+        return crop_or_pad(resize(image[None], self.true_size), self.size)
+
+    def labels_to_network(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (h, w) uint8 -> (H, W), by nearest neighbour."""
+        return crop_or_pad(resize_labels(labels, self.true_size), self.size)
 
     def to_file(self, image: np.ndarray) -> np.ndarray:
         """A picture (1, H, W) -> the slice (h, w) in the file's pixels, 0 where the network does not look."""
         return resize(crop_or_pad(image, self.true_size), self.shape[1:])[0]
 
-    def write(self, path: str | Path, pictures: list[np.ndarray]) -> None:
-        """N pictures (1, H, W) -> a NIfTI file on this grid, uint8. Raises OSError."""
-        write_nifti(path, from_slices(np.stack([self.to_file(picture) for picture in pictures]), self.axis), self.path)
+    def write(self, path: str | Path, slices: np.ndarray) -> None:
+        """Slices (N, h, w) -> a NIfTI file on this grid. Raises OSError."""
+        write_nifti(path, from_slices(slices, self.axis), self.path)
 
 
 def stack_of(path: str, slices: np.ndarray, affine: np.ndarray, model: Model) -> Stack:
@@ -76,26 +85,27 @@ def stack_of(path: str, slices: np.ndarray, affine: np.ndarray, model: Model) ->
         if true_size[0] * true_size[1] > MAX_PIXELS:
             found = f"voxels of {mm[0]:g} x {mm[1]:g} mm"
             raise UserError(f"{path}: {found} make slices of {true_size[0]}x{true_size[1]} pixels; mend its header")
-    step = np.linalg.norm(affine[:3, ("sagittal", "coronal", "axial").index(config.axis)])
-    return Stack(path, config.axis, float(step), shape, true_size, size)
+    return Stack(path, affine, config.axis, shape, true_size, size)
 
 
 def read_stack(path: str, model: Model) -> tuple[dict[str, np.ndarray], Stack]:
     """Name -> label map (H, W) for each slice of a volume of labels, and the way back. Raises UserError."""
-    volume, affine = read_nifti(path)
-    classes = model.vocabulary.classes
-    known = (0, 255) if len(classes) == 2 and volume.max() == 255 else range(len(classes))
-    slices = along(to_labels(path, volume, known, classes), model.config.axis)
-    stack = stack_of(path, slices, affine, model)
-    masks, outside = {}, 0
-    for name, labels in zip(stack.names, slices, strict=True):
-        resized = resize_labels(labels, stack.true_size)
-        masks[name] = crop_or_pad(resized, stack.size)
-        outside += np.count_nonzero(resized) - np.count_nonzero(masks[name])
+    slices, stack = read_labels(path, model.vocabulary.classes, model)
+    masks = {name: stack.labels_to_network(labels) for name, labels in zip(stack.names, slices, strict=True)}
     height, width, h, w = *stack.size, *stack.shape[1:]
     print(printable(f"{path}: {len(masks)} {stack.axis} slices of {h}x{w} drawn as {height}x{width}"))
-    if outside:
+    whole = sum(np.count_nonzero(resize_labels(labels, stack.true_size)) for labels in slices)
+    if outside := whole - sum(np.count_nonzero(mask) for mask in masks.values()):
         print(
             printable(f"{path}: {outside} labelled pixels lie beside these pictures and are not drawn; crop the volume")
         )
     return masks, stack
+
+
+def read_labels(path: str, classes: tuple[str, ...], model: Model) -> tuple[np.ndarray, Stack]:
+    """The slices (N, h, w) of a volume of labels, uint8: classes 0 .. K-1 (or 0 and 255 if there are two). Raises
+    UserError."""
+    volume, affine = read_nifti(path)
+    known = (0, 255) if len(classes) == 2 and volume.max() == 255 else range(len(classes))
+    slices = along(to_labels(path, volume, known, classes), model.config.axis)
+    return slices, stack_of(path, slices, affine, model)

@@ -123,7 +123,7 @@ def test_what_is_drawn_in_the_mask_lies_over_the_mask(affine, config, ckpt):
     """If the network drew its mask in white, the volume would be the mask."""
     masks, stack = read_stack(labels(affine), load_model(changed(ckpt, **config)))
     assert {mask.shape for mask in masks.values()} == {(32, 32)} and len(masks) == stack.shape[0]
-    stack.write("white.nii.gz", [255 * mask[None] for mask in masks.values()])
+    stack.write("white.nii.gz", np.stack([stack.to_file(255 * mask[None]) for mask in masks.values()]))
     mask, white = (np.asarray(nibabel.load(path).dataobj).astype(float) for path in ("seg.nii.gz", "white.nii.gz"))
     if config.get("spacing") == 3:  # 36 x 5 mm do not fit into 32 x 3 mm: 42 mm are cut off in front and behind
         assert white.sum() < 0.9 * 255 * mask.sum()

@@ -1,0 +1,201 @@
+"""`sample.py --restore SCAN.nii.gz`: slice by slice, on the scan's own grid and in its units."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from test_stack import AFFINES, changed, commands, save
+
+import sample
+from ddpm import restoration
+from ddpm.data import phantom
+from ddpm.data.volumes import along, from_slices, read_nifti
+
+pytestmark = pytest.mark.usefixtures("small_phantom")
+SLICES = 6  # of them the first two are air
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(restoration, "STEPS", 4)
+    monkeypatch.setattr(restoration, "DRAWS", 2)
+    monkeypatch.setattr(restoration, "HEAL_STEPS", 10)
+
+
+def scan(path="scan.nii.gz", affine=AFFINES["LPS"], noise=0.0, size=(32, 32), black=0) -> np.ndarray:
+    """Slices (6, h, w) of the phantom in a scanner's units, `black` to 2000 more, written as int16 in that orientation."""
+    images, _, _ = phantom.load("val", size)
+    slices = np.zeros((SLICES, *size))
+    slices[2:] = images[: SLICES - 2, 0] / 255
+    random = np.random.default_rng(0)
+    parts = noise * random.standard_normal((2, *slices[2:].shape))
+    slices[2:] = np.hypot(slices[2:] + parts[0], parts[1])
+    return stored(path, np.rint(2000 * slices + black).astype(np.int16), affine)
+
+
+def region(path="region.nii.gz", affine=AFFINES["LPS"], value=1, size=(32, 32)) -> np.ndarray:
+    """A block in the slices 3 and 4."""
+    slices = np.zeros((SLICES, *size), np.uint8)
+    slices[3:5, 10:20, 12:22] = value
+    return stored(path, slices, affine)
+
+
+def stored(path, slices, affine) -> np.ndarray:
+    ras = from_slices(slices, "axial")
+    turn = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), nibabel.io_orientation(affine))
+    save(path, np.ascontiguousarray(nibabel.apply_orientation(ras, turn)), affine)
+    return slices
+
+
+def restored(ckpt, mode, *flags, name="restored") -> np.ndarray:
+    command = ["--ckpt", ckpt, "--restore", "scan.nii.gz", "--as", mode, *flags, "--out", "o"]
+    assert sample.main(command) == 0
+    return read(name)
+
+
+def read(name) -> np.ndarray:
+    original, written = nibabel.load("scan.nii.gz"), nibabel.load(f"o/{name}.nii.gz")
+    assert written.shape == original.shape and np.array_equal(written.affine, original.affine)
+    assert written.get_data_dtype() == np.float32
+    return along(read_nifti(f"o/{name}.nii.gz")[0], "axial")
+
+
+@pytest.fixture
+def plain(ckpt) -> str:
+    """Of slices that are stretched to 32x32: a scan of that size is seen as it is."""
+    return changed(ckpt, data="x")
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_what_is_known_stays_exactly_and_the_region_is_drawn_anew(affine, plain, capsys):
+    slices, new = scan(affine=affine), region(affine=affine) == 1
+    result = restored(plain, "inpaint", "--region", "region.nii.gz")
+    assert np.array_equal(result[~new], slices[~new])
+    assert np.abs(result[new] - slices[new]).mean() > 50
+    out = capsys.readouterr().out
+    assert "2 of 6 axial slices of 32x32" in out and "deviation.nii.gz" in out
+    deviation = read("deviation")
+    assert not deviation[~new].any() and deviation[new].mean() > 1
+
+
+def test_with_a_mask_another_image_is_drawn(plain):
+    scan(), region(), region("lesion.nii.gz", value=255), region("empty.nii.gz", value=0)
+    flags = ["--region", "region.nii.gz", "--guidance", "4"]
+    without = restored(plain, "inpaint", *flags, "--mask", "empty.nii.gz")
+    assert not np.array_equal(without, restored(plain, "inpaint", *flags, "--mask", "lesion.nii.gz"))
+
+
+def test_noise_is_found_in_the_air_of_the_scan_and_not_in_what_is_padded(ckpt, capsys):
+    """28 columns of 6.5 mm, padded to 32. The noise is Rician, so its strength is a share of full scale from 0 on."""
+    affine = np.diag([-6.5, -6.5, 3.0, 1])
+    slices = scan(affine=affine, noise=0.1)[:, :, 2:30]
+    stored("scan.nii.gz", slices, affine)
+    result = restored(ckpt, "denoise")
+    told = float(capsys.readouterr().out.split("Rician noise of ")[1].split(" ")[0])
+    above = slices[slices > np.percentile(slices, 1)]
+    assert told == pytest.approx(0.1 * 2000 / np.percentile(above, 99.5), rel=0.15)
+    assert np.array_equal(result[:2], slices[:2])
+    assert np.abs(result[2:] - slices[2:]).mean() > 20 and result.max() <= 2000
+
+
+def test_the_mean_of_one_slice_is_that_of_a_picture(plain):
+    """What is drawn of a slice of a volume is what is drawn of the same picture: the volume only adds its units."""
+    slices = scan(noise=0.1, black=300)
+    result = restored(plain, "denoise", "--noise", "0.1")
+    full = np.percentile(
+        slices[slices > np.percentile(slices, 1)], 99.5
+    )  # and black is 0, as noise is Rician from there
+    for n in (2, 5):
+        picture = np.rint(255 * (slices[n] / full).clip(0, 1)).astype(np.uint8)
+        sample.images.write_png("slice.png", picture[None])
+        assert (
+            sample.main(["--ckpt", plain, "--restore", "slice.png", "--as", "denoise", "--noise", "0.1", "--out", "p"])
+            == 0
+        )
+        alone = np.load("p/restored.npy")[0].clip(0, 1)
+        assert np.abs(result[n] / full - alone).max() < 0.02
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_anomalies_are_the_scan_less_the_healed_one(affine, plain):
+    slices = scan(affine=affine, black=300)
+    healed = restored(plain, "anomaly", "--batch-size", "3")
+    anomaly = read("anomaly")
+    assert not anomaly[:2].any() and np.array_equal(healed[:2], slices[:2])
+    assert anomaly.min() >= 0 and anomaly[2:].mean() > 5 and healed.min() >= 299
+    low, high = np.percentile(slices, 1), np.percentile(slices[slices > 300], 99.5)
+    expected = restoration.median_filter(np.abs(slices.clip(low, high) - healed), (1, 5, 5))[2:]
+    assert np.abs(anomaly[2:] - expected).max() < 1
+
+
+def test_a_scan_of_other_pixels_is_resampled_and_back(plain):
+    """Twice as fine: the map lies where the lesion is."""
+    slices = scan(size=(64, 64))
+    healed = restored(plain, "anomaly", "--n", "2")
+    assert healed.shape == (SLICES, 64, 64)
+    assert np.abs(read("draw_0") - read("draw_1")).max() > 10
+    assert np.allclose((read("draw_0") + read("draw_1"))[2:] / 2, healed[2:], atol=1)
+    assert np.corrcoef(healed[2:].ravel(), slices[2:].ravel())[0, 1] > 0.5
+
+
+def test_slices_do_not_depend_on_what_is_worked_on_at_once(plain):
+    scan(), region()
+    flags = ["--region", "region.nii.gz", "--n", "1"]
+    one = restored(plain, "inpaint", *flags, "--batch-size", "1")
+    assert np.abs(one - restored(plain, "inpaint", *flags, "--batch-size", "16")).max() < 8  # a grey level
+    assert np.abs(one - restored(plain, "inpaint", *flags, "--seed", "1")).max() > 20
+    assert np.abs(one - restored(plain, "inpaint", *flags, "--coherence", "0.01")).max() > 20
+
+
+@pytest.mark.parametrize("flags", commands("uses.md", "Whole scans"), ids=" ".join)
+def test_the_commands_of_the_docs(flags, plain):
+    scan(noise=0.05), region()
+    assert sample.main([*flags, "--ckpt", plain, "--out", "o"]) == 0
+    assert Path("o/restored.nii.gz").exists() and Path("o/grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    "mode, flags, says",
+    [
+        ("inpaint", [], "needs --region: a volume"),
+        ("inpaint", ["--region", "region.png"], "--region region.png: --restore takes a volume here"),
+        ("inpaint", ["--region", "other.nii.gz"], "other.nii.gz: not on the grid of scan.nii.gz"),
+        ("inpaint", ["--region", "empty.nii.gz"], "empty.nii.gz: nothing of it is marked"),
+        ("inpaint", ["--region", "seven.nii.gz"], "labels 7 that are not known; known are 0 known, 1 new"),
+        ("inpaint", ["--region", "region.nii.gz", "--mask", "m.png"], "--mask m.png: --restore takes a volume here"),
+        ("inpaint", ["--region", "region.nii.gz", "--mask", "other.nii.gz"], "other.nii.gz: not on the grid"),
+        ("inpaint", ["--region", "region.nii.gz", "--mask", "seven.nii.gz"], "known are 0 background, 1 lesion"),
+        ("anomaly", ["--mask", "region.nii.gz"], "leave --mask out"),
+        ("anomaly", ["--simulate"], "--simulate measures a picture"),
+        ("anomaly", ["--contrast", "PD"], "knows T1, T2, FLAIR"),
+        ("anomaly", ["--restore", "flat.nii.gz"], "every voxel has the value 3"),
+        ("anomaly", ["--restore", "speck.nii.gz"], "no slice of it shows a brain"),
+        ("anomaly", ["--restore", "nowhere.nii.gz"], "no such file"),
+        ("denoise", ["--restore", "stripped.nii.gz"], "no noise found in its corners; give it with --noise"),
+        ("denoise", ["--restore", "fine.nii.gz"], "slices of 64x64 would become 32x32"),
+        ("kspace", [], "a volume is restored as inpaint, denoise, anomaly"),
+        ("super-resolution", [], "tools/slices.py"),
+        ("denoise", ["--restore", "slice.png", "--coherence", "5"], "--coherence is for volumes"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(mode, flags, says, plain, capsys):
+    (
+        scan(),
+        scan("fine.nii.gz", size=(64, 64)),
+        region(),
+        region("empty.nii.gz", value=0),
+        region("seven.nii.gz", value=7),
+    )
+    region("other.nii.gz", affine=AFFINES["RAS"])
+    stripped = scan("stripped.nii.gz") * 1
+    stripped[:, :8] = stripped[:, -8:] = 0
+    stored("stripped.nii.gz", stripped, AFFINES["LPS"])
+    save("flat.nii.gz", np.full((8, 8, 8), 3, np.int16))
+    speck = np.zeros((32, 32, 4), np.int16)
+    speck[3, 3, 1] = 5
+    save("speck.nii.gz", speck)
+    assert sample.main(["--ckpt", plain, "--restore", "scan.nii.gz", "--as", mode, *flags, "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not Path("o").exists()
