@@ -43,7 +43,10 @@ def run(args, model: Model, how: Sampling) -> None:
     scan = along(volume, model.config.axis).astype(np.float32)  # (N, h, w)
     stack = stack_of(args.restore, scan, affine, model)
     low, high = window(args.restore, volume)
-    low = 0.0 if args.mode == "denoise" else low  # a magnitude's noise is Rician from 0 on
+    if args.mode == "denoise":
+        if volume.min() < 0:
+            raise UserError(f"{args.restore}: values under 0, where a magnitude image has none; shift or clip them")
+        low = 0.0  # noise is Rician from there on
     todo, new = np.flatnonzero(foreground_share(scan) >= MIN_BRAIN), np.ones(scan.shape, np.uint8)
     if args.mode == "inpaint":
         new = read_region(args.region, stack, model)
@@ -57,9 +60,7 @@ def run(args, model: Model, how: Sampling) -> None:
     print(printable(f"{model.name}: step {model.step}; {args.mode}: {work}; {measured.about}; {asked} -> {args.out}"))
 
     names, shown, rows = [stack.names[n] for n in todo], set(np.linspace(0, len(todo) - 1, SHOWN).round()), []
-    where = (stack.to_file(np.ones((1, *stack.size), np.float32)) > 0.5) & (
-        new == 1
-    )  # the network looks there, and may draw
+    looked_at = stack.to_file(np.ones((1, *stack.size), np.float32)) > 0.5
     volumes: dict[str, np.ndarray] = {}
     made = restored(args, model, how, measured, condition, stack, names)
     for i, pictures in enumerate(progress(made, "restoring", total=len(todo), unit="slice")):
@@ -67,7 +68,7 @@ def run(args, model: Model, how: Sampling) -> None:
             difference = name in DIFFERENCES  # elsewhere it is 0, and the others are the scan
             slices = volumes.setdefault(name, np.zeros_like(scan) if difference else scan.copy())
             values = (high - low) * stack.to_file(picture.numpy()) + low * (not difference)
-            slices[todo[i]] = np.where(where[todo[i]], values, slices[todo[i]])
+            slices[todo[i]] = np.where(looked_at & (new[todo[i]] == 1), values, slices[todo[i]])
         if i in shown:
             bright = {name: x * (AMPLIFIED if name in DIFFERENCES else 1) for name, x in pictures.items()}
             rows.append([measured.shown[i], *bright.values()])

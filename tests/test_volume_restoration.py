@@ -174,6 +174,7 @@ def test_the_commands_of_the_docs(flags, plain):
         ("anomaly", ["--restore", "nowhere.nii.gz"], "no such file"),
         ("denoise", ["--restore", "stripped.nii.gz"], "no noise found in its corners; give it with --noise"),
         ("denoise", ["--restore", "fine.nii.gz"], "slices of 64x64 would become 32x32"),
+        ("denoise", ["--restore", "negative.nii.gz"], "values under 0"),
         ("kspace", [], "a volume is restored as inpaint, denoise, anomaly"),
         ("super-resolution", [], "tools/slices.py"),
         ("denoise", ["--restore", "slice.png", "--coherence", "5"], "--coherence is for volumes"),
@@ -191,6 +192,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(mode, flags, says, plain, caps
     stripped = scan("stripped.nii.gz") * 1
     stripped[:, :8] = stripped[:, -8:] = 0
     stored("stripped.nii.gz", stripped, AFFINES["LPS"])
+    scan("negative.nii.gz", black=-1000)
     save("flat.nii.gz", np.full((8, 8, 8), 3, np.int16))
     speck = np.zeros((32, 32, 4), np.int16)
     speck[3, 3, 1] = 5
