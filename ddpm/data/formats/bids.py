@@ -8,7 +8,7 @@ grid it lies. A mask of the brain (desc-brain) is no lesion, and one in another 
 import csv
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
 
@@ -45,9 +45,11 @@ def recognise(request: Request) -> Layout | None:
         tables = [f"{where}/{file}" for file in files if file.endswith("dseg.tsv")] if kinds(masks) == {"dseg"} else []
     classes, values = classes_of(request, masks, tables)
     contrasts = tuple(suffix for suffix in CONTRASTS if any(entities(name)["suffix"] == suffix for name in images))
-    items = []
+    items, of_subject = [], defaultdict(list)
+    for mask in masks:
+        of_subject[subject_of(mask)].append(mask)
     for name, path in images.items():
-        its = [its_path for mask, its_path in masks.items() if is_of(mask, name)]
+        its = [masks[mask] for mask in of_subject[subject_of(name)] if is_of(mask, name)]
         if masks and not its:
             request.findings.refuse(f"{path}: no mask (dseg or mask) of its subject and session; add it, or remove it")
         else:
@@ -85,10 +87,10 @@ def is_mask(name: str) -> bool:
 
 
 def is_of(mask: str, image: str) -> bool:
-    """Do the names say that a mask is of an image? What of MATCHED the mask does not say may be anything."""
+    """Do the names say that a mask is of an image of its subject? What of MATCHED the mask does not say may be anything."""
     its, of = entities(mask), entities(image)
     space = its.get("space") in (*OWN_SPACES, of.get("space"))
-    return space and its["sub"] == of["sub"] and all(its[key] == of.get(key) for key in MATCHED if key in its)
+    return space and all(its[key] == of.get(key) for key in MATCHED if key in its)
 
 
 def is_bids(request: Request) -> bool:
