@@ -36,7 +36,15 @@ from ddpm.stack import COHERENCE, Stack, read_stack
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
 # What only one of the two does, and its default.
-RESTORATION_ALONE = {"region": None, "simulate": False, "real": False, "gaussian": False, "noise": None, "resample": 1}
+RESTORATION_ALONE = {
+    "region": None,
+    "simulate": False,
+    "real": False,
+    "gaussian": False,
+    "noise": None,
+    "resample": 1,
+    "noisy_prior": False,
+}
 DRAWING_ALONE = {"film": False, "sampler": None, "eta": 0.0}
 
 
@@ -111,6 +119,8 @@ def read_arguments(argv):
         raise UserError("--eta belongs to --sampler ddim; give that too, or leave it out")
     if bool(args.restore) != bool(args.mode):
         raise UserError("--restore IMAGE and --as go together: --as " + ", ".join(restoration.MODES))
+    if args.noisy_prior and args.restore and args.mode != "denoise":
+        raise UserError(f"--noisy-prior is for --as denoise, not {args.mode}; leave it out")
     for name, value in RESTORATION_ALONE.items() if not args.restore else DRAWING_ALONE.items():
         if getattr(args, name) != value:
             raise UserError(
@@ -180,6 +190,8 @@ def make_parser() -> Parser:
     add("--real", action="store_true", help="kspace: of an image without phase, whose k-space is symmetric")
     add("--factor", type=int, default=2, help="super-resolution: pixels each way in one of IMAGE (default 2)")
     add("--gaussian", action="store_true", help="denoise: the noise is Gaussian, not a magnitude image's (Rician)")
+    noisy_prior = "denoise: the checkpoint was trained on images with this same noise (Noisier2Noise)"
+    add("--noisy-prior", action="store_true", help=noisy_prior)
     add("--noise", type=float, help="its standard deviation as a share of full scale (denoise: found in the air)")
     return parser
 

@@ -167,7 +167,7 @@ def main(argv):
     model = rows[0].model
     if model.config.data != "phantom" or not model.vocabulary.classes:
         found = f"trained on {model.config.data}, {len(model.vocabulary.classes)} classes"
-        raise UserError(f"{model.name}: {found}; the judge knows the phantom with masks: give a checkpoint of that")
+        raise UserError(f"{model.name}: {found}; give a checkpoint of the phantom with masks")
     args.precision = args.precision or quicker_precision(next(model.unet.parameters()).device)
     args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args, model)

@@ -207,6 +207,22 @@ def denoise(predict_x_0, schedule: Schedule, y: Tensor, sigma: float) -> Tensor:
     return (predict_x_0(schedule.alpha_bar[t].sqrt().item() * (2 * y - 1), t) + 1) / 2
 
 
+def denoise_unseen(predict_x_0, schedule: Schedule, y: Tensor, sigma: float, noise, alpha: float = 0.5) -> Tensor:
+    """The image behind y = image + N(0, sigma^2 I), both in [0, 1], by a network that never saw one without such noise
+    (Noisier2Noise, Moran et al. 2020, arXiv:1910.11908, section 3).
+
+    To that network y is an image; its x_0_hat is E[y | z] of z = y + m, with more noise m ~ N(0, alpha^2 sigma^2 I). In z
+    there is 1 / alpha^2 times as much variance of y's own noise as of m, and so of what is expected of them:
+    E[image | z] = ((1 + alpha^2) E[y | z] - z) / alpha^2. noise() is shaped like y; the mean of several is better than one.
+    """
+    t = nearest_time(schedule, 2 * sigma * alpha)
+    a, s = schedule.alpha_bar[t].sqrt().item(), (1 - schedule.alpha_bar[t]).sqrt().item()
+    alpha = s / a / (2 * sigma)  # of a time that there is
+    z = y + alpha * sigma * noise()
+    expected = (predict_x_0(a * (2 * z - 1), t) + 1) / 2
+    return ((1 + alpha**2) * expected - z) / alpha**2
+
+
 def nearest_time(schedule: Schedule, ratio: float) -> int:
     """The t whose noise is closest to `ratio` times its signal, in the logarithm."""
     return int((schedule.half_log_snr()[1:] + math.log(ratio)).abs().argmin()) + 1

@@ -23,6 +23,7 @@ from ddpm.inverse import (
     Operator,
     SuperResolution,
     denoise,
+    denoise_unseen,
     equispaced_lines,
     estimated_phase,
     heal,
@@ -277,7 +278,7 @@ def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Samp
 
 def count(args) -> int:
     """How many draws `draws_of` yields."""
-    return 1 if args.mode == "denoise" and not args.n else args.n or DRAWS
+    return 1 if args.mode == "denoise" and not (args.n or args.noisy_prior) else args.n or DRAWS
 
 
 def draws_of(
@@ -288,12 +289,14 @@ def draws_of(
     schedule, device = model.schedule, next(model.unet.parameters()).device
     predict_x_0, operator = predictor(model, condition, how), measured.operator.to(device)
     y, sigma = measured.y.to(device), measured.sigma
-    if args.mode == "denoise" and not args.n:
+    if args.mode == "denoise" and not (args.n or args.noisy_prior):
         yield denoise(predict_x_0, schedule, y, sigma)
         return
     for k in range(count(args)):
         noise = noise_source(seeds(k), model.shape, device)
-        if args.mode == "anomaly":
+        if args.noisy_prior:
+            yield denoise_unseen(predict_x_0, schedule, y, sigma, noise)
+        elif args.mode == "anomaly":
             spaced = uniform_times(schedule.T, min(schedule.T, HEAL_STEPS))
             times = [t for t in spaced if t <= HEAL_FROM * schedule.T]
             yield heal(predict_x_0, schedule, y, times, noise)

@@ -13,6 +13,7 @@ from ddpm.inverse import (
     centre_lines,
     data_step,
     denoise,
+    denoise_unseen,
     equispaced_lines,
     estimated_phase,
     fourier,
@@ -232,6 +233,27 @@ def test_a_noisy_image_is_an_x_t_and_one_call_is_its_posterior_mean():
         assert torch.allclose(
             denoise(exact, COSINE, y, sigma), prior + V / 4 / (V / 4 + sigma**2) * (y - prior), atol=1e-6
         )
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
+def test_a_network_that_never_saw_a_clean_image_tells_what_it_would_be(alpha):
+    """x ~ N(MEAN, V) and y = x + noise, all in [-1, 1]: of a prior that knows y alone the formula makes E[x | z], which linear
+    algebra knows. The noise of z is what `noise` gave."""
+    sigma = 0.05
+
+    def of_noisy_images(x_t, t):
+        alpha_bar = COSINE.alpha_bar[t].item()
+        variance = V + 4 * sigma**2
+        gain = alpha_bar**0.5 * variance / (alpha_bar * variance + 1 - alpha_bar)
+        return MEAN + gain * (x_t - alpha_bar**0.5 * MEAN)
+
+    y = torch.linspace(0.2, 0.8, H * W, dtype=torch.float64).view(1, 1, H, W)
+    drawn = torch.randn(y.shape, generator=generator(), dtype=torch.float64)
+    t = nearest_time(COSINE, 2 * sigma * alpha)
+    more = ((1 - COSINE.alpha_bar[t]) / COSINE.alpha_bar[t]).item() / 4  # the variance of m at the nearest time
+    z, prior = y + more**0.5 * drawn, (MEAN + 1) / 2
+    expected = prior + V / 4 / (V / 4 + sigma**2 + more) * (z - prior)
+    assert torch.allclose(denoise_unseen(of_noisy_images, COSINE, y, sigma, lambda: drawn, alpha), expected, atol=1e-6)
 
 
 def test_the_time_is_the_one_with_the_nearest_noise():

@@ -11,6 +11,7 @@ from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.images import read_mask, to_uint8
 from ddpm.model import GUIDANCE, Model, Sampling, draw, load_model, make_unet
+from ddpm.reverse import log_snr_times
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import PRESETS, Config
 from ddpm.schedule import make_schedule
@@ -68,7 +69,9 @@ def test_bf16_stays_inside_the_network(model):
 
 
 def test_what_was_left_open_is_filled_in(model):
-    assert Sampling().complete(model, ("mask",)) == Sampling("dpm-solver", 10, GUIDANCE, ("mask",))
+    times = tuple(log_snr_times(model.schedule, 10))
+    assert Sampling().complete(model, ("mask",)) == Sampling("dpm-solver", 10, GUIDANCE, ("mask",), times=times)
+    assert Sampling("ddim", 4).complete(model, ()).times == (1000, 750, 500, 250, 0)
     assert Sampling().complete(model, ("mask", "contrast")).guided == ("mask", "contrast")
     only_masks = replace(model, config=replace(model.config, label_drop=0.0, both_drop=0.0))
     assert Sampling().complete(only_masks, ("mask", "contrast")).guided == ("mask",)

@@ -50,6 +50,17 @@ def restored(tiny_run, picture, mode, *flags):
     return pixels("o/restored.png")
 
 
+def test_a_prior_of_noisy_images_gives_the_mean_of_several_draws(tiny_run, picture, capsys):
+    plain = restored(tiny_run, picture, "denoise", "--noise", "0.05")
+    unseen = restored(tiny_run, picture, "denoise", "--noise", "0.05", "--noisy-prior")
+    assert not np.array_equal(plain, unseen) and "deviation" in capsys.readouterr().out
+    assert sample.main(["--ckpt", str(tiny_run), "--noisy-prior", "--out", "p"]) == 2
+    assert "--noisy-prior belongs to --restore" in capsys.readouterr().err
+    flags = ["--restore", picture, "--as", "inpaint", "--region", region("r.png"), "--noisy-prior"]
+    assert sample.main(["--ckpt", str(tiny_run), *flags, "--out", "q"]) == 2
+    assert "--noisy-prior is for --as denoise" in capsys.readouterr().err
+
+
 def test_known_pixels_are_in_the_result_exactly(tiny_run, picture, capsys):
     result, image = restored(tiny_run, picture, "inpaint", "--region", region("r.png")), pixels(picture)
     new = np.zeros((32, 32), bool)
