@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError, restoration
 from ddpm.conditions import Condition
+from ddpm.data import phantom
 from ddpm.data.images import to_float, to_uint8
 from ddpm.data.sources import load_data
 from ddpm.evaluation.questions import SMALL
@@ -33,6 +35,7 @@ from ddpm.inverse import (
     Operator,
     SuperResolution,
     denoise,
+    denoise_unseen,
     heal,
     predictor_corrector,
     resampled_times,
@@ -52,6 +55,7 @@ TASKS = (
     "inpaint",
     "lesions",
     "denoise",
+    "unseen",
     "coverage",
     "anomaly",
 )
@@ -293,6 +297,37 @@ def denoising(bench: Bench) -> None:
             bench.ask("**the network, one call**", one, y)
 
 
+def unseen(bench: Bench) -> None:
+    """The noise that all of the embedded images have, and that no network saw an image without: 1 to 2.5 % of full scale.
+    The truth is the phantom rendered without it; y is the image that the network knows as clean."""
+    kept, subjects = bench.images, [phantom.draw_subject(0, "test", i) for i in range(len(bench.images))]
+    tuning = [phantom.draw_subject(0, "val", i) for i in range(len(bench.tuning))]
+    sigma = sum(subject.sigma for subject in subjects) / len(subjects)
+    clean, known = (
+        torch.from_numpy(np.stack([phantom.render(replace(s, sigma=0.0), 64)[0] for s in some])[:, None] / 255).float()
+        for some in (subjects, tuning)
+    )
+    y, tune, bench.images, bench.tuning = kept, bench.tuning, clean, known
+    head(f"the images' own noise, {sigma:.3f} on average")
+    bench.row("noisy", y)
+    for name, (method, settings) in filters(sigma).items():
+        bench.tuned(name, method, (*settings, 1.3, 1.6) if "means" in name else settings, y, tune)
+    bench.ask(
+        "the network, one call, as if its images were clean",
+        lambda y: denoise(bench.predict(), bench.model.schedule, y, sigma),
+        y,
+    )
+    for alpha in (0.35, 0.5, 1.0):
+
+        def several(y, alpha=alpha):
+            noise = bench.noise(len(y), 0)
+            drawn = [denoise_unseen(bench.predict(), bench.model.schedule, y, sigma, noise, alpha) for _ in range(16)]
+            return torch.stack(drawn).mean(0)
+
+        bench.ask(f"Noisier2Noise, alpha {alpha:g}, mean of 16", several, y)
+    bench.images, bench.tuning = kept, tune
+
+
 def coverage(bench: Bench) -> None:
     """Is the truth inside the interval that the draws span? k-space, 4 times."""
     y, known, phase = scans(bench.images, 4)
@@ -390,6 +425,8 @@ def main(argv):
                 lesions(bench)
             case ["denoise"]:
                 denoising(bench)
+            case ["unseen"]:
+                unseen(bench)
             case ["coverage"]:
                 coverage(bench)
             case ["anomaly"]:
