@@ -8,7 +8,7 @@ from small_sets import brain
 
 MARKS = ("Q7ZX", "19371231", "20010203", "7777777", "77.7731", "0.7371", "3.1717")  # in text, dates, UIDs, numbers
 ROOT_UID = "1.2.826.0.1.7777777"
-PIXEL_MM = (0.7371, 0.7371)
+PIXEL_MM = (0.7371, 0.8371)  # between rows, between columns
 STEP_MM = 3.1717
 
 
@@ -117,7 +117,7 @@ def compressed_as(image, syntax):
 
 
 def dicom_set(root, patients=5):
-    """patient{P}/{t1,t2}/IM*.dcm, with a localiser, a CT image, a report without pixels, an image in colour, and a DICOMDIR."""
+    """patient{P}/{t1,t2}/IM*.dcm, with a localiser, a CT image, a report without pixels, an image in colour, a series of two, and a DICOMDIR."""
     for p in range(1, patients + 1):
         for s in (1, 2):
             save_series(images_of(brain(p, s), p, s), root / f"p{p}" / f"s{s}")
@@ -127,6 +127,8 @@ def dicom_set(root, patients=5):
     del report.PixelData
     for n, image in enumerate((localiser, other, report, colours)):
         save(image, root / "p1" / f"other{n}.dcm")
+    for n, image in enumerate(images_of(brain(9), 1, 11)[:2]):
+        save(image, root / "p1" / f"scout{n}.dcm")
     (root / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     return root
 

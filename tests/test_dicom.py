@@ -44,8 +44,10 @@ def test_a_series_is_a_volume_however_it_was_acquired_and_its_files_are_named(tm
     volume = brain(1)
     found, affine = read(save_series(images_of(volume, plane=plane), tmp_path))
     assert np.array_equal(found, volume)
-    step, pixel = STEP_MM, PIXEL_MM[0]
-    expected = {"axial": (pixel, pixel, step), "sagittal": (step, pixel, pixel), "coronal": (pixel, step, pixel)}[plane]
+    row, column = PIXEL_MM  # from a row to the next, from a column to the next
+    expected = {"axial": (column, row, STEP_MM), "sagittal": (STEP_MM, column, row), "coronal": (column, STEP_MM, row)}[
+        plane
+    ]
     assert np.allclose(affine[:3, :3], np.diag(expected), atol=1e-6)
 
 
@@ -68,7 +70,7 @@ def test_an_oblique_series_keeps_its_slices(tmp_path):
         image.ImagePositionPatient = (turn @ np.array(image.ImagePositionPatient, float)).round(8).tolist()
     found, affine = read(save_series(images, tmp_path))
     assert np.array_equal(found, brain(1))
-    assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (*PIXEL_MM, STEP_MM), atol=1e-5)
+    assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (*PIXEL_MM[::-1], STEP_MM), atol=1e-5)
 
 
 def test_values_are_rescaled_slice_by_slice(tmp_path):
@@ -131,6 +133,7 @@ def test_series_and_patients(tmp_path):
         "localisers": 1,
         "files of other modalities than MR": 2,
         "MR files without an image in grey": 1,
+        "series of fewer than 3 slices": 1,
     }
 
 
@@ -167,8 +170,9 @@ def test_a_patient_stays_in_its_split_when_others_come(tmp_path):
         places.append(where)
     held_out = [name for name in places[0] if places[0][name] != "train"]
     assert held_out and all(places[1][name] == split for name, split in places[0].items())
+    named = folders.split_by_subject([folders.Item(f"p{p:02d}", (), subject=f"p{p:02d}") for p in range(3, 13)], 0, "d")
     data = load(tmp_path / "few", subject_pattern=r"p\d+")
-    assert set(data.index["subjects"]) <= {f"p{p:02d}" for p in range(3, 13)}
+    assert set(data.index["subjects"]) == {item.subject for item in named if item.split == "train"}
 
 
 # Nothing of a header gets out

@@ -440,3 +440,5 @@ def test_each_axis_spacing_and_volume_is_a_store_of_its_own(tmp_path):
     root = nifti_set(tmp_path / "d")
     options = [{}, {"axis": "coronal"}, {"axis": "sagittal"}, {"spacing": 1.0}, {"spacing": 2.0}]
     assert len({load(root, **given).index["key"] for given in options}) == len(options)
+    root = series_set(tmp_path / "e")
+    assert len({load(root, volume=i).index["key"] for i in (-1, 0, 1)}) == 3
