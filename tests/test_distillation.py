@@ -206,8 +206,14 @@ def test_the_loss_is_the_distance_to_the_lessons():
     loss = distillation_loss(lambda x_t, t, condition: torch.zeros_like(x_t), teacher, config, Condition(), [5, 6, 7])
     assert torch.allclose(loss, v.square().mean(dim=(2, 3, 4)))
     asked = []
-    distillation_loss(lambda x, t, c: asked.append(t.tolist()) or x, teacher, config, Condition(), [5, 6])
-    assert asked == [[996, 996, 672, 672]]
+    condition = Condition(labels={"contrast": torch.tensor([1, 2])})
+
+    def student(x_t, t, condition):
+        asked.append((t.tolist(), condition.labels["contrast"].tolist()))
+        return x_t
+
+    distillation_loss(student, teacher, config, condition, [5, 6])
+    assert asked == [([996, 996, 672, 672], [1, 2, 1, 2])]
 
 
 # On a small network
