@@ -106,6 +106,5 @@ def read_labels(path: str, classes: tuple[str, ...], model: Model) -> tuple[np.n
     """The slices (N, h, w) of a volume of labels, uint8: classes 0 .. K-1 (or 0 and 255 if there are two). Raises
     UserError."""
     volume, affine = read_nifti(path)
-    known = (0, 255) if len(classes) == 2 and volume.max() == 255 else range(len(classes))
-    slices = along(to_labels(path, volume, known, classes), model.config.axis)
+    slices = along(to_labels(path, volume, classes), model.config.axis)
     return slices, stack_of(path, slices, affine, model)

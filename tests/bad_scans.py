@@ -78,6 +78,24 @@ def mask_of_an_unknown_label(root):
     save_nifti(packed(root).with_name("IXI000-T1_mask.nii.gz"), label_volume(1) * np.uint8(7))
 
 
+@case("IXI000-T1_mask.nii.gz: the mask has labels 0.5 that are not known; known are 0 background, 1 class 1")
+def mask_between_two_labels(root):
+    save_nifti(packed(root).with_name("IXI000-T1_mask.nii.gz"), label_volume(1) * np.float32(0.5))
+
+
+@case("IXI000-T1_seg.nii.gz: a second mask of the volume of IXI000-T1_mask.nii.gz; remove one")
+def volume_with_two_masks(root):
+    save_nifti(packed(root).with_name("IXI000-T1_seg.nii.gz"), label_volume(1))
+
+
+@case("IXI000-T1_seg.nii.gz: a second mask of the volume of IXI000-T1.nii.gz; remove one")
+def volume_with_two_masks_elsewhere(root):
+    nifti_set(root, masks=False)
+    for name in ("IXI000-T1", "IXI000-T1_seg", *(f"IXI{s:03d}-T1" for s in (1, 2, 3))):
+        save_nifti(root.parent / "m" / f"{name}.nii.gz", label_volume(1))
+    return ["--masks", str(root.parent / "m")]
+
+
 @case("IXI000-T1_mask.nii.gz: 2 volumes in it (4 dimensions), where one is due")
 def mask_of_four_dimensions(root):
     save_nifti(packed(root).with_name("IXI000-T1_mask.nii.gz"), np.stack([label_volume(1)] * 2, -1))
@@ -227,6 +245,12 @@ def series_whose_b_values_are_words(root):
 def series_without_that_volume(root):
     series_set(root, subjects=5)
     return ["--volume", "4"]
+
+
+@case("dwi.nii.gz is a single volume, no series; leave it out")
+def a_series_of_one_volume(root):
+    save_nifti(series_set(root, subjects=5) / "s1" / "dwi.nii.gz", brain(1))
+    return ["--volume", "3"]
 
 
 @case("hold no series to choose from; leave it out", "refuses")

@@ -189,10 +189,14 @@ def test_noise_between_two_seeds_is_normal_and_ends_in_them():
 def test_a_lesion_may_be_255_and_floating(ckpt):
     as_labels, _ = read_stack(labels(), load_model(ckpt))
     as_white, _ = read_stack(labels(value=255), load_model(ckpt))
-    volume = np.asarray(nibabel.load("seg.nii.gz").dataobj)
-    as_floats, _ = read_stack(save("seg.nii", volume.astype(np.float32)), load_model(ckpt))
+    volume = np.asarray(nibabel.load("seg.nii.gz").dataobj).astype(np.float32)
+    as_floats, _ = read_stack(save("seg.nii", volume), load_model(ckpt))
+    header = nibabel.Nifti1Image(np.zeros((1, 1, 1), np.int16), np.eye(4)).header  # floats are scaled to fit int16
+    nibabel.save(nibabel.Nifti1Image(volume / 255, AFFINES["RAS"], header), "seg.nii")
+    assert nibabel.load("seg.nii").get_fdata().max() != 1
+    as_scaled, _ = read_stack("seg.nii", load_model(ckpt))
     for name, mask in as_labels.items():
-        assert np.array_equal(mask, as_white[name]) and np.array_equal(mask, as_floats[name])
+        assert all(np.array_equal(mask, other[name]) for other in (as_white, as_floats, as_scaled))
     assert max(mask.max() for mask in as_labels.values()) == 1
 
 

@@ -3,6 +3,7 @@ how volumes are cut along each axis and at each spacing."""
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 from small_sets import (
@@ -82,6 +83,24 @@ def test_the_time_points_of_a_patient_are_one_subject(tmp_path):
         assert name.startswith(f"{subject}-00") and subject.count("-") == 2
         splits.setdefault(subject, set()).add(split)
     assert len(splits) == 3 and all(len(one) == 1 for one in splits.values())
+
+
+def test_an_old_name_that_ends_in_a_number_has_no_time_point(tmp_path):
+    for s in range(1, 5):
+        for kind in ("t1", "t1ce", "t2", "flair", "seg"):
+            values = label_volume(s) if kind == "seg" else brain(s, len(kind))
+            save_nifti(tmp_path / "d" / f"sub-{s:03d}" / f"sub-{s:03d}_{kind}.nii.gz", values)
+    subjects = {subject for _, _, subject, _ in everything(tmp_path / "d").values()}
+    assert subjects == {f"sub-{s:03d}" for s in range(1, 5)}
+
+
+def test_volumes_of_one_contrast_are_no_brats_set(tmp_path):
+    for s in range(4):
+        save_nifti(tmp_path / "d" / f"a{s}_flair.nii.gz", brain(s))
+        save_nifti(tmp_path / "d" / f"a{s}_flair_seg.nii.gz", label_volume(s, 9))
+    found = everything(tmp_path / "d")
+    assert len(found) == 4 * 6
+    check(found, "a2_flair", 0, brain(2), label_volume(2, 9))
 
 
 # BIDS
@@ -298,6 +317,33 @@ def test_masks_in_another_folder(tmp_path, place, kind):
         check(found, f"IXI{s:03d}-T1", 0, brain(s), label_volume(s, 9))
 
 
+def save_scaled(path, labels):
+    """As floats under the header of an image of int16, as much code does: nibabel scales them, and 1 becomes 1.00002."""
+    affine = np.diag([-1.0, -1, 1, 1])
+    header = nibabel.Nifti1Image(brain(0), affine).header
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(labels.astype(float), affine, header), path)
+
+
+@pytest.mark.parametrize("top, times", [(2, 1), (2, 255), (5, 1)])
+def test_labels_that_were_saved_as_scaled_integers(tmp_path, top, times):
+    root = nifti_set(tmp_path / "d", masks=False)
+    for s in range(4):
+        save_scaled(root / f"IXI{s:03d}-T1_mask.nii.gz", times * label_volume(s, 9, top=top).astype(float))
+    mask, _ = volumes.read_nifti(root / "IXI002-T1_mask.nii.gz")
+    assert not np.isin(mask, times * np.arange(top)).all()  # not read as what was saved
+    check(everything(root, num_classes=top), "IXI002-T1", 0, brain(2), label_volume(2, 9, top=top))
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_bids_masks_that_were_saved_as_scaled_integers(tmp_path, value):
+    root = bids_set(tmp_path / "d")
+    for path in root.rglob("*_label-lesion_mask.nii.gz"):
+        if "space" not in path.name:
+            save_scaled(path, value * label_volume(3, 1, 9).astype(float))
+    check(everything(root), "sub-03/ses-1/anat/sub-03_ses-1_T1w", 0, brain(3, 1, 1, 0), label_volume(3, 1, 9))
+
+
 @pytest.mark.parametrize("name", ["masks", "labels"])
 def test_volumes_in_images_and_masks_beside_it(tmp_path, name):
     """In folders of subjects, as pictures may lie; masks are never taken for images."""
@@ -341,6 +387,13 @@ def test_of_a_series_the_volume_that_is_asked_for(tmp_path):
     found = everything(root, volume=3)
     assert len(found) == 3 * 6
     check(found, "s1/dwi volume 3", 0, brain(1, 3), None)
+
+
+def test_a_series_may_have_a_fifth_dimension_of_one(tmp_path):
+    for s in range(3):
+        series = np.stack([brain(s, i) for i in range(4)], -1)[..., None]
+        save_nifti(tmp_path / "d" / f"s{s}" / "dwi.nii.gz", series)
+    check(everything(tmp_path / "d", volume=1), "s2/dwi volume 1", 0, brain(2, 1), None)
 
 
 def test_other_b_values_are_other_volumes(tmp_path):

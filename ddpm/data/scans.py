@@ -13,6 +13,7 @@ from ddpm.data.layout import Decoded, Findings, Request
 from ddpm.data.volumes import along, foreground_share, pixel_mm, read_nifti, same_grid, to_grey, window
 
 MIN_BRAIN = 0.02  # slices with a smaller share of brain are left out: the top of the head, and air
+NEARLY = 0.01  # between a label in a file and a whole number; rounding leaves less, interpolation more
 TOO_LITTLE_BRAIN = f"slices with less than {MIN_BRAIN:.0%} brain"
 
 
@@ -29,8 +30,12 @@ def volumes_below(request: Request, root: Path, files: list[str]) -> dict[str, s
     return found
 
 
-def to_labels(path: str, values: np.ndarray, known: Sequence[int], classes: Sequence[str]) -> np.ndarray:
-    """A mask's values -> classes 0 .. K-1, uint8 of the same shape. known: the value of each class. Raises UserError."""
+def to_labels(path: str, values: np.ndarray, classes: Sequence[str], known: Sequence[int] = ()) -> np.ndarray:
+    """A mask's values -> classes 0 .. K-1, uint8 of the same shape. known: the value of each class; without, they are
+    0 .. K-1, or 0 and 255 if there are two. Raises UserError."""
+    values = whole(values)
+    if not known:
+        known = (0, 255) if len(classes) == 2 and values.max() == 255 else range(len(classes))
     labels, is_known = np.zeros(values.shape, np.uint8), np.zeros(values.shape, bool)
     for label, value in enumerate(known):
         here = values == value
@@ -43,15 +48,21 @@ def to_labels(path: str, values: np.ndarray, known: Sequence[int], classes: Sequ
     return labels
 
 
+def whole(values: np.ndarray) -> np.ndarray:
+    """Values that are nearly whole numbers are those: labels that were saved as scaled integers return as 0.99998."""
+    if values.dtype.kind != "f":
+        return values
+    rounded = np.rint(values)
+    return np.where(abs(values - rounded) < NEARLY, rounded, values)
+
+
 def read_labels(path: str, of: str, volume, affine, classes: Sequence[str], known: Sequence[int] = ()) -> np.ndarray:
-    """The labels (X, Y, Z), uint8, of the volume `of` from a NIfTI file on its grid. known: the value of each class;
-    without, they are 0 .. K-1, or 0 and 255 if there are two. Raises UserError."""
+    """The labels (X, Y, Z), uint8, of the volume `of` from a NIfTI file on its grid. classes, known: as in to_labels.
+    Raises UserError."""
     mask, its_affine = read_nifti(path)
     if not same_grid(mask, its_affine, volume, affine):
         raise UserError(f"{path}: not on the grid of {of}; resample it to that, by nearest neighbour")
-    if not known:
-        known = (0, 255) if len(classes) == 2 and mask.max() == 255 else range(len(classes))
-    return to_labels(path, mask, known, classes)
+    return to_labels(path, mask, classes, known)
 
 
 def volume_slices(

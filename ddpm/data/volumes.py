@@ -1,4 +1,4 @@
-"""Volumes: NIfTI and HDF5 scans as axial slices, and the intensity window that makes them 8 bits.
+"""Volumes: NIfTI and HDF5 scans, their slices along an axis, and the intensity window that makes them 8 bits.
 
 Slices are shown as the phantom shows them: the patient's right on the image's left, anterior up.
 nibabel and h5py are imported where they are used; nothing else needs them.
@@ -65,7 +65,7 @@ def read_series(path: str | Path, which: Sequence[int]) -> tuple[np.ndarray, np.
         if list(which) == list(range(number_in(image))):
             values = np.asarray(image.dataobj)
         else:
-            values = np.stack([np.asarray(image.dataobj[..., i]) for i in which], axis=-1)
+            values = np.stack([np.asarray(image.dataobj[:, :, :, i]) for i in which], axis=-1)
         values = values.reshape(*image.shape[:3], len(which))
         check_finite(path, values)
         return to_ras(values, image.affine)

@@ -214,11 +214,11 @@ def joined(masks: list[tuple[str, np.ndarray]], classes, values) -> np.ndarray:
     if masks[0][0].removesuffix(".gz").endswith("_dseg.nii"):
         if len(masks) > 1:
             raise UserError(f"{masks[1][0]}: a second label map of one image; name a folder of one kind by --masks")
-        return to_labels(*masks[0], values, classes)
+        return to_labels(*masks[0], classes, values)
     labels = np.zeros(masks[0][1].shape, np.uint8)
     for path, values in masks:
         name = class_of(path.removesuffix(".gz").removesuffix(".nii"))
-        inside = to_labels(path, values, (0, 255 if values.max() == 255 else 1), ("background", name)) > 0
+        inside = to_labels(path, values, ("background", name)) > 0
         if (labels[inside] > 0).any():
             raise UserError(f"{path}: voxels of it are in another mask of the image too; make each of one class")
         labels[inside] = classes.index(name)

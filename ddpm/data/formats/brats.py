@@ -29,8 +29,8 @@ def recognise(request: Request) -> Layout | None:
             if twin := scan.get(kind):
                 request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
             scan[kind] = path
-    if not any({"t1ce", "flair"} & scan.keys() for scan in scans.values()):
-        return None
+    if not any({"t1ce", "flair"} & scan.keys() and len(scan.keys() - {"seg"}) > 1 for scan in scans.values()):
+        return None  # a volume may be called NAME_flair in any folder
     request.check_flags("BraTS cases")
     check_library("nibabel")
     items = []
@@ -40,7 +40,9 @@ def recognise(request: Request) -> Layout | None:
             file = name_of(lacking[0], request.place(case), like=next(iter(scan.values())))
             request.findings.refuse(f"{file}: no such file; add it, or rename the one that should be it")
         else:
-            patient = re.sub(r"-\d{3}$", "", os.path.basename(case))
+            patient = os.path.basename(case)
+            if is_new(scan["t1"]):
+                patient = re.sub(r"-\d{3}$", "", patient)
             items.append(Item(case, tuple(scan[kind] for kind in CONTRASTS), scan.get("seg"), patient))
     read = partial(decode, axis=request.config.axis)
     return Layout("BraTS volumes, each slice in four contrasts", items, read, CLASSES, CONTRASTS, volumes=True)
@@ -67,6 +69,6 @@ def decode(items: list[Item], findings: Findings, axis: str) -> Iterator[Decoded
                     raise UserError(f"{path}: not on the grid of {os.path.basename(item.files[0])}; resample it")
             labels = None
             if item.mask:
-                labels = to_labels(item.mask, volumes[-1], (0, 1, 2, 3 if is_new(item.mask) else 4), CLASSES)
+                labels = to_labels(item.mask, volumes[-1], CLASSES, (0, 1, 2, 3 if is_new(item.mask) else 4))
             contrasts = volumes[: len(item.images)]
             yield from volume_slices(item.name, item.images, contrasts, labels, affines[0], axis, findings)

@@ -34,10 +34,10 @@ def recognise(request: Request) -> Layout | None:
     check_library("nibabel")
     masks = {}
     if not folder:
-        masks = {bare(name): named.pop(name) for name in [*named] if bare(name) != name}
+        masks = by_volume({name: named.pop(name) for name in [*named] if bare(name) != name}, request)
     elif request.with_masks:
         found = volumes_below(request, folder, walk(folder, request.findings))
-        masks = {bare(name): path for name, path in found.items()}
+        masks = by_volume(found, request)
     if request.with_masks and (masks or folder):
         where = f"of that name in {folder}" if folder else "(NAME_mask or NAME_seg) beside it"
         request.refuse_lonely(named, masks, f"no mask {where}", "no volume of that name")
@@ -55,6 +55,17 @@ def lies_in(folder: Path | None, path: str) -> bool:
 def bare(name: str) -> str:
     """The name of the volume that a mask is of: "a/b" of "a/b_mask"; any other name as it is."""
     return re.sub(r"_(mask|seg)$", "", name)
+
+
+def by_volume(masks: dict[str, str], request: Request) -> dict[str, str]:
+    """The masks under the names of their volumes. Two of one volume are refused."""
+    found: dict[str, str] = {}
+    for name, path in masks.items():
+        if (twin := found.get(bare(name))) and request.with_masks:
+            request.findings.refuse(f"{path}: a second mask of the volume of {os.path.basename(twin)}; remove one")
+        else:
+            found[bare(name)] = path
+    return found
 
 
 def item_of(name: str, path: str, mask: str | None, request: Request) -> Item:
@@ -89,6 +100,8 @@ def decode(
 
 def chosen(path: str, n: int, volume: int, beside: tuple[str, ...]) -> list[int]:
     """Which of the n volumes of a series are read: `volume`, or (-1) those with b = 0. Raises UserError."""
+    if n == 1 and volume > 0:
+        raise UserError(f"--volume {volume}: {path} is a single volume, no series; leave it out")
     if n == 1:
         return [0]
     if volume >= n:
