@@ -35,17 +35,19 @@ from ddpm.stack import COHERENCE, Stack, read_stack
 
 EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
-# What only one of the two does, and its default.
-RESTORATION_ALONE = {
-    "region": None,
-    "simulate": False,
-    "real": False,
-    "gaussian": False,
-    "noise": None,
-    "resample": 1,
-    "noisy_prior": False,
+DRAWING_ALONE = ("film", "sampler", "eta")
+RESTORATION_ALONE = {  # and the modes that use it
+    "simulate": restoration.MODES,
+    "region": ("inpaint",),
+    "resample": ("inpaint",),
+    "acceleration": ("kspace",),
+    "lines": ("kspace",),
+    "real": ("kspace",),
+    "factor": ("super-resolution",),
+    "gaussian": ("denoise",),
+    "noisy_prior": ("denoise",),
+    "noise": ("inpaint", "kspace", "super-resolution", "denoise"),
 }
-DRAWING_ALONE = {"film": False, "sampler": None, "eta": 0.0}
 
 
 @one_line_errors
@@ -104,7 +106,8 @@ def main(argv):
 
 def read_arguments(argv):
     """The command line, checked. Raises UserError."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     check_range(
         args,
         n=(1, 10**6),
@@ -119,13 +122,16 @@ def read_arguments(argv):
         raise UserError("--eta belongs to --sampler ddim; give that too, or leave it out")
     if bool(args.restore) != bool(args.mode):
         raise UserError("--restore IMAGE and --as go together: --as " + ", ".join(restoration.MODES))
-    if args.noisy_prior and args.restore and args.mode != "denoise":
-        raise UserError(f"--noisy-prior is for --as denoise, not {args.mode}; leave it out")
-    for name, value in RESTORATION_ALONE.items() if not args.restore else DRAWING_ALONE.items():
-        if getattr(args, name) != value:
-            raise UserError(
-                f"{flag(name)} {'does not go with' if args.restore else 'belongs to'} --restore; leave it out"
-            )
+    for name in (*DRAWING_ALONE, *RESTORATION_ALONE):
+        modes = RESTORATION_ALONE.get(name)
+        if getattr(args, name) == parser.get_default(name):
+            continue
+        if bool(args.restore) != bool(modes):
+            raise UserError(f"{flag(name)} {'belongs to' if modes else 'does not go with'} --restore; leave it out")
+        if modes and args.mode not in modes:
+            raise UserError(f"{flag(name)} is for --as {' or '.join(modes)}, not {args.mode}; leave it out")
+        if name in ("acceleration", "lines") and not args.simulate:
+            raise UserError(f"{flag(name)} is for --simulate, as a scan says itself what was measured; leave it out")
     if args.coherence != COHERENCE and not is_nifti(args.restore or args.mask):
         raise UserError("--coherence is for volumes (--mask or --restore NAME.nii.gz); leave it out")
     if args.film and is_nifti(args.mask):

@@ -105,7 +105,7 @@ def measure(args, model: Model) -> Measurement:
                         "--simulate --as denoise needs --noise: a standard deviation, as a share of full scale"
                     )
                 y = noisy(image, sigma, args.gaussian, random)
-            return of_noisy(y, truth, sigma or noise_in_air(y, args.gaussian), args.gaussian, args.restore)
+            return of_noisy(y, truth, sigma or noise_in_air(y, args.gaussian), args)
         case "anomaly":
             return Measurement(Operator(), image, 0.0, image, "healed, and what that changed")
 
@@ -116,13 +116,13 @@ def noisy(image: Tensor, sigma: float, gaussian: bool, random: torch.Generator) 
     return image + real if gaussian else torch.hypot(image + real, imaginary)
 
 
-def of_noisy(y: Tensor, truth: Tensor | None, sigma: float, gaussian: bool, path: str) -> Measurement:
+def of_noisy(y: Tensor, truth: Tensor | None, sigma: float, args) -> Measurement:
     """Images (B, 1, H, W) with noise of that strength. Raises UserError if none was found."""
     if not sigma:
-        raise UserError(f"{path}: no noise found in its corners; give it with --noise")
-    about = f"{'Gaussian' if gaussian else 'Rician'} noise of {sigma:.3f} of full scale"
-    corrected = y if gaussian else without_rician_bias(y, sigma)
-    return Measurement(Operator(), corrected, sigma, y.clamp(0, 1), about, truth)
+        raise UserError(f"{args.restore}: no noise found in its corners; give it with --noise")
+    about = f"{'Gaussian' if args.gaussian else 'Rician'} noise of {sigma:.3f} of full scale"
+    known = y if args.gaussian or args.noisy_prior else without_rician_bias(y, sigma)  # a noisy prior knows the bias
+    return Measurement(Operator(), known, sigma, y.clamp(0, 1), about, truth)
 
 
 def of_kspace(y: Tensor, truth: Tensor | None, real: bool, sigma: float, path: str) -> Measurement:

@@ -136,7 +136,7 @@ def measure(args, stack: Stack, share: np.ndarray, new: np.ndarray) -> Measureme
         found = f"slices of {here} would become {there}, and their noise would not be what it was"
         raise UserError(f"{args.restore}: {found}; resample it before, or train a network of its pixels")
     air = torch.from_numpy(share)[:, None]  # not what was padded
-    return of_noisy(seen, None, args.noise or noise_in_air(air, args.gaussian), args.gaussian, args.restore)
+    return of_noisy(seen, None, args.noise or noise_in_air(air, args.gaussian), args)
 
 
 def part_of(measured: Measurement, part: slice) -> Measurement:

@@ -54,11 +54,45 @@ def test_a_prior_of_noisy_images_gives_the_mean_of_several_draws(tiny_run, pictu
     plain = restored(tiny_run, picture, "denoise", "--noise", "0.05")
     unseen = restored(tiny_run, picture, "denoise", "--noise", "0.05", "--noisy-prior")
     assert not np.array_equal(plain, unseen) and "deviation" in capsys.readouterr().out
-    assert sample.main(["--ckpt", str(tiny_run), "--noisy-prior", "--out", "p"]) == 2
-    assert "--noisy-prior belongs to --restore" in capsys.readouterr().err
-    flags = ["--restore", picture, "--as", "inpaint", "--region", region("r.png"), "--noisy-prior"]
-    assert sample.main(["--ckpt", str(tiny_run), *flags, "--out", "q"]) == 2
-    assert "--noisy-prior is for --as denoise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, corrected", [(["--noisy-prior"], False), ([], True), (["--gaussian"], False)])
+def test_a_prior_of_noisy_images_sees_them_with_the_bias_that_it_knows(
+    flags, corrected, tiny_run, picture, monkeypatch
+):
+    seen = []
+    for name in ("denoise", "denoise_unseen"):
+        monkeypatch.setattr(restoration, name, lambda predict, schedule, y, *more: seen.append(y) or y)
+    restored(tiny_run, picture, "denoise", "--noise", "0.1", *flags)
+    y = torch.from_numpy(pixels(picture)).float()[None, None] / 255
+    expected = restoration.without_rician_bias(y, 0.1) if corrected else y
+    assert seen and all(torch.allclose(there, expected, atol=1e-6) for there in seen)
+
+
+@pytest.mark.parametrize(
+    "mode, flags, says",
+    [
+        ("denoise", ["--region", "r"], "--region is for --as inpaint, not denoise"),
+        ("anomaly", ["--noise", "0.1"], "--noise is for --as inpaint or kspace or super-resolution or denoise, not"),
+        ("anomaly", ["--resample", "2"], "--resample is for --as inpaint"),
+        ("inpaint", ["--gaussian"], "--gaussian is for --as denoise"),
+        ("inpaint", ["--noisy-prior"], "--noisy-prior is for --as denoise"),
+        ("inpaint", ["--factor", "4"], "--factor is for --as super-resolution"),
+        ("inpaint", ["--real"], "--real is for --as kspace"),
+        ("denoise", ["--acceleration", "8"], "--acceleration is for --as kspace"),
+        ("denoise", ["--lines", "random"], "--lines is for --as kspace"),
+        ("kspace", ["--acceleration", "8"], "--acceleration is for --simulate"),
+        ("kspace", ["--lines", "random"], "--lines is for --simulate"),
+        (None, ["--noisy-prior"], "--noisy-prior belongs to --restore"),
+        (None, ["--factor", "4"], "--factor belongs to --restore"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(mode, flags, says, capsys):
+    for wanted in ("slice.png", "scan.nii.gz") if mode else (None,):
+        restore = ["--restore", wanted, "--as", mode] if mode else []
+        assert sample.main([*restore, *flags, "--out", "o"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and "; leave it out" in error and error.count("\n") == 1
 
 
 def test_known_pixels_are_in_the_result_exactly(tiny_run, picture, capsys):
