@@ -198,13 +198,20 @@ def no_mr_at_all(root):
     save_series(images, root)
 
 
-@case("which pictures are of one subject? Say it", "refuses")
+@case("whose is it? Its header has no PatientID; name its folder by --subject-pattern '^[^/]+', or make", "refuses")
 def patients_without_a_number(root):
     for p in range(1, 6):
         images = images_of(brain(p), p)
         for image in images:
             image.PatientID = ""
         save_series(images, root / f"p{p}")
+
+
+@case("subject 'patient 1' is in train and val; keep each subject in one split", "refuses")
+def a_series_in_two_splits(root):
+    for n, path in enumerate(save_series(images_of(brain(1)), root)):
+        (root / ("train", "val")[n % 2]).mkdir(exist_ok=True)
+        path.rename(root / ("train", "val")[n % 2] / path.name)
 
 
 @case("DICOM series take no masks from elsewhere; leave --masks out", "refuses")

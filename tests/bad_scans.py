@@ -241,6 +241,34 @@ def series_whose_b_values_are_words(root):
     (series_set(root, subjects=5) / "s1" / "dwi.bval").write_text("none of these is")
 
 
+def grow(path):
+    """Make a file look as large as no list is; it takes no room on the disk."""
+    with open(path, "r+b") as file:
+        file.truncate(2**24 + 1)
+
+
+@case("dwi.bval: damaged, or not a list of b values (too large)")
+def series_whose_b_values_are_endless(root):
+    grow(series_set(root, subjects=5) / "s1" / "dwi.bval")
+
+
+@case("dataset.json: damaged, or not a dataset.json (too large)", "refuses")
+def json_that_is_endless(root):
+    grow(task(root) / "dataset.json")
+
+
+@case("participants.tsv: damaged, or not a table (too large)")
+def participants_without_end(root):
+    grow(bids_set(root) / "participants.tsv")
+
+
+@case("dseg.tsv: damaged, or not a table (too large)", "refuses")
+def table_that_is_endless(root):
+    path = label_maps(root) / "dseg.tsv"
+    path.write_text("index\tname\n1\tlesion\n")
+    grow(path)
+
+
 @case("--volume 4: ", "refuses")
 def series_without_that_volume(root):
     series_set(root, subjects=5)
@@ -388,6 +416,11 @@ def nnunet_of_a_label_twice(root):
     edit(nnunet(root) / "dataset.json", labels={"background": 0, "PZ": 1, "TZ": 1})
 
 
+@case("dataset.json: 'labels' should give each name a number from 0 to 255, once", "refuses")
+def decathlon_of_a_label_of_5000_digits(root):
+    edit(task(root) / "dataset.json", labels={"0": "background", "1" * 5000: "edema"})
+
+
 @case("dataset.json: files that end in '.png'; save them as .nii.gz", "refuses")
 def nnunet_of_pictures(root):
     edit(nnunet(root) / "dataset.json", file_ending=".png")
@@ -479,7 +512,7 @@ def bids_table_of_one_number_twice(root):
     (label_maps(root) / "dseg.tsv").write_text("index\tname\n1\tlesion\n1\toedema\n")
 
 
-@case("participants.tsv: damaged, or not a table", "refuses")
+@case("participants.tsv: damaged, or not a table")
 def bids_table_of_bytes(root):
     (bids_set(root) / "participants.tsv").write_bytes(bytes(range(256)))
 

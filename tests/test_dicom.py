@@ -158,6 +158,23 @@ def test_slices_along_another_axis_and_at_a_spacing(tmp_path):
     assert len(data) % (2 * (slices != 0).any(axis=(1, 2)).sum()) == 0
 
 
+def test_what_a_message_says_of_series_without_a_patient_works(tmp_path):
+    """Told by a pattern which folder is whose, or by folders of splits."""
+    for p in range(1, 6):
+        images = images_of(brain(p), p)
+        for image in images:
+            image.PatientID = ""
+        split = {4: "val", 5: "test"}.get(p, "train")
+        for root in (tmp_path / "drawn", tmp_path / "given" / split):
+            save_series(images, root / f"p{p}")
+    data = load(tmp_path / "drawn", subject_pattern="^[^/]+")
+    assert len(set(data.index["subjects"])) == 3 and set(data.index["subjects"]) < {f"p{p}" for p in range(1, 6)}
+    for split, patients in (("train", (1, 2, 3)), ("val", (4,)), ("test", (5,))):
+        data = load(tmp_path / "given", split)
+        assert {name.split("/")[1] for name in data.index["names"]} == {f"p{p}" for p in patients}
+        assert data.subjects is None
+
+
 def test_a_patient_stays_in_its_split_when_others_come(tmp_path):
     """Though the numbers change. (A pattern of the folders' names may name patients too.)"""
     places = []

@@ -87,6 +87,28 @@ def test_a_set_is_taken_by_its_own_format_and_no_earlier_one(tmp_path, name):
         assert tried[-1] == name
 
 
+@pytest.mark.parametrize(
+    "make, pattern, held_out",
+    [
+        (nifti_set, "*.nii*", {"val": "IXI000-T1", "test": "IXI001-T1"}),
+        (bids_set, "sub-*", {"val": "sub-01", "test": "sub-03"}),
+        (brats_set, "BraTS20*", {"val": "BraTS20_Training_001", "test": "BraTS20_Training_002"}),
+        (brats_2023_set, "BraTS-GLI*", {"val": "BraTS-GLI-00000", "test": "BraTS-GLI-00001"}),
+        (brats_slice_set, "content/data/*.h5", {"val": "volume_1", "test": "volume_2"}),
+        (dicom_set, "p*", {"val": "p1", "test": "p2"}),
+    ],
+)
+def test_first_folders_that_are_splits_are_those(tmp_path, make, pattern, held_out):
+    root = make(tmp_path / "d")
+    for path in sorted(root.glob(pattern)):
+        split = next((split for split, start in held_out.items() if path.name.startswith(start)), "train")
+        (root / split).mkdir(exist_ok=True)
+        path.rename(root / split / path.name)
+    layout = folders.find(Config(data=str(root)), Findings(skip_bad=False))
+    assert {item.split for item in layout.items} == {"train", "val", "test"}
+    assert all(f"/{item.split}/" in item.images[0] for item in layout.items)
+
+
 def test_the_key_of_a_store_covers_the_code_of_every_format(monkeypatch):
     read = []
     monkeypatch.setattr(cache, "code", lambda *files: read.extend(files) or "")

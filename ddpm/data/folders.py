@@ -85,7 +85,8 @@ def find(config, findings: Findings) -> Layout:
         if item.subject and places.setdefault(item.subject, item.split) != item.split:
             found = " and ".join(sorted((places[item.subject], item.split)))
             raise UserError(f"{item.images[0]}: subject {item.subject!r} is in {found}; keep each subject in one split")
-    if train := [item for item in items if item.split == "train" and not item.subject]:  # only pictures have none
+    train = [item for item in items if item.split == "train" and not item.subject]
+    if train and not layout.volumes:  # pictures, then; each scan has a window of its own
         layout = replace(layout, decode=partial(layout.decode, train=train))
     return replace(layout, items=items)
 

@@ -15,6 +15,7 @@ import numpy as np
 from ddpm import UserError, printable
 
 SPLITS = ("train", "val", "test")
+MAX_TEXT = 2**24  # bytes of a list or table beside the images; the names of a hundred thousand take less
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,19 @@ def walk(root: Path, findings: Findings) -> list[str]:
 
     visit(str(root), "", ())
     return found
+
+
+def read_small(path: str) -> bytes:
+    """A list or table that lies beside the images. Raises ValueError if it is larger than any is, OSError."""
+    if os.path.getsize(path) > MAX_TEXT:
+        raise ValueError("too large")
+    return Path(path).read_bytes()
+
+
+def split_of(file: str) -> str:
+    """ "train" of "train/a/b.png"; "" where the first folder is no split."""
+    first, slash, _ = file.partition("/")
+    return first if slash and first in SPLITS else ""
 
 
 def ending(file: str) -> str:

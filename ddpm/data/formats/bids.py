@@ -6,6 +6,7 @@ grid it lies. A mask of the brain (desc-brain) is no lesion, and one in another 
 """
 
 import csv
+import io
 import os
 import re
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from ddpm import UserError, printable
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, walk
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, read_small, split_of, walk
 from ddpm.data.scans import to_labels, volume_slices, volumes_below
 from ddpm.data.volumes import check_library, read_nifti, same_grid
 from ddpm.runtime.files import reading
@@ -53,7 +54,7 @@ def recognise(request: Request) -> Layout | None:
         if masks and not its:
             request.findings.refuse(f"{path}: no mask (dseg or mask) of its subject and session; add it, or remove it")
         else:
-            items.append(Item(name, (path,), None, subject_of(name), "", (*its, *tables)))
+            items.append(Item(name, (path,), None, subject_of(name), split_of(name), (*its, *tables)))
     read = partial(decode, contrasts=contrasts, classes=classes, values=values, axis=request.config.axis)
     about = f"a BIDS folder, {', '.join(contrasts)}, {'with' if masks else 'without'} masks"
     return Layout(about, items, read, classes, contrasts, volumes=True, left_out=+left_out)
@@ -104,15 +105,17 @@ def participants(request: Request) -> set[str]:
     found: set[str] = set()
     for file in request.files:
         if os.path.basename(file) == "participants.tsv":
-            rows = read_tsv(request.place(file))
-            found |= {row["participant_id"] for row in rows if row.get("participant_id")}
+            with request.findings.refusing():
+                rows = read_tsv(request.place(file))
+                found |= {row["participant_id"] for row in rows if row.get("participant_id")}
     return found
 
 
 def read_tsv(path: str) -> list[dict[str, str]]:
     """The rows of a table, by the names in its first line. Raises UserError."""
-    with reading(path, "a table", "fetch it again"), open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+    with reading(path, "a table", "fetch it again"):
+        lines = io.StringIO(read_small(path).decode("utf-8-sig"), newline="")
+        return list(csv.DictReader(lines, delimiter="\t"))
 
 
 # ---------------------------------------------------------------------------------------------------------

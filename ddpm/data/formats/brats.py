@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from ddpm import UserError
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, split_of
 from ddpm.data.scans import to_labels, volume_slices
 from ddpm.data.volumes import check_library, read_nifti, same_grid
 
@@ -40,10 +40,10 @@ def recognise(request: Request) -> Layout | None:
             file = name_of(lacking[0], request.place(case), like=next(iter(scan.values())))
             request.findings.refuse(f"{file}: no such file; add it, or rename the one that should be it")
         else:
-            patient = os.path.basename(case)
+            images, patient = tuple(scan[kind] for kind in CONTRASTS), os.path.basename(case)
             if is_new(scan["t1"]):
                 patient = re.sub(r"-\d{3}$", "", patient)
-            items.append(Item(case, tuple(scan[kind] for kind in CONTRASTS), scan.get("seg"), patient))
+            items.append(Item(case, images, scan.get("seg"), patient, split_of(case)))
     read = partial(decode, axis=request.config.axis)
     return Layout("BraTS volumes, each slice in four contrasts", items, read, CLASSES, CONTRASTS, volumes=True)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddpm import UserError
 from ddpm.data.formats.brats import CLASSES
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, stem
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, split_of, stem
 from ddpm.data.scans import brain_slices
 from ddpm.data.volumes import check_library, read_hdf5
 
@@ -25,7 +25,9 @@ def recognise(request: Request) -> Layout | None:
     request.check_flags("BraTS slices")
     check_library("h5py")
     request.check_once({file: os.path.basename(file) for _, _, file in found})
-    items = [Item(stem(file), (request.place(file),), None, f"volume {volume}") for volume, _, file in found]
+    items = [
+        Item(stem(file), (request.place(file),), None, f"volume {volume}", split_of(file)) for volume, _, file in found
+    ]
     about = "Kaggle's slices of BraTS volumes, each in four channels"
     return Layout(about, items, decode, CLASSES, tuple(f"channel {i}" for i in range(4)))
 

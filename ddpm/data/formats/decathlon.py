@@ -3,17 +3,15 @@ Task01_BrainTumour: FLAIR, T1w, t1gd, T2w), and labelsTr/CASE.nii.gz. The JSON f
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from ddpm import UserError, printable
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, read_small
 from ddpm.data.scans import read_labels, volume_slices
 from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
-
-MAX_JSON = 2**26  # bytes; a million names take less
 
 
 def recognise(request: Request) -> Layout | None:
@@ -71,9 +69,7 @@ def dataset_json(request: Request) -> tuple[str, str, dict] | None:
         raise UserError(f"{request.place(found[1])}dataset.json: a second set; name one of them with --data")
     path = request.place(f"{found[0]}dataset.json")
     with reading(path, "a dataset.json", "fetch it again"):
-        if Path(path).stat().st_size > MAX_JSON:
-            raise ValueError("too large")
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(read_small(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: no JSON object; fetch it again")
     return found[0], path, content
@@ -96,7 +92,7 @@ def classes_of(path: str, content: dict) -> tuple[tuple[str, ...], tuple[int, ..
         if isinstance(value, list):
             raise UserError(f"{path}: 'labels' has regions ({key}); name each number once, as {{'oedema': 2}}")
         number, name = (value, key) if isinstance(value, int) else (key, value)
-        if not str(number).isdecimal() or int(number) > 255 or int(number) in names:
+        if not re.fullmatch(r"\d{1,3}", str(number)) or int(number) > 255 or int(number) in names:
             raise UserError(f"{path}: 'labels' should give each name a number from 0 to 255, once; mend it")
         names[int(number)] = printable(str(name))
     if 0 not in names:

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
+from ddpm import UserError
 from ddpm.data.dicom import Header, read_frames, read_header, volume_of
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending, split_of
 from ddpm.data.scans import volume_slices
 from ddpm.data.volumes import check_library
 
@@ -36,15 +37,20 @@ def recognise(request: Request) -> Layout | None:
             if header.unfit:
                 left_out[header.unfit] += 1
             else:
-                series.setdefault((header.patient, header.series), []).append((file, header))
+                series.setdefault((split_of(file), header.patient, header.series), []).append((file, header))
     kept = {key: found for key, found in series.items() if slices_in(found) >= MIN_SLICES}
     left_out[f"series of fewer than {MIN_SLICES} slices"] = len(series) - len(kept)
-    patients = {patient: f"patient {n}" for n, patient in enumerate(dict.fromkeys(patient for patient, _ in kept), 1)}
+    patients = {
+        patient: f"patient {n}" for n, patient in enumerate(dict.fromkeys(patient for _, patient, _ in kept), 1)
+    }
     items = []
-    for n, ((patient, _), found) in enumerate(kept.items(), 1):
+    for n, ((split, patient, _), found) in enumerate(kept.items(), 1):
         paths = tuple(request.place(file) for file, _ in found)
         name = os.path.join(os.path.dirname(found[0][0]), f"series {n}")
-        items.append(Item(name, paths, subject=patients[patient] if patient else "", drawn_by=patient))
+        if not (patient or split or request.config.subject_pattern):
+            remedy = "name its folder by --subject-pattern '^[^/]+', or make folders train/, val/ and test/"
+            raise UserError(f"{paths[0]}: whose is it? Its header has no PatientID; {remedy}")
+        items.append(Item(name, paths, None, patients[patient] if patient else "", split, drawn_by=patient))
     about = "DICOM series of MR images, without masks"
     return Layout(about, items, partial(decode, axis=request.config.axis), (), volumes=True, left_out=+left_out)
 

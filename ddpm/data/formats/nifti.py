@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm import UserError
-from ddpm.data.layout import SPLITS, Decoded, Findings, Item, Layout, Request, walk
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, read_small, split_of, walk
 from ddpm.data.scans import read_labels, volume_slices, volumes_below
 from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
@@ -70,7 +70,8 @@ def by_volume(masks: dict[str, str], request: Request) -> dict[str, str]:
 
 def item_of(name: str, path: str, mask: str | None, request: Request) -> Item:
     """The volume as an item: its split and its subject are in its name."""
-    split, _, rest = name.partition("/") if name.partition("/")[0] in SPLITS else ("", "", name)
+    split = split_of(name)
+    rest = name.removeprefix(f"{split}/")
     folder, slash, _ = rest.partition("/")
     bval = re.sub(r"\.nii(\.gz)?$", ".bval", path)
     beside = (bval,) if os.path.exists(bval) else ()
@@ -113,7 +114,7 @@ def chosen(path: str, n: int, volume: int, beside: tuple[str, ...]) -> list[int]
             f"{path}: {n} volumes, and no .bval beside it; put it there, or name one by --volume I (from 0)"
         )
     with reading(beside[0], "a list of b values", "fetch it again"):
-        values = [float(word) for word in Path(beside[0]).read_text()[: 10**6].split()]
+        values = [float(word) for word in read_small(beside[0]).split()]
     if len(values) != n:
         raise UserError(f"{beside[0]}: {len(values)} b values for {n} volumes; fetch it again")
     if not (found := [i for i, b in enumerate(values) if abs(b) <= B_0]):
