@@ -61,13 +61,28 @@ class Stack:
         """Labels (h, w) uint8 -> (H, W), by nearest neighbour."""
         return crop_or_pad(resize_labels(labels, self.true_size), self.size)
 
+    def region_to_network(self, region: np.ndarray) -> np.ndarray:
+        """A region (h, w), not 0 where it is -> (H, W) bool: each pixel any of whose area lies in it."""
+        down, across = (overlaps(*sizes) for sizes in zip(self.true_size, self.shape[1:], strict=True))
+        return crop_or_pad(down @ (region != 0) @ across.T, self.size)
+
     def to_file(self, image: np.ndarray) -> np.ndarray:
         """A picture (1, H, W) -> the slice (h, w) in the file's pixels, 0 where the network does not look."""
         return resize(crop_or_pad(image, self.true_size), self.shape[1:])[0]
 
+    def looked_at(self) -> np.ndarray:
+        """(h, w) bool: which of the file's pixels the network sees."""
+        return self.to_file(np.ones((1, *self.size), np.float32)) > 0.5
+
     def write(self, path: str | Path, slices: np.ndarray) -> None:
         """Slices (N, h, w) -> a NIfTI file on this grid. Raises OSError."""
         write_nifti(path, from_slices(slices, self.axis), self.path)
+
+
+def overlaps(n: int, m: int) -> np.ndarray:
+    """(n, m) bool: which of n equal parts of a line share some of it with which of m."""
+    i, j = np.arange(n)[:, None], np.arange(m)
+    return (i * m < (j + 1) * n) & (j * n < (i + 1) * m)
 
 
 def stack_of(path: str, slices: np.ndarray, affine: np.ndarray, model: Model) -> Stack:

@@ -50,7 +50,7 @@ def run(args, model: Model, how: Sampling) -> None:
     todo, new = np.flatnonzero(foreground_share(scan) >= MIN_BRAIN), np.ones(scan.shape, np.uint8)
     if args.mode == "inpaint":
         new = read_region(args.region, stack, model)
-        todo = np.flatnonzero(new.any(axis=(1, 2)))
+        todo = np.flatnonzero(new[:, stack.looked_at()].any(axis=1))
     measured = measure(args, stack, ((scan[todo] - low) / (high - low)).clip(0, 1), new[todo])
     masks = None if args.mask is None else read_masks(args.mask, stack, model)[todo]
     condition, asked = asked_for(args, model, len(todo), masks)
@@ -60,7 +60,7 @@ def run(args, model: Model, how: Sampling) -> None:
     print(printable(f"{model.name}: step {model.step}; {args.mode}: {work}; {measured.about}; {asked} -> {args.out}"))
 
     names, shown, rows = [stack.names[n] for n in todo], set(np.linspace(0, len(todo) - 1, SHOWN).round()), []
-    looked_at = stack.to_file(np.ones((1, *stack.size), np.float32)) > 0.5
+    looked_at = stack.looked_at()
     volumes: dict[str, np.ndarray] = {}
     made = restored(args, model, how, measured, condition, stack, names)
     for i, pictures in enumerate(progress(made, "restoring", total=len(todo), unit="slice")):
@@ -124,9 +124,15 @@ def measure(args, stack: Stack, share: np.ndarray, new: np.ndarray) -> Measureme
         raise UserError(
             f"{args.restore}: no slice of it shows a brain (more than {MIN_BRAIN:.0%} that is not the lowest value)"
         )
-    seen = torch.from_numpy(np.stack([stack.to_network(picture) for picture in share]))
+
+    def as_seen(slices: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.stack([stack.to_network(picture) for picture in slices]))
+
+    seen = as_seen(share)
     if args.mode == "inpaint":
-        known = torch.from_numpy(np.stack([stack.labels_to_network(labels) for labels in new]) == 0)[:, None]
+        known = torch.from_numpy(~np.stack([stack.region_to_network(region) for region in new]))[:, None]
+        kept = (new == 0).astype(np.float32)  # resampling reaches over the edge of a pixel: only what is kept counts
+        seen = as_seen(kept * share) / as_seen(kept).clamp(min=0.1)
         operator, about = Inpainting(known.float()), f"{(new == 1).mean():.1%} of them drawn anew"
         return Measurement(operator, operator.apply(seen), args.noise or 0.0, torch.where(known, seen, 0.5), about)
     if args.mode == "anomaly":
@@ -154,6 +160,11 @@ def read_region(path: str | None, stack: Stack, model: Model) -> np.ndarray:
     check_same(its, stack)
     if not region.any():
         raise UserError(f"{path}: nothing of it is marked; mark what shall be drawn anew")
+    if outside := np.count_nonzero(region[:, ~stack.looked_at()]):
+        found = f"{path}: {outside} of {np.count_nonzero(region)} marked voxels lie beside what the network sees"
+        if outside == np.count_nonzero(region):
+            raise UserError(f"{found}; crop or pad the scan, so that they lie near its middle")
+        print(printable(f"{found}, and stay as they are"))
     return region
 
 

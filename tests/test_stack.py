@@ -15,7 +15,7 @@ import sample
 from ddpm.data.volumes import along, from_slices, read_nifti, write_nifti
 from ddpm.model import Between, load_model, noise_source
 from ddpm.runtime.config import AXES
-from ddpm.stack import read_stack
+from ddpm.stack import Stack, read_stack
 
 ROOT = Path(sample.__file__).parent
 AFFINES = {  # any order and direction of the axes, and anisotropic voxels
@@ -62,6 +62,16 @@ def test_the_commands_of_the_docs(flags, ckpt):
     labels(path="lesions.nii.gz")
     assert sample.main([*flags, "--ckpt", ckpt, "--out", "o"]) == 0
     assert list(Path("o").glob("*.nii.gz"))
+
+
+@pytest.mark.parametrize("shape", [(104, 80), (32, 36), (12, 50)])
+def test_a_pixel_any_of_whose_area_is_marked_is_in_the_region(shape):
+    """Counted on a grid that is finer than both."""
+    region = np.random.default_rng(0).uniform(size=shape) < 0.02
+    stack = Stack("x", np.eye(4), "axial", (1, *shape), (32, 40), (30, 44))
+    fine = np.kron(region, np.ones((32, 40), bool)).reshape(32, shape[0], 40, shape[1]).any(axis=(1, 3))
+    expected = np.pad(fine[1:31], ((0, 0), (2, 2)))
+    assert np.array_equal(stack.region_to_network(region), expected) and expected.any() and not expected.all()
 
 
 @pytest.mark.parametrize("axis", AXES)

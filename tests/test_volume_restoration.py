@@ -79,6 +79,50 @@ def test_what_is_known_stays_exactly_and_the_region_is_drawn_anew(affine, plain,
     assert not deviation[~new].any() and deviation[new].mean() > 1
 
 
+def test_nothing_of_the_region_is_left_in_what_is_drawn(ckpt):
+    """Voxels of 2 mm, pixels of 6.5: what was in the region, seen the other way round, changes nothing."""
+    affine, size = np.diag([-2.0, -2.0, 6.0, 1]), (104, 104)
+    slices, new = scan(affine=affine, size=size), np.zeros((SLICES, *size), np.uint8)
+    new[3:5, 44:55, 30:39] = 1
+    stored("region.nii.gz", new, affine)
+    once = restored(ckpt, "inpaint", "--region", "region.nii.gz")
+    other = slices.copy()
+    other[3:5, 44:55, 30:39] = slices[3:5, 44:55, 30:39][:, ::-1, ::-1]
+    assert np.abs(other - slices).max() > 100
+    stored("scan.nii.gz", other, affine)
+    again = restored(ckpt, "inpaint", "--region", "region.nii.gz")
+    assert np.array_equal(once, again) and np.abs(once - slices)[new == 1].mean() > 50
+
+
+def test_a_voxel_that_no_pixel_has_for_its_nearest_is_drawn_anew(ckpt):
+    """104 voxels to 32 pixels: those take the rows 43 and 47."""
+    affine, new = np.diag([-2.0, -2.0, 6.0, 1]), np.zeros((SLICES, 104, 104), np.uint8)
+    new[3, 45, 45] = 1
+    scan(affine=affine, size=(104, 104)), stored("region.nii.gz", new, affine)
+    restored(ckpt, "inpaint", "--region", "region.nii.gz")
+    assert read("deviation")[3, 45, 45] > 1
+
+
+def test_a_region_beside_what_the_network_sees_is_told(ckpt, capsys):
+    """40 columns of 6.5 mm, of which it sees the 32 in the middle."""
+    affine, size = np.diag([-6.5, -6.5, 6.0, 1]), (32, 40)
+    slices = np.pad(scan(affine=affine), ((0, 0), (0, 0), (4, 4)))
+    stored("scan.nii.gz", slices.astype(np.int16), affine)
+    new = np.zeros((SLICES, *size), np.uint8)
+    new[2, 10, :3] = new[3, 10, :6] = 1
+    stored("region.nii.gz", new, affine)
+    result = restored(ckpt, "inpaint", "--region", "region.nii.gz")
+    out = capsys.readouterr().out
+    assert "region.nii.gz: 7 of 9 marked voxels lie beside what the network sees, and stay as they are" in out
+    assert "inpaint: 1 of 6 axial slices" in out and np.array_equal(result[:, :, :4], slices[:, :, :4])
+    new[3] = 0
+    stored("region.nii.gz", new, affine)
+    flags = ["--restore", "scan.nii.gz", "--as", "inpaint", "--region", "region.nii.gz", "--out", "p"]
+    assert sample.main(["--ckpt", ckpt, *flags]) == 2
+    error = capsys.readouterr().err
+    assert "3 of 3 marked voxels lie beside" in error and error.count("\n") == 1 and not Path("p").exists()
+
+
 def test_with_a_mask_another_image_is_drawn(plain):
     scan(), region(), region("lesion.nii.gz", value=255), region("empty.nii.gz", value=0)
     flags = ["--region", "region.nii.gz", "--guidance", "4"]
