@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_stack import commands
 
 import sample
 from ddpm import restoration
@@ -181,6 +182,16 @@ def test_noise_is_found_in_the_air(gaussian):
     first, second = 0.05 * torch.randn(2, 1, 1, 64, 64, generator=generator)
     noisy = (image + first if gaussian else torch.hypot(image + first, second)).clamp(0, 1)  # as a picture is
     assert restoration.noise_in_air(noisy, gaussian) == pytest.approx(0.05, rel=0.1)
+
+
+@pytest.mark.parametrize("flags", commands("uses.md", "Noise"), ids=" ".join)
+def test_the_commands_of_the_docs(flags, tiny_run, picture):
+    Path("slice.png").write_bytes(Path(picture).read_bytes())
+    image = torch.from_numpy(pixels(picture)).float() / 255
+    noisy = restoration.noisy(image, 0.05, False, torch.Generator().manual_seed(0))
+    write("noisy.png", (255 * noisy.clamp(0, 1)).byte().numpy())
+    assert sample.main([*flags, "--ckpt", str(tiny_run), "--out", "o"]) == 0
+    assert Path("o/restored.png").exists()
 
 
 def test_the_rician_bias_is_taken_away_on_average():
