@@ -138,6 +138,14 @@ def test_brats_slices(tmp_path):
                 assert (image[0][:, :2] == 0).all()  # the background, the lowest value, is black
 
 
+def test_a_slice_keeps_its_number_where_another_is_left_out(tmp_path):
+    root = brats_slice_set(tmp_path / "d")
+    for v in (1, 2, 3):
+        (root / "content" / "data" / f"volume_{v}_slice_1.h5").write_text("damaged")
+    found = everything(root, size=SIZE[::-1], skip_bad=True)
+    assert {name for name, _ in found} == {f"volume {v} slice 2" for v in (1, 2, 3)}
+
+
 # fastMRI
 
 

@@ -1,16 +1,19 @@
 """DICOM series: the volume that their headers say, whose they are, and that nothing of a header gets out."""
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from PIL import Image
+from pydicom import pixels, uid
 from small_dicom import (
     MARKS,
     PIXEL_MM,
     PLANES,
     STEP_MM,
+    compressed_as,
     dicom_set,
     enhanced_of,
     images_of,
@@ -21,7 +24,7 @@ from small_sets import brain
 
 import train
 from ddpm import UserError
-from ddpm.data import dicom, folders, volumes
+from ddpm.data import dicom, folders
 from ddpm.runtime import cache
 from ddpm.runtime.config import Config
 
@@ -100,12 +103,24 @@ def test_an_enhanced_image_is_the_same_volume(tmp_path):
 def test_what_pydicom_decodes_by_itself_is_decoded(tmp_path):
     images = images_of(brain(1))
     for image in images:
-        image.compress(RLELossless)
+        image.compress(uid.RLELossless)
     assert np.array_equal(read(save_series(images, tmp_path))[0], brain(1))
 
 
-def test_packages_are_named_for_what_it_does_not(monkeypatch):
-    assert dicom.COMPRESSED[JPEG2000Lossless] == ("JPEG 2000", "pylibjpeg pylibjpeg-openjpeg")
+@pytest.mark.parametrize(
+    "syntax, packages",
+    [
+        (uid.JPEGBaseline8Bit, "JPEG; install what decodes it: pip install pylibjpeg pylibjpeg-libjpeg;"),
+        (uid.JPEGLSLossless, "JPEG-LS; install what decodes it: pip install pyjpegls;"),
+        (uid.JPEG2000Lossless, "JPEG 2000; install what decodes it: pip install pylibjpeg pylibjpeg-openjpeg;"),
+        (uid.HTJ2KLossless, "JPEG 2000; install what decodes it: pip install pylibjpeg pylibjpeg-openjpeg;"),
+    ],
+)
+def test_packages_are_named_for_what_it_does_not(tmp_path, monkeypatch, syntax, packages):
+    path = save(compressed_as(images_of(brain(1))[0], syntax), tmp_path / "a.dcm")
+    monkeypatch.setattr(type(pixels.get_decoder(syntax)), "is_available", False)  # whatever is installed here
+    with pytest.raises(UserError, match=f"a.dcm: compressed as {packages}"):
+        dicom.read_frames(str(path))
 
 
 # The set
@@ -153,9 +168,14 @@ def test_one_folder_of_all_files_gives_the_same_series(tmp_path):
 def test_slices_along_another_axis_and_at_a_spacing(tmp_path):
     root = dicom_set(tmp_path / "d")
     data = load(root, axis="coronal", spacing=1.0, size=(32, 9))
-    assert data.images.shape[2:] == (32, 9)
-    slices = volumes.along(brain(1, 1), "coronal")
-    assert len(data) % (2 * (slices != 0).any(axis=(1, 2)).sum()) == 0
+    assert len(data) == 3 * 2 * 10  # of a volume's 14 slices four are air
+    for name, image in zip(data.index["names"], data.images[:, 0], strict=True):
+        p, s, n = map(int, re.fullmatch(r"p(\d)/s(\d)/series \d+ slice (\d+)", name).groups())
+        volume = brain(p, s)
+        grey = 255 * (volume[::-1, n, ::-1].T / np.percentile(volume[volume > 0], 99.5)).clip(0, 1)
+        true_size = 10, 32  # 12 pixels of 0.84 mm and 10 slices of 3.17 mm, of which one column is cut off
+        expected = Image.fromarray(grey.round().astype(np.uint8)).resize(true_size, Image.Resampling.BICUBIC)
+        assert abs(np.asarray(expected, int)[:, :9] - image).max() <= 2
 
 
 def test_what_a_message_says_of_series_without_a_patient_works(tmp_path):

@@ -94,7 +94,7 @@ def test_a_set_is_taken_by_its_own_format_and_no_earlier_one(tmp_path, name):
         (bids_set, "sub-*", {"val": "sub-01", "test": "sub-03"}),
         (brats_set, "BraTS20*", {"val": "BraTS20_Training_001", "test": "BraTS20_Training_002"}),
         (brats_2023_set, "BraTS-GLI*", {"val": "BraTS-GLI-00000", "test": "BraTS-GLI-00001"}),
-        (brats_slice_set, "content/data/*.h5", {"val": "volume_1", "test": "volume_2"}),
+        (brats_slice_set, "content/data/*.h5", {"val": "volume_2", "test": "volume_1"}),
         (dicom_set, "p*", {"val": "p1", "test": "p2"}),
     ],
 )

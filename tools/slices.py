@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
 from ddpm.data.images import MAX_PIXELS, resize, resize_labels, write_png
-from ddpm.data.scans import MIN_BRAIN
-from ddpm.data.volumes import PERCENTILES, along, foreground_share, read_nifti, to_grey, window
+from ddpm.data.scans import MIN_BRAIN, read_on_grid, whole
+from ddpm.data.volumes import PERCENTILES, along, foreground_share, read_nifti, stem, to_grey, window
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_writable, write_whole
 
@@ -43,7 +43,7 @@ def main(argv):
         raise UserError(f"--percentiles {args.percentiles}: two numbers that rise, from 0 to 100")
     if args.masks and len(args.masks) != len(args.volumes):
         raise UserError(f"--masks: {len(args.masks)} for {len(args.volumes)} volume(s); give one for each")
-    names = [Path(volume).name.removesuffix(".gz").removesuffix(".nii") for volume in args.volumes]
+    names = [stem(volume) for volume in args.volumes]
     if len(set(names)) < len(names):
         raise UserError(f"two volumes of the name {max(names, key=names.count)}; rename one")
     check_writable(args.out)
@@ -83,9 +83,7 @@ def cut(name: str, path: str, mask: str | None, out: Path, percentiles: tuple[fl
 
 def read_label_volume(mask: str, path: str, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Labels uint8 (X, Y, Z) on the grid of the volume. Raises UserError."""
-    labels, its_affine = read_nifti(mask)
-    if labels.shape != volume.shape or not np.allclose(affine, its_affine, atol=1e-3):
-        raise UserError(f"{mask}: not on the grid of {path}; resample it to that, by nearest neighbour")
+    labels = whole(read_on_grid(mask, path, volume, affine))
     if not ((labels >= 0) & (labels <= 255) & (labels == np.rint(labels))).all():
         raise UserError(f"{mask}: holds more than the labels 0 to 255; save labels as whole numbers")
     return labels.astype(np.uint8)

@@ -77,7 +77,8 @@ def read_mask(path: str | Path, classes: tuple[str, ...], size: tuple[int, int] 
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (C, h, w), C of 1 or 3 -> (C, H, W) of `size`, bicubic, averaged over a pixel's area where it shrinks."""
+    """(C, h, w), uint8 and C of 1 or 3, or float32 and C of 1 -> (C, H, W) of `size`, bicubic, averaged over a pixel's
+    area where it shrinks."""
     if image.shape[1:] == tuple(size):
         return image
     picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1)))

@@ -59,10 +59,24 @@ def whole(values: np.ndarray) -> np.ndarray:
 def read_labels(path: str, of: str, volume, affine, classes: Sequence[str], known: Sequence[int] = ()) -> np.ndarray:
     """The labels (X, Y, Z), uint8, of the volume `of` from a NIfTI file on its grid. classes, known: as in to_labels.
     Raises UserError."""
+    return to_labels(path, read_on_grid(path, of, volume, affine), classes, known)
+
+
+def read_on_grid(path: str, of: str, volume, affine) -> np.ndarray:
+    """The values (X, Y, Z) of a NIfTI file on the grid of the volume `of`. Raises UserError."""
     mask, its_affine = read_nifti(path)
     if not same_grid(mask, its_affine, volume, affine):
         raise UserError(f"{path}: not on the grid of {of}; resample it to that, by nearest neighbour")
-    return to_labels(path, mask, classes, known)
+    return mask
+
+
+def read_contrasts(paths: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The volumes (X, Y, Z) of NIfTI files on one grid, and their affine. Raises UserError."""
+    volumes, affines = zip(*map(read_nifti, paths), strict=True)
+    for path, volume, affine in zip(paths, volumes, affines, strict=True):
+        if not same_grid(volume, affine, volumes[0], affines[0]):
+            raise UserError(f"{path}: not on the grid of {os.path.basename(paths[0])}; resample it")
+    return [*volumes], affines[0]
 
 
 def volume_slices(
@@ -76,18 +90,19 @@ def volume_slices(
 
 
 def brain_slices(
-    name: str, paths, contrasts, labels, findings: Findings, first: int = 0, mm: tuple[float, float] | None = None
+    name: str, paths, contrasts, labels, findings: Findings, first: int = 0, mm=None, numbers: Sequence[int] = ()
 ) -> Iterator[Decoded]:
     """Contrasts, each (N, H, W), numbered from `first`, their files, and labels (N, H, W) or None -> an image for each
-    slice with brain and each contrast. mm: of a pixel. Raises UserError for a contrast of a single value."""
+    slice with brain and each contrast. mm: height and width of a pixel, if known; numbers: of the slices, if not 0 ..
+    N-1. Raises UserError for a contrast of a single value."""
     windows = [window(path, slices) for path, slices in zip(paths, contrasts, strict=True)]
     brain = np.maximum.reduce([foreground_share(slices) for slices in contrasts]) >= MIN_BRAIN
     findings.left_out[TOO_LITTLE_BRAIN] += int((~brain).sum())
     for n in np.flatnonzero(brain):
-        of_slice = None if labels is None else labels[n]
+        its_name, its_labels = f"{name} slice {numbers[n] if numbers else n}", None if labels is None else labels[n]
         for contrast, slices in enumerate(contrasts):
             image = slices[n][None]
-            yield Decoded(f"{name} slice {n}", image, of_slice, windows[contrast], first + contrast, mm, name)
+            yield Decoded(its_name, image, its_labels, windows[contrast], first + contrast, mm, name)
 
 
 def grey_slices(path: str) -> np.ndarray:

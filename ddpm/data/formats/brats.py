@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
-from ddpm import UserError
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, split_of
-from ddpm.data.scans import to_labels, volume_slices
-from ddpm.data.volumes import check_library, read_nifti, same_grid
+from ddpm.data.scans import read_contrasts, to_labels, volume_slices
+from ddpm.data.volumes import check_library
 
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
@@ -63,12 +62,9 @@ def decode(items: list[Item], findings: Findings, axis: str) -> Iterator[Decoded
     """Four contrasts and their labels, each a volume."""
     for item in items:
         with findings.refusing():
-            volumes, affines = zip(*map(read_nifti, item.files), strict=True)
-            for path, volume, affine in zip(item.files, volumes, affines, strict=True):
-                if not same_grid(volume, affine, volumes[0], affines[0]):
-                    raise UserError(f"{path}: not on the grid of {os.path.basename(item.files[0])}; resample it")
+            volumes, affine = read_contrasts(item.files)
             labels = None
             if item.mask:
                 labels = to_labels(item.mask, volumes[-1], CLASSES, (0, 1, 2, 3 if is_new(item.mask) else 4))
             contrasts = volumes[: len(item.images)]
-            yield from volume_slices(item.name, item.images, contrasts, labels, affines[0], axis, findings)
+            yield from volume_slices(item.name, item.images, contrasts, labels, affine, axis, findings)

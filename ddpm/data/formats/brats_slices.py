@@ -34,7 +34,7 @@ def recognise(request: Request) -> Layout | None:
 
 def decode(items: list[Item], findings: Findings) -> Iterator[Decoded]:
     """The slice files of one volume."""
-    images, masks = {}, []
+    images, masks, numbers = {}, [], []
     for item in items:
         with findings.refusing():
             path = item.images[0]
@@ -47,6 +47,7 @@ def decode(items: list[Item], findings: Findings) -> Iterator[Decoded]:
                 raise UserError(f"{path}: its size is not that of its mask, or of its volume's slices; remove it")
             if not np.isin(mask, (0, 1)).all() or (mask.sum(axis=2) > 1).any():
                 raise UserError(f"{path}: 'mask' should hold 0 and 1, and one class a pixel; remove it")
+            numbers.append(int(item.name.rpartition("_")[2]))
             images[path] = image.astype(np.float32)
             masks.append((mask * np.arange(1, 4)).sum(axis=2).astype(np.uint8))
     if not images:
@@ -54,4 +55,5 @@ def decode(items: list[Item], findings: Findings) -> Iterator[Decoded]:
     # [x, y] of volumes whose x runs to the patient's left and y to the back: transposed, anterior is up.
     contrasts, labels = np.stack([*images.values()]).transpose(3, 0, 2, 1), np.stack(masks).transpose(0, 2, 1)
     with findings.refusing():
-        yield from brain_slices(items[0].subject, [next(iter(images))] * 4, contrasts, labels, findings)
+        first = [next(iter(images))] * 4
+        yield from brain_slices(items[0].subject, first, contrasts, labels, findings, numbers=numbers)

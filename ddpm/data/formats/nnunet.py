@@ -3,7 +3,6 @@
 The JSON file names channels ("channel_names"; once "modality") and labels, and says how the files end.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -11,8 +10,8 @@ from functools import partial
 from ddpm import UserError
 from ddpm.data.formats.decathlon import classes_of, contrasts_of, dataset_json
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request
-from ddpm.data.scans import read_labels, volume_slices
-from ddpm.data.volumes import check_library, read_nifti, same_grid
+from ddpm.data.scans import read_contrasts, read_labels, volume_slices
+from ddpm.data.volumes import check_library
 
 
 def recognise(request: Request) -> Layout | None:
@@ -49,10 +48,7 @@ def decode(items: list[Item], findings: Findings, classes, values, axis: str) ->
     """A file for each channel, and one of labels."""
     for item in items:
         with findings.refusing():
-            volumes, affines = zip(*map(read_nifti, item.images), strict=True)
-            for path, volume, affine in zip(item.images, volumes, affines, strict=True):
-                if not same_grid(volume, affine, volumes[0], affines[0]):
-                    raise UserError(f"{path}: not on the grid of {os.path.basename(item.images[0])}; resample it")
-            first = item.images[0], volumes[0], affines[0]
+            volumes, affine = read_contrasts(item.images)
+            first = item.images[0], volumes[0], affine
             labels = read_labels(item.mask, *first, classes, values) if item.mask else None
-            yield from volume_slices(item.name, item.images, volumes, labels, affines[0], axis, findings)
+            yield from volume_slices(item.name, item.images, volumes, labels, affine, axis, findings)
