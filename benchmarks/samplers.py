@@ -15,6 +15,7 @@ the screen and to results/samplers/table.md, and with matplotlib a plot beside i
 """
 
 import argparse
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -91,8 +92,7 @@ class Drawn:
 class Bench:
     def __init__(self, args, model: Model):
         self.args, self.judge, self.held_out = args, load_segmenter(), load_data(model.config, "test")
-        self.most = max(args.n, args.n_long)
-        self.reference = self.judge.judge(self.held_out.images[self.most :]).features
+        self.reference = self.judge.judge(self.held_out.images[args.n :]).features
 
     def judged(self, images: np.ndarray, calls: float = 0.0, seconds: float = 0.0) -> Drawn:
         chosen = np.arange(len(images))
@@ -108,7 +108,8 @@ class Bench:
         """Draw as many as the row has, or read back what was drawn."""
         n = self.args.n_long if way.how.steps and way.how.steps >= LONG else self.args.n
         how = replace(way.how, precision=self.args.precision).complete(way.model, ("mask", "contrast"))
-        name = f"{Path(way.model.name).stem}-{way.model.step}-{way.name}-{how.steps}-{n}".replace(" ", "_")
+        weights = hashlib.sha256(Path(way.model.name).read_bytes()).hexdigest()[:8]
+        name = f"{weights}-{how.precision}-{way.name}-{how.steps}-{n}".replace(" ", "_")
         path = self.args.out / f"{name}.npz"
         if not path.exists():
             count = []
@@ -163,6 +164,7 @@ def main(argv):
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: the quicker one here")
     parser.add_argument("--out", type=Path, default=Path("results/samplers"))
     args = parser.parse_args(argv)
+    args.n_long = min(args.n_long, args.n)
     rows = list(ways(args))
     model = rows[0].model
     if model.config.data != "phantom" or not model.vocabulary.classes:
@@ -176,7 +178,7 @@ def main(argv):
     head = "| way | steps | images | calls an image | s for 16 images | FID | KID x 1000 | to the default | Dice | to the default | contrast |"
     lines = [head, "|---" + "|---:" * 10 + "|"]
     default, points = None, []
-    real = bench.judged(bench.held_out.images[: bench.most])
+    real = bench.judged(bench.held_out.images[: args.n])
     for way in [None, *rows]:
         drawn = bench.drawn(way) if way else real
         default = default or (drawn if way else None)
@@ -186,7 +188,7 @@ def main(argv):
             counts = [way.name, str(steps), str(len(drawn.features)), f"{drawn.calls:.1f}", f"{16 * drawn.seconds:.1f}"]
             points.append((way.name, drawn.calls, float(cells[1].split()[0])))
         else:
-            counts, cells[2], cells[4] = ["real images", "", str(bench.most), "", ""], "", ""
+            counts, cells[2], cells[4] = ["real images", "", str(args.n), "", ""], "", ""
         lines.append("| " + " | ".join(counts + cells) + " |")
         print(lines[-1] if way else "\n".join(lines), flush=True)
     (args.out / "table.md").write_text("\n".join(lines) + "\n")

@@ -120,10 +120,10 @@ class Sampling:
             raise UserError(f"--sample-steps {steps}: {model.name} was trained for {few} steps and no others")
         if distilled and (sampler != "ddim" or self.eta):
             raise UserError(f"{model.name} was distilled: it knows --sampler ddim without --eta, and no other")
-        if distilled and guidance not in (None, 1):
-            raise UserError(f"--guidance {guidance:g}: {model.name} was distilled from a guided teacher; leave it out")
+        if distilled and (guidance not in (None, 1) or guided or self.interval != INTERVAL):
+            raise UserError(f"{model.name} was distilled from a guided teacher: its guidance cannot be changed")
         if distilled:
-            guidance = 1.0
+            guidance, guided = 1.0, ()
         times = self.times or config.few_times or tuple(times_for(sampler, model.schedule, steps))
         if guided is None:
             guided = tuple(name for name in given if config.drop_of(name)) or tuple(given) or ("mask",)

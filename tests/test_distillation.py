@@ -23,6 +23,7 @@ from ddpm.forward import draw_times
 from ddpm.model import Model, Sampling, draw, load_model
 from ddpm.reverse import ddim, log_snr_times, middle_times, nonuniform_times, uniform_times
 from ddpm.runtime.config import Config
+from ddpm.runtime.start import share_of_validation
 from ddpm.schedule import SCHEDULES, Schedule, make_schedule
 from ddpm.training import make_training, training_step
 
@@ -291,6 +292,8 @@ def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
         (["--sampler", "dpm-solver"], "knows --sampler ddim"),
         (["--sampler", "ddim", "--eta", "0.5"], "without --eta"),
         (["--guidance", "1.5"], "distilled from a guided teacher"),
+        (["--guided", "mask"], "distilled from a guided teacher"),
+        (["--guidance-interval", "0", "1"], "distilled from a guided teacher"),
     ):
         assert sample.main(["--ckpt", str(student_run), "--mask", "--out", "p", *flags]) == 2
         error = capsys.readouterr().err
@@ -326,7 +329,7 @@ def test_a_student_of_a_student(student_run, capsys):
     assert train.main([*flags, "--few-steps", "2", "--out", "half"]) == 0
     assert load_model("half").config.few_times == (996, 672, 0)
     assert train.main([*flags, "--few-steps", "5", "--out", "more"]) == 2
-    assert "knows the times 996 884 672 329 0 alone" in capsys.readouterr().err
+    assert "takes 4; give fewer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "nonuniform"])
@@ -348,11 +351,16 @@ def test_few_steps_without_a_teacher_train_and_sample_at_the_same_times(spacing,
     [
         (["--teacher-steps", "2"], "no meaning without --teacher"),
         (["--train-times", "nonuniform"], "says how --few-steps lie"),
-        (["--few-steps", "1000", "--train-times", "nonuniform"], "at most 250"),
-        (["--few-steps", "20", "--timesteps", "10"], "at most 10"),
+        (["--few-steps", "1", "--train-times", "nonuniform"], "2 to 250 such steps, not 1"),
+        (["--few-steps", "1000", "--train-times", "nonuniform"], "2 to 250 such steps"),
+        (["--few-steps", "20", "--timesteps", "10"], "1 to 10 steps, not 20"),
+        (["--few-steps", "10", "--time-mean", "0"], "--time-mean has no meaning with --few-steps"),
         (["--few-steps", "-1"], "at least 0"),
-        (["--teacher", "RUN", "--few-steps", "11"], "give --few-steps (11) to 250 of them"),
-        (["--teacher", "RUN", "--teacher-steps", "600"], "to 250 of them"),
+        (["--teacher", "RUN", "--few-steps", "11"], "shortened to 1 to 10 steps, not 11"),
+        (["--teacher", "RUN", "--teacher-steps", "60", "--few-steps", "60"], "--few-steps 60: a walk of 5"),
+        (["--teacher", "RUN", "--timesteps", "50", "--teacher-steps", "60"], "1 to 50 steps, not 60"),
+        (["--teacher", "RUN", "--image-size", "16"], "draws images of 32x32, not 16x16"),
+        (["--teacher", "RUN", "--time-std", "1"], "--time-std has no meaning with"),
         (["--teacher", "RUN", "--train-times", "nonuniform"], "--train-times has no meaning with --teacher"),
         (["--teacher", "RUN", "--few-steps", "0"], "give the steps of the student"),
         (["--teacher", "RUN", "--objective", "eps"], "a student learns v"),
@@ -377,3 +385,35 @@ def test_a_resumed_distillation_needs_its_teacher(student_run, tiny_run, capsys)
     torch.save(raw, "lost.pt")
     assert train.main(["--resume", "lost.pt", "--out", "branch"]) == 2
     assert "gone.pt" in capsys.readouterr().err
+
+
+def test_a_teacher_that_trains_on_does_not_change_the_student(tiny_run, small_phantom):
+    """The folder of a run is resolved once: what is resumed has the teacher it began with."""
+    folder = Path("teachers")
+    (folder / "checkpoints").mkdir(parents=True)
+    first = folder / "checkpoints/step_000020.pt"
+    first.write_bytes((tiny_run / "checkpoints/step_000020.pt").read_bytes())
+    assert train.main(["--preset", "tiny", "--teacher", str(folder), *STUDENT, "--out", "s"]) == 0
+    assert load_model("s").config.teacher == str(first)
+
+
+def test_a_student_of_a_student_must_know_its_walk(student_run, capsys):
+    flags = ["--preset", "tiny", "--teacher", str(student_run), *STUDENT, "--few-steps", "2", "--out", "o"]
+    assert train.main([*flags, "--teacher-steps", "20"]) == 2
+    assert "give --teacher-steps 10" in capsys.readouterr().err
+    fast = ["--preset", "tiny", "--few-steps", "5", "--steps", "1", "--precision", "fp32", "--out", "fast"]
+    assert train.main(fast) == 0
+    assert train.main(["--preset", "tiny", "--teacher", "fast", "--few-steps", "2", *STUDENT, "--out", "o"]) == 2
+    assert "knows 5 times alone; name one that knows all" in capsys.readouterr().err
+
+
+def test_a_preset_with_resume_does_not_contradict_a_students_defaults(student_run):
+    assert train.main(["--preset", "tiny", "--resume", str(student_run), "--out", "more", "--steps", "7"]) == 0
+
+
+def test_the_plan_counts_what_a_validation_of_a_student_costs():
+    """In forward passes: 32 walks of 20, their 4 lessons, and 24 images in 4 calls, against 8 walks of 20 and 4 lessons."""
+    config = Config(teacher="t", few_steps=4, batch_size=8)
+    assert share_of_validation(config) == pytest.approx((32 * 24 + 24 * 4) / (8 * 32))
+    assert share_of_validation(Config()) == pytest.approx((256 + 24 * 20) / 96)
+    assert share_of_validation(Config(few_steps=5)) == pytest.approx((256 + 24 * 10) / 96)

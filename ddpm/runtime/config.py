@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from operator import ge, gt, le
 
 from ddpm import UserError
@@ -116,7 +117,7 @@ class Config:
         """The probability with which training withheld a condition: "mask", or a label."""
         return self.both_drop + (self.mask_drop if name == "mask" else self.label_drop)
 
-    @property
+    @cached_property
     def few_times(self) -> tuple[int, ...]:
         """The only times that the network knows, from T down to 0; empty if it knows all."""
         if not self.few_steps:
@@ -233,22 +234,21 @@ def make_config(preset: str, given: dict) -> Config:
 
 def check_few_steps(config: Config, given: dict) -> None:
     """Raises UserError for flags of few steps that do not go together."""
-    most = config.timesteps if config.train_times == "uniform" else config.timesteps // 4
-    if config.few_steps > most:
-        raise UserError(f"--few-steps {config.few_steps}: with --timesteps {config.timesteps}, give at most {most}")
-    if config.teacher and not config.few_steps <= config.teacher_steps <= config.timesteps // 4:
-        raise UserError(
-            f"--teacher-steps {config.teacher_steps}: give --few-steps ({config.few_steps}) to {config.timesteps // 4} of them"
-        )
-    if config.train_times == "nonuniform" and config.few_steps < 2:
-        raise UserError("--train-times nonuniform says how --few-steps lie; give 2 of them or more")
+    if "train_times" in given and not config.few_steps:
+        raise UserError("--train-times says how --few-steps lie; give their number too")
     if "teacher_steps" in given and not config.teacher:
         raise UserError("--teacher-steps has no meaning without --teacher; leave it out")
+    if config.teacher and not config.few_steps:
+        raise UserError("--few-steps 0: with --teacher, give the steps of the student, such as 4")
+    try:
+        _ = config.few_times
+    except ValueError as error:
+        raise UserError(f"--few-steps {config.few_steps}: {error}") from None
+    if config.few_steps and (misplaced := [name for name in ("time_mean", "time_std") if name in given]):
+        raise UserError(f"{flag(misplaced[0])} has no meaning with --few-steps or --teacher; leave it out")
     if not config.teacher:
         return
-    if not config.few_steps:
-        raise UserError("--few-steps 0: with --teacher, give the steps of the student, such as 4")
     if config.objective != "v":
         raise UserError(f"--objective {config.objective}: a student learns v; leave it out")
-    if misplaced := [name for name in ("init", "train_times", "loss_weight", "time_mean", "time_std") if name in given]:
+    if misplaced := [name for name in ("init", "train_times", "loss_weight") if name in given]:
         raise UserError(f"{flag(misplaced[0])} has no meaning with --teacher; leave it out")

@@ -78,7 +78,7 @@ class Run:
         if not (losses.isfinite().all() and grad_norms.isfinite().all()):
             found = f"the loss is no longer finite near step {step}; checkpoints before it are whole"
             raise UserError(f"{self.folder}: {found}; start again with a lower --lr, or with --precision fp32")
-        seconds = time.perf_counter() - self.window_began
+        seconds, images = time.perf_counter() - self.window_began, sum(step.losses.shape[-1] for step in self.window)
         quarter = (t - 1) * 4 // self.config.timesteps
         quarters = {f"loss_q{q + 1}": losses[quarter == q].mean().item() for q in quarter.unique().tolist()}
         line = {
@@ -87,7 +87,7 @@ class Run:
             **quarters,
             "grad_norm": grad_norms.mean().item(),
             "lr": self.training.optimizers[0].param_groups[0]["lr"],
-            "images_per_second": len(losses) / seconds,
+            "images_per_second": images / seconds,
             "memory_gb": peak_memory_gb(self.training.device),
         }
         self.write(line)

@@ -15,8 +15,8 @@ from ddpm.model import load_model
 from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
-from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, check_fields, flag, make_config
-from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES, summary_writer
+from ddpm.runtime.config import CHANGEABLE, PRESETS, STUDENT, Config, check_fields, flag, make_config
+from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES, VALIDATION_WALKS, summary_writer
 from ddpm.training import Training, make_optimizers, training_step
 
 
@@ -26,6 +26,10 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     given = given_fields(args)
     if args.resume is None:
         config, resumed, home = make_config(args.preset or "laptop", given), None, None
+        if (
+            Path(config.teacher).is_dir() and config.teacher
+        ):  # the file, for there may be newer ones when this is resumed
+            config.teacher = str(checkpoint.find(config.teacher))
         config.out = config.out or f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     else:
         config, resumed, home = resume(args, given)
@@ -57,7 +61,10 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
     if path.parent.name != "checkpoints" and "out" not in given:
         raise UserError(f"--resume {path} does not lie in a run's checkpoints/; name a folder to go on in with --out")
     trained = resumed["config"]
-    for name, value in {**PRESETS[args.preset or "laptop"], **given}.items():
+    preset = PRESETS[args.preset or "laptop"]
+    if trained.teacher:  # a student has defaults of its own
+        preset = {name: value for name, value in preset.items() if name not in STUDENT}
+    for name, value in {**preset, **given}.items():
         was = getattr(trained, name)
         if name not in CHANGEABLE and value not in (was, "auto"):
             remedy = "leave it out, or start a new run without --resume"
@@ -91,11 +98,18 @@ def learn_from(training: Training, vocabulary: Vocabulary) -> None:
         raise UserError(
             f"--teacher {teacher.name} was trained with {trained}, but this data has {describe(vocabulary)}"
         )
-    if teacher.config.few_times and not set(config.few_times) <= set(teacher.config.few_times):
-        known = " ".join(map(str, teacher.config.few_times))
+    theirs, ours = teacher.config, tuple(config.image_size)
+    if tuple(theirs.image_size) != ours:
+        sizes = ["{}x{}".format(*size) for size in (theirs.image_size, ours)]
+        raise UserError(f"--teacher {teacher.name} draws images of {sizes[0]}, not {sizes[1]}; give its --image-size")
+    if theirs.few_steps and not theirs.teacher:
+        raise UserError(f"--teacher {teacher.name} knows {theirs.few_steps} times alone; name one that knows all")
+    if theirs.teacher and theirs.teacher_steps != config.teacher_steps:
         raise UserError(
-            f"--teacher {teacher.name} knows the times {known} alone; give --few-steps that are some of them"
+            f"--teacher {teacher.name} learnt walks of {theirs.teacher_steps} steps: give --teacher-steps {theirs.teacher_steps}"
         )
+    if theirs.teacher and theirs.few_steps < config.few_steps:
+        raise UserError(f"--few-steps {config.few_steps}: {teacher.name} takes {theirs.few_steps}; give fewer")
     training.teacher = teacher
 
 
@@ -162,17 +176,23 @@ def plan(training: Training, data: Slices, started: float) -> Config:
     print(f"precision {precision}{note}")
     if config.steps == 0:
         step = seconds(training, data, part, precision) * config.grad_accum
-        # A forward pass takes about a third of a step; validation and the sample grid (two, with guidance) are forward passes.
-        extra = (
-            (VALIDATION_IMAGES + 2 * GRID_IMAGES * STEPS["dpm-solver"])
-            / (config.batch_size / distributed.size())
-            * step
-            / 3
-        )
+        extra = step * share_of_validation(config)
         left = 60 * config.minutes - distributed.broadcast(lambda: time.perf_counter() - started)
         config.steps = max(1, int((left - extra) / (step + extra / config.sample_every)))
         print(f"plan: {config.steps} steps of {step:.2f} s fill {config.minutes:g} minutes")
     return config
+
+
+def share_of_validation(config: Config) -> float:
+    """How many training steps a validation and its sample grid take. Counted in forward passes of an image (two, where
+    it is guided), of which a step of training takes three."""
+    drawn = config.few_steps if config.teacher else 2 * (config.few_steps or STEPS["dpm-solver"])
+    if config.teacher:
+        walk = 2 * config.teacher_steps
+        step, validation = walk + 3 * config.few_steps, VALIDATION_WALKS * (walk + config.few_steps)
+    else:
+        step, validation = 3, VALIDATION_IMAGES
+    return (validation + GRID_IMAGES * drawn) / (step * config.batch_size / distributed.size())
 
 
 def seconds(training: Training, data: Slices, images: int, precision: str) -> float:
