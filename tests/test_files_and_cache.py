@@ -101,7 +101,8 @@ def imported(file):
 
 
 def file_of(name):
-    return f"{name.replace('.', '/')}.py"
+    path = name.replace(".", "/")
+    return f"{path}/__init__.py" if (ROOT / "ddpm" / path).is_dir() else f"{path}.py"
 
 
 @pytest.mark.parametrize("module", [phantom, folders, features, segmenter])
