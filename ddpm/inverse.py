@@ -207,7 +207,7 @@ def denoise(predict_x_0, schedule: Schedule, y: Tensor, sigma: float) -> Tensor:
     return (predict_x_0(schedule.alpha_bar[t].sqrt().item() * (2 * y - 1), t) + 1) / 2
 
 
-def denoise_unseen(predict_x_0, schedule: Schedule, y: Tensor, sigma: float, noise, alpha: float = 0.5) -> Tensor:
+def denoise_unseen(predict_x_0, schedule: Schedule, y: Tensor, sigma: float, noise, alpha: float = 1.0) -> Tensor:
     """The image behind y = image + N(0, sigma^2 I), both in [0, 1], by a network that never saw one without such noise
     (Noisier2Noise, Moran et al. 2020, arXiv:1910.11908, section 3).
 
