@@ -318,7 +318,8 @@ def test_a_stopped_distillation_goes_on_to_the_same_weights(student_run, tiny_ru
 
 def test_a_students_log_and_checkpoint_say_what_it_is(student_run, tiny_run):
     config = load_model(student_run).config
-    assert config.teacher == str(tiny_run / "checkpoints/step_000040.pt") and config.few_times == (996, 884, 672, 329, 0)
+    assert config.teacher == str(tiny_run / "checkpoints/step_000040.pt")
+    assert config.few_times == (996, 884, 672, 329, 0)
     lines = [json.loads(line) for line in (student_run / "log.jsonl").read_text().splitlines()]
     assert {"loss_q2", "loss_q3", "loss_q4"} <= lines[0].keys() and "val_loss" in lines[-1]
     assert lines[0]["loss"] > 0
