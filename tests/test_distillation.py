@@ -263,6 +263,24 @@ def test_parts_of_a_batch_add_up_to_it(tiny_run, small_phantom):
     assert torch.allclose(states[0][1], states[1][1], rtol=1e-4)
 
 
+def test_every_walk_has_noise_of_its_own(tiny_run, small_phantom, monkeypatch):
+    seen = []
+
+    def spy(unet, teacher, config, condition, seeds):
+        seen.extend(seeds)
+        return distillation_loss(unet, teacher, config, condition, seeds)
+
+    monkeypatch.setattr("ddpm.training.distillation_loss", spy)
+    model = load_model(tiny_run)
+    config = replace(model.config, few_steps=1, teacher="t", batch_size=4, grad_accum=2)
+    data = load_data(config, "train")
+    training = make_training(config, data.vocabulary, torch.device("cpu"))
+    training.teacher = model
+    for step in range(2):
+        training_step(training, data, step)
+    assert len(seen) == len(set(seen)) == 8
+
+
 def test_a_student_starts_as_its_teacher_and_learns(tiny_run, small_phantom):
     """Its loss falls on walks that it has not seen."""
     teacher = load_model(tiny_run)
