@@ -8,11 +8,11 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained pretrained-fast ablations examples clean
+.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained ablations examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 # An environment, whole or not at all: what a failed one leaves behind must not be taken for one.
 define venv
@@ -100,9 +100,6 @@ segmenter: $(STAMP) ## make ddpm/metrics/segmenter.pt again, the judge of the em
 
 pretrained: $(STAMP) ## make ddpm/pretrained.pt again, the model in the box (hours; ARGS="--run RUN" takes a run that is there)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/pretrained.py $(ARGS)
-
-pretrained-fast: $(STAMP) ## distil the model in the box into four steps again, ddpm/pretrained-fast.pt (about an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/pretrained.py --fast $(ARGS)
 
 examples: $(STAMP) ## make examples/masks again
 	$(BIN)/python tools/example_masks.py $(ARGS)

@@ -11,8 +11,7 @@ from test_train import folder_of_pairs, log_of
 
 import sample
 import train
-from ddpm.data import phantom
-from ddpm.model import draw, load_model
+from ddpm.model import load_model
 from ddpm.runtime import checkpoint, start
 from tools import pretrained
 
@@ -218,35 +217,3 @@ def test_the_model_in_the_box_knows_the_phantom_and_draws_its_lesions():
     dice = 2 * (found & wanted).sum() / (found.sum() + wanted.sum())
     assert dice > 0.75
     assert (verdict.contrasts + 1 == held_out.labels["contrast"][large]).mean() > 0.8
-
-
-@pytest.mark.skipif(not checkpoint.FAST.exists(), reason="it is made by make pretrained-fast")
-def test_the_student_in_the_box_draws_in_four_calls_what_its_teacher_draws():
-    teacher, student = load_model("pretrained"), load_model("pretrained-fast")
-    assert student.config.few_times == (996, 884, 672, 329, 0) and student.vocabulary == teacher.vocabulary
-    assert checkpoint.FAST.stat().st_size < 12e6
-    mask = phantom.load("val", (64, 64), n=1)[1][0] == 4
-    condition = teacher.vocabulary.condition([mask.astype(np.uint8)] * 3, contrast=["T1", "T2", "FLAIR"])
-    calls = []
-    student.unet.register_forward_hook(lambda unet, given, output: calls.append(len(output)))
-    *_, (_, taught) = draw(teacher, condition, range(3))
-    *_, (_, learnt) = draw(student, condition, range(3))
-    assert calls == [3, 3, 3, 3]
-
-    def apart(a, b):
-        return (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean().sqrt()
-
-    assert apart(learnt, taught) < 0.4 * apart(learnt, taught.roll(1, dims=0))
-
-
-def test_the_student_in_the_box_has_a_name(monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, "FAST", Path("nothing/pretrained-fast.pt"))
-    assert sample.main(["--ckpt", "pretrained-fast", "--out", "o"]) == 2
-    assert "`make pretrained-fast` makes one" in capsys.readouterr().err
-
-
-def test_the_tool_packs_a_student_with_its_times(tiny_run):
-    flags = ["--preset", "tiny", "--teacher", str(tiny_run), "--steps", "1", "--batch-size", "1", "--precision", "fp32"]
-    assert train.main([*flags, "--out", "student"]) == 0
-    assert pretrained.main(["--fast", "--run", "student", "--out", "fast.pt"]) == 0
-    assert load_model("fast.pt").config.few_steps == 4

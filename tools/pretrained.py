@@ -1,8 +1,6 @@
-"""Make ddpm/pretrained.pt, the model in the box: train it, keep the averaged weights in half precision. And
-ddpm/pretrained-fast.pt, its student.
+"""Make ddpm/pretrained.pt, the model in the box: train it, keep the averaged weights in half precision.
 
     make pretrained                        from nothing, or from where it was stopped, in results/pretrained
-    make pretrained-fast                   distil pretrained.pt into four steps, in results/pretrained-fast
     make pretrained ARGS="--run RUN"       of a run that is there, trained to its end
 
 docs/model-card.md says what was trained, for how long, and how good it is. Half precision changes a weight by one part
@@ -32,32 +30,14 @@ FLAGS = ["--steps", "1650", "--phantom-images", "40000", "--seed", "1", "--save-
 ]
 
 
-FAST_FLAGS = [
-    "--teacher",
-    "pretrained",
-    "--steps",
-    "400",
-    "--phantom-images",
-    "40000",
-    "--seed",
-    "2",
-    "--save-every",
-    "50",
-]
-
-
 @one_line_errors
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="the student instead")
-    parser.add_argument("--run", type=Path, help="the run's folder (default results/pretrained, or -fast)")
-    parser.add_argument("--out", type=Path, help="the file to write (default that in ddpm/)")
+    parser.add_argument("--run", type=Path, default=Path("results/pretrained"), help="the run's folder")
+    parser.add_argument("--out", type=Path, default=checkpoint.PRETRAINED, help="the file to write")
     args = parser.parse_args(argv)
-    args.out = args.out or (checkpoint.FAST if args.fast else checkpoint.PRETRAINED)
-    args.run = args.run or Path("results") / args.out.stem
-    flags = FAST_FLAGS if args.fast else FLAGS
     started = any(args.run.glob("checkpoints/*.pt"))
-    if train.main(["--resume", str(args.run)] if started else [*flags, "--out", str(args.run)]):
+    if train.main(["--resume", str(args.run)] if started else [*FLAGS, "--out", str(args.run)]):
         raise SystemExit(2)  # it has said why
     newest = checkpoint.newest(args.run)
     loaded = checkpoint.load(newest)

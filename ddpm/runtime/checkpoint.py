@@ -22,8 +22,7 @@ from ddpm.runtime.config import Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
 VERSION = 3
-# The models in the box: docs/model-card.md. `make pretrained` and `make pretrained-fast` make them again.
-PRETRAINED, FAST = (Path(__file__).parents[1] / f"{name}.pt" for name in ("pretrained", "pretrained-fast"))
+PRETRAINED = Path(__file__).parents[1] / "pretrained.pt"  # the model in the box: docs/model-card.md; `make pretrained`
 KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
 
 
@@ -37,8 +36,7 @@ def save(path: str | Path, **parts) -> None:
 def load(path: str | Path) -> dict:
     """The checkpoint at `path`, on the CPU, its config a Config and its conditions a Vocabulary. Raises UserError if it
     is missing, damaged or not one of ours."""
-    target = path.stem if path in (PRETRAINED, FAST) else "train"
-    missing = f"no such checkpoint; `make {target}` makes one"
+    missing = f"no such checkpoint; `make {'pretrained' if path == PRETRAINED else 'train'}` makes one"
     with reading(path, "a checkpoint of this program", "name another", missing):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not is_whole(path):
@@ -96,12 +94,10 @@ def from_version_2(checkpoint: dict) -> dict:
 
 
 def find(path: str | Path | None = None) -> Path:
-    """The checkpoint that is meant: a file, the newest of a folder, "pretrained" or "pretrained-fast" (the models in the box), or (None) the
+    """The checkpoint that is meant: a file, the newest of a folder, "pretrained" (the model in the box), or (None) the
     newest of results/, and the model in the box where there is none. Raises UserError."""
     if path == "":
         raise UserError("an empty name for a checkpoint (an unset variable?); leave it out for the newest")
-    if path == "pretrained-fast":
-        return FAST
     if path == "pretrained" or (path is None and not checkpoints_in(Path("results"))):
         return PRETRAINED
     return newest(path or "results") if path is None or Path(path).is_dir() else Path(path)

@@ -110,8 +110,7 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     """The flags that sample.py and evaluate.py have in common; `batch_size` is the default of one of them."""
     add = parser.add_argument
     which = (
-        "a checkpoint, a run's folder, pretrained: the model in the box, or pretrained-fast: its four-step student "
-        "(default: the newest in results/, or pretrained)"
+        "a checkpoint, a run's folder, or pretrained: the model in the box (default: the newest in results/, or that)"
     )
     add("--ckpt", help=which)
     add(
