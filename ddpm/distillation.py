@@ -38,14 +38,8 @@ def angle(schedule: Schedule, t: int) -> float:
     return math.atan2(math.sqrt(1 - alpha_bar), math.sqrt(alpha_bar))
 
 
-def rotate(schedule: Schedule, x_t: Tensor, v: Tensor, t: int, s: int) -> Tensor:
-    """x_s, one step of DDIM from t to s (their Appendix D); shaped like x_t."""
-    d = angle(schedule, t) - angle(schedule, s)
-    return math.cos(d) * x_t - math.sin(d) * v
-
-
 def velocity_between(schedule: Schedule, x_t: Tensor, x_s: Tensor, t: int, s: int) -> Tensor:
-    """v*, with which `rotate` leads from x_t to x_s; t > s. Shaped like x_t."""
+    """v*, with which a step of DDIM (their Appendix D) leads from x_t to x_s; t > s. Shaped like x_t."""
     d = angle(schedule, t) - angle(schedule, s)
     return (math.cos(d) * x_t - x_s) / math.sin(d)
 

@@ -18,7 +18,7 @@ import sample
 import train
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.sources import load_data
-from ddpm.distillation import angle, distillation_loss, lessons, rotate, velocity_between
+from ddpm.distillation import angle, distillation_loss, lessons, velocity_between
 from ddpm.forward import draw_times
 from ddpm.model import Model, Sampling, draw, load_model
 from ddpm.reverse import ddim, log_snr_times, middle_times, nonuniform_times, uniform_times
@@ -39,23 +39,29 @@ def exact_cosine(T):
     return Schedule(beta, 1 - beta, alpha_bar)
 
 
+def step_of_ddim(schedule, x_t, v, t, s):
+    _, x_s = ddim(lambda x_t, t: schedule.x_0_from("v", v, x_t, t), schedule, x_t, [t, s], None)
+    return x_s
+
+
 # The equations
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("t, s", [(1000, 999), (1000, 0), (600, 200), (1, 0)])
-def test_a_rotation_is_a_step_of_ddim(kind, t, s):
+def test_the_target_leads_there_in_one_step_of_ddim(kind, t, s):
     schedule = make_schedule(kind)
-    _, x_s = ddim(lambda x_t, t: schedule.x_0_from("v", V, x_t, t), schedule, X, [t, s], None)
-    assert torch.allclose(rotate(schedule, X, V, t, s), x_s, atol=1e-9)
+    x_s = step_of_ddim(schedule, X, V, t, s)
     assert torch.allclose(velocity_between(schedule, X, x_s, t, s), V, atol=1e-7)
+    d = angle(schedule, t) - angle(schedule, s)
+    assert torch.allclose(math.cos(d) * X - math.sin(d) * V, x_s, atol=1e-9)  # a rotation
 
 
 def test_the_target_of_two_half_steps_is_the_closed_form():
     """v* = 1/2 [ v_1 + (v_2 - sin(h) x) / cos(h) ] for two equal angles h."""
     schedule, (t, middle, s) = exact_cosine(8), (8, 6, 4)
     v_1, v_2, h = V, V.flip(-1), math.pi / 8
-    x_s = rotate(schedule, rotate(schedule, X, v_1, t, middle), v_2, middle, s)
+    x_s = step_of_ddim(schedule, step_of_ddim(schedule, X, v_1, t, middle), v_2, middle, s)
     published = 0.5 * (v_1 + (v_2 - math.sin(h) * X) / math.cos(h))
     assert torch.allclose(velocity_between(schedule, X, x_s, t, s), published, atol=1e-12)
 
