@@ -80,12 +80,14 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
 
     # Lines 2 to 4: x_0 ~ q(x_0), t ~ Uniform{1 .. T} or more often where it is worth more, eps ~ N(0, I).
     x_0, condition = draw_batch(data, config, step)
-    t = draw_times(len(x_0), schedule.T, config.time_mean, config.time_std, config.few_times[:-1])
-    eps = torch.randn_like(x_0)
-    weight = loss_weight(schedule, config.loss_weight, config.objective, t, config.gamma)
-    if training.teacher:  # each sample is a walk of the teacher, and teaches every step of the student
-        t = torch.tensor(config.few_times[:-1])[:, None].expand(-1, len(x_0))
+    few = config.few_times[:-1]
+    if training.teacher:  # a sample is a walk of the teacher instead, and teaches every step of the student
+        t = torch.tensor(few)[:, None].expand(-1, len(x_0))
         weight = torch.ones(t.shape)
+    else:
+        t = draw_times(len(x_0), schedule.T, config.time_mean, config.time_std, few)
+        weight = loss_weight(schedule, config.loss_weight, config.objective, t, config.gamma)
+    eps = torch.randn_like(x_0)
 
     # Line 5: a gradient step on || eps - eps_hat(x_t, t) ||^2, in grad_accum parts.
     losses = torch.zeros(t.shape, device=device)

@@ -27,8 +27,8 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     if args.resume is None:
         config, resumed, home = make_config(args.preset or "laptop", given), None, None
         if (
-            Path(config.teacher).is_dir() and config.teacher
-        ):  # the file, for there may be newer ones when this is resumed
+            config.teacher and Path(config.teacher).is_dir()
+        ):  # its newest file, now: this may be resumed when it has others
             config.teacher = str(checkpoint.find(config.teacher))
         config.out = config.out or f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     else:
