@@ -7,12 +7,11 @@ not the format's: so a scaled volume has the same scores, and a single slice is 
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm import UserError
-from ddpm.metrics.paired import pair, similarity
+from ddpm.metrics.paired import pair, psnr, similarity
 
 WINDOW = 7  # pixels each way
 
@@ -26,13 +25,14 @@ class Scores(NamedTuple):
 def fastmri_scores(made: Tensor, truth: Tensor) -> Scores:
     """The volume's three scores. Raises UserError for an empty truth, or slices smaller than SSIM's window."""
     made, truth = pair(made, truth)
-    peak, square = truth.max().item(), (made - truth).square()
+    peak = truth.max().item()
     if peak <= 0:
         raise UserError("the true volume is black: fastMRI's scores are relative to its largest value")
     if min(truth.shape[2:]) < WINDOW:
         raise UserError(f"fastMRI's SSIM looks through a window of {WINDOW}x{WINDOW} pixels; the slices are smaller")
-    nmse, psnr = square.sum() / truth.square().sum(), 10 * torch.log10(peak**2 / square.mean())
-    return Scores(nmse.item(), psnr.item(), uniform_ssim(made, truth, peak).mean().item())
+    nmse = (made - truth).square().sum() / truth.square().sum()
+    whole = psnr(made.transpose(0, 1), truth.transpose(0, 1), peak)  # of all slices together, as if they were channels
+    return Scores(nmse.item(), whole.item(), uniform_ssim(made, truth, peak).mean().item())
 
 
 def uniform_ssim(a: Tensor, b: Tensor, data_range: float) -> Tensor:
