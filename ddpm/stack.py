@@ -105,7 +105,9 @@ def stack_of(path: str, slices: np.ndarray, affine: np.ndarray, model: Model) ->
 
 def read_stack(path: str, model: Model) -> tuple[dict[str, np.ndarray], Stack]:
     """Name -> label map (H, W) for each slice of a volume of labels, and the way back. Raises UserError."""
-    slices, stack = read_labels(path, model.vocabulary.classes, model)
+    volume, affine = read_nifti(path)
+    slices = along(to_labels(path, volume, model.vocabulary.classes), model.config.axis)
+    stack = stack_of(path, slices, affine, model)
     masks = {name: stack.labels_to_network(labels) for name, labels in zip(stack.names, slices, strict=True)}
     height, width, h, w = *stack.size, *stack.shape[1:]
     print(printable(f"{path}: {len(masks)} {stack.axis} slices of {h}x{w} drawn as {height}x{width}"))
@@ -115,11 +117,3 @@ def read_stack(path: str, model: Model) -> tuple[dict[str, np.ndarray], Stack]:
             printable(f"{path}: {outside} labelled pixels lie beside these pictures and are not drawn; crop the volume")
         )
     return masks, stack
-
-
-def read_labels(path: str, classes: tuple[str, ...], model: Model) -> tuple[np.ndarray, Stack]:
-    """The slices (N, h, w) of a volume of labels, uint8: classes 0 .. K-1 (or 0 and 255 if there are two). Raises
-    UserError."""
-    volume, affine = read_nifti(path)
-    slices = along(to_labels(path, volume, classes), model.config.axis)
-    return slices, stack_of(path, slices, affine, model)

@@ -14,7 +14,7 @@ from scipy.ndimage import median_filter
 from ddpm import UserError, printable
 from ddpm.conditions import Condition
 from ddpm.data.images import grid, rgb, to_uint8, write_png
-from ddpm.data.scans import MIN_BRAIN
+from ddpm.data.scans import MIN_BRAIN, read_labels
 from ddpm.data.volumes import along, foreground_share, is_nifti, read_nifti, window
 from ddpm.inverse import Inpainting, Operator
 from ddpm.model import Model, Sampling
@@ -30,7 +30,7 @@ from ddpm.restoration import (
 )
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
-from ddpm.stack import SHOWN, Stack, read_labels, read_stack, stack_of
+from ddpm.stack import SHOWN, Stack, stack_of
 
 MODES = ("inpaint", "denoise", "anomaly")
 DIFFERENCES = ("anomaly", "deviation")
@@ -49,10 +49,10 @@ def run(args, model: Model, how: Sampling) -> None:
         low = 0.0  # noise is Rician from there on
     todo, new = np.flatnonzero(foreground_share(scan) >= MIN_BRAIN), np.ones(scan.shape, np.uint8)
     if args.mode == "inpaint":
-        new = read_region(args.region, stack, model)
+        new = read_region(args.region, stack, volume, affine)
         todo = np.flatnonzero(new[:, stack.looked_at()].any(axis=1))
     measured = measure(args, stack, ((scan[todo] - low) / (high - low)).clip(0, 1), new[todo])
-    masks = None if args.mask is None else read_masks(args.mask, stack, model)[todo]
+    masks = None if args.mask is None else read_masks(args.mask, stack, volume, affine, model)[todo]
     condition, asked = asked_for(args, model, len(todo), masks)
     how = completed(args, model, how, condition.given)
     check_writable(args.out)
@@ -152,12 +152,11 @@ def part_of(measured: Measurement, part: slice) -> Measurement:
     return replace(measured, operator=operator, y=measured.y[part], shown=measured.shown[part])
 
 
-def read_region(path: str | None, stack: Stack, model: Model) -> np.ndarray:
-    """(N, h, w): 1 where the image shall be drawn anew. Raises UserError."""
+def read_region(path: str | None, stack: Stack, volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """(N, h, w), on the grid of the volume: 1 where the image shall be drawn anew. Raises UserError."""
     if path is None:
         raise UserError("--as inpaint needs --region: a volume that is not 0 where the image shall be drawn anew")
-    region, its = read_labels(path, ("known", "new"), model)
-    check_same(its, stack)
+    region = along(read_labels(path, stack.path, volume, affine, ("known", "new")), stack.axis)
     if not region.any():
         raise UserError(f"{path}: nothing of it is marked; mark what shall be drawn anew")
     if outside := np.count_nonzero(region[:, ~stack.looked_at()]):
@@ -168,15 +167,9 @@ def read_region(path: str | None, stack: Stack, model: Model) -> np.ndarray:
     return region
 
 
-def read_masks(path: str, stack: Stack, model: Model) -> np.ndarray:
+def read_masks(path: str, stack: Stack, volume: np.ndarray, affine: np.ndarray, model: Model) -> np.ndarray:
     """The mask of each slice as the network sees it, (N, H, W). Raises UserError."""
     if not model.vocabulary.classes:
         raise UserError(f"--mask: {model.name} was trained without masks; leave --mask out")
-    masks, its = read_stack(path, model)
-    check_same(its, stack)
-    return np.stack([*masks.values()])
-
-
-def check_same(one: Stack, other: Stack) -> None:
-    if one.shape != other.shape or not np.allclose(one.affine, other.affine, atol=1e-3):
-        raise UserError(f"{one.path}: not on the grid of {other.path}; resample it to that, by nearest neighbour")
+    labels = along(read_labels(path, stack.path, volume, affine, model.vocabulary.classes), stack.axis)
+    return np.stack([stack.labels_to_network(of_slice) for of_slice in labels])
