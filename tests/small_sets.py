@@ -7,7 +7,15 @@ import nibabel
 import numpy as np
 from PIL import Image
 
+from ddpm.data import folders
+from ddpm.runtime.config import Config
+
 SIZE = (20, 24)
+SLICE_SIZE = (14, 12)  # of the axial slices of the small volumes
+
+
+def load(root, split="train", size=SIZE, **options):
+    return folders.load(Config(data=str(root), image_size=list(size), **options), split)
 
 
 def noise(*key, size=SIZE, top=256, dtype=np.uint8):

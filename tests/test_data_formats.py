@@ -16,6 +16,7 @@ from small_sets import (
     brats_slice_set,
     fastmri_set,
     lgg_set,
+    load,
     noise,
     save_nifti,
     split_set,
@@ -34,10 +35,6 @@ from ddpm.data.images import to_uint8
 from ddpm.model import load_model
 from ddpm.runtime.config import Config
 from ddpm.training import draw_batch, order
-
-
-def load(root, split="train", size=SIZE, **options):
-    return folders.load(Config(data=str(root), image_size=list(size), **options), split)
 
 
 def everything(root, **options):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,14 @@ from small_dicom import (
     save,
     save_series,
 )
-from small_sets import brain
+from small_sets import SLICE_SIZE, brain, load
 
 import train
 from ddpm import UserError
 from ddpm.data import dicom, folders
 from ddpm.runtime import cache
-from ddpm.runtime.config import Config
 
-SIZE = (14, 12)
-
-
-def load(root, split="train", size=SIZE, **options):
-    return folders.load(Config(data=str(root), image_size=list(size), **options), split)
+load = partial(load, size=SLICE_SIZE)
 
 
 def read(paths):

@@ -2,16 +2,19 @@
 how volumes are cut along each axis and at each spacing."""
 
 import json
+from functools import partial
 
 import nibabel
 import numpy as np
 import pytest
 from small_sets import (
+    SLICE_SIZE,
     bids_set,
     brain,
     brats_2023_set,
     decathlon_set,
     label_volume,
+    load,
     nifti_set,
     nnunet_set,
     noise,
@@ -21,14 +24,9 @@ from small_sets import (
 
 from ddpm.data import folders, volumes
 from ddpm.data.images import crop_or_pad
-from ddpm.runtime.config import Config
 
 SHAPE = (12, 14, 10)  # of the small volumes: stored with x to the left and y to the back
-SIZE = (14, 12)  # of their axial slices
-
-
-def load(root, split="train", size=SIZE, **options):
-    return folders.load(Config(data=str(root), image_size=list(size), **options), split)
+load = partial(load, size=SLICE_SIZE)
 
 
 def everything(root, **options):
