@@ -19,7 +19,7 @@ import train
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.sources import load_data
 from ddpm.distillation import angle, distillation_loss, lessons, velocity_between
-from ddpm.forward import draw_times
+from ddpm.forward import denoising_loss, draw_times
 from ddpm.model import Model, Sampling, draw, load_model
 from ddpm.reverse import ddim, log_snr_times, middle_times, nonuniform_times, uniform_times
 from ddpm.runtime.config import Config
@@ -358,9 +358,17 @@ def test_a_student_of_a_student(student_run, capsys):
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "nonuniform"])
-def test_few_steps_without_a_teacher_train_and_sample_at_the_same_times(spacing, small_phantom, capsys):
+def test_few_steps_without_a_teacher_train_and_sample_at_the_same_times(spacing, small_phantom, monkeypatch, capsys):
+    asked = []  # by the validation
+
+    def spy(schedule, unet, objective, x_0, t, eps, condition):
+        asked.append(t)
+        return denoising_loss(schedule, unet, objective, x_0, t, eps, condition)
+
+    monkeypatch.setattr("ddpm.runtime.run.denoising_loss", spy)
     flags = ["--preset", "tiny", "--few-steps", "5", "--train-times", spacing, "--steps", "2", "--precision", "fp32"]
     assert train.main([*flags, "--out", "fast"]) == 0
+    assert {t for times in asked for t in times.tolist()} == set(load_model("fast").config.few_times[:-1])
     model = load_model("fast")
     trained = set(draw_times(1000, 1000, -0.5, 1.2, model.config.few_times[:-1]).tolist())
     for sampler in ("ancestral", "ddim", "dpm-solver"):
