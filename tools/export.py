@@ -67,7 +67,7 @@ def main(argv):
     check_writable(args.out)
     for name, content in contents.items():  # all are made before the first is written
         write_whole(Path(args.out) / name, lambda file, content=content: file.write(content))
-        print(f"{args.out}/{name}: {len(content) / 1e6:.2f} MB")
+        print(f"{args.out}/{name}: {len(content) / 1e3:,.0f} kB")
     print(
         f"{path}: step {model.step}, averaged weights, {sampling.steps} {sampling.sampler} steps, {sampling.guidance_text}"
     )
