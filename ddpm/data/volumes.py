@@ -41,9 +41,11 @@ def library(name: str):
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """The volume at `path` with its axes turned to RAS+ (x to the patient's right, y anterior, z superior; nothing
     is interpolated): (X, Y, Z) of any real type, and the affine (4, 4) from voxel to mm. Raises UserError."""
-    if (n := volumes_in(path)) > 1:
-        raise UserError(f"{path}: {n} volumes in it (4 dimensions), where one is due; save one of them")
-    volumes, affine = read_series(path, [0])
+    with reading(path, "a NIfTI volume", "fetch it again"):
+        image = open_nifti(path)
+        if (n := number_in(image)) > 1:
+            raise UserError(f"{path}: {n} volumes in it (4 dimensions), where one is due; save one of them")
+        volumes, affine = voxels_of(path, image, [0])
     return volumes[..., 0], affine
 
 
@@ -61,14 +63,18 @@ def read_series(path: str | Path, which: Sequence[int]) -> tuple[np.ndarray, np.
     """The volumes `which` of a NIfTI file of up to four dimensions: (X, Y, Z, N), turned as in read_nifti, and their
     affine. Raises UserError."""
     with reading(path, "a NIfTI volume", "fetch it again"):
-        image = open_nifti(path)
-        if list(which) == list(range(number_in(image))):
-            values = np.asarray(image.dataobj)
-        else:
-            values = np.stack([np.asarray(image.dataobj[:, :, :, i]) for i in which], axis=-1)
-        values = values.reshape(*image.shape[:3], len(which))
-        check_finite(path, values)
-        return to_ras(values, image.affine)
+        return voxels_of(path, open_nifti(path), which)
+
+
+def voxels_of(path: str | Path, image, which: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """What `read_series` gives, of an opened image."""
+    if list(which) == list(range(number_in(image))):
+        values = np.asarray(image.dataobj)
+    else:
+        values = np.stack([np.asarray(image.dataobj[:, :, :, i]) for i in which], axis=-1)
+    values = values.reshape(*image.shape[:3], len(which))
+    check_finite(path, values)
+    return to_ras(values, image.affine)
 
 
 def to_ras(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
