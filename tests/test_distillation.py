@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +24,10 @@ from ddpm.forward import denoising_loss, draw_times
 from ddpm.model import Model, Sampling, draw, load_model
 from ddpm.reverse import ddim, log_snr_times, middle_times, nonuniform_times, uniform_times
 from ddpm.runtime.config import Config
+from ddpm.runtime.run import Run
 from ddpm.runtime.start import share_of_validation
 from ddpm.schedule import SCHEDULES, Schedule, make_schedule
-from ddpm.training import make_training, training_step
+from ddpm.training import Step, make_training, training_step
 
 COSINE = make_schedule("cosine")
 X, V = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -450,3 +452,29 @@ def test_the_plan_counts_what_a_validation_of_a_student_costs():
     assert share_of_validation(config) == pytest.approx((32 * 24 + 24 * 4) / (8 * 32))
     assert share_of_validation(Config()) == pytest.approx((256 + 24 * 20) / 96)
     assert share_of_validation(Config(few_steps=5)) == pytest.approx((256 + 24 * 10) / 96)
+
+
+def test_the_averaged_weights_are_validated_on_the_same_walks_each_time(tiny_run, small_phantom, monkeypatch):
+    asked = []
+
+    def spy(unet, teacher, config, condition, seeds):
+        asked.append((unet.training, seeds))  # the average is in evaluation mode, the network in training
+        return distillation_loss(unet, teacher, config, condition, seeds)
+
+    monkeypatch.setattr("ddpm.runtime.run.distillation_loss", spy)
+    flags = ["--preset", "tiny", "--teacher", str(tiny_run), *STUDENT, "--sample-every", "3", "--out", "o"]
+    assert train.main(flags) == 0
+    once = asked[: len(asked) // 2]
+    assert asked == 2 * once and not any(training for training, _ in asked)
+    assert [seed for _, seeds in once for seed in seeds] == list(range(24))  # walks, of 24 validation images
+
+
+def test_images_a_second_are_walks_and_not_their_lessons(monkeypatch):
+    run, written = Run.__new__(Run), []
+    run.config, run.window, run.window_began, run.write = Config(log_every=1), [], 0.0, written.append
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    run.training = SimpleNamespace(optimizers=[optimizer], device=torch.device("cpu"))
+    monkeypatch.setattr("ddpm.runtime.run.time.perf_counter", lambda: 2.0)
+    bar = SimpleNamespace(update=lambda: None, set_postfix_str=lambda *text, **how: None)
+    run.record(1, Step(torch.full((4, 8), 500), torch.ones(4, 8), torch.ones(())), bar, last=False)
+    assert written[0]["images_per_second"] == 4 and written[0]["loss"] == 1
