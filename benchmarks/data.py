@@ -131,7 +131,7 @@ def time_opening(folder: str) -> None:
 
 
 def mapped() -> Slices:
-    images, labels, _ = store.read("bench")
+    images, labels, *_ = store.read("bench")
     return Slices(images, labels, {}, Vocabulary(CLASSES))
 
 

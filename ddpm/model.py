@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ddpm import UserError
-from ddpm.conditions import Condition, Vocabulary
+from ddpm.conditions import Condition, Vocabulary, flag_of
 from ddpm.reverse import STEPS, denoiser, times_for, trajectory
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
@@ -91,7 +91,7 @@ class Sampling:
 
     sampler: str | None = None  # None: dpm-solver; of a distilled model ddim, the only one that it knows
     steps: int | None = None  # None: STEPS[sampler], or T if that is fewer; of a model of few steps, all of them
-    guidance: float | None = None  # None: GUIDANCE, or 1 where there is nothing to guide
+    guidance: float | None = None  # None: GUIDANCE; 1 where there is nothing to guide, or a source says it all
     guided: tuple[str, ...] | None = None  # what guidance strengthens; None: all that is given and was withheld once
     interval: tuple[float, float] = INTERVAL  # guidance is 1 where t / T is outside
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
@@ -111,6 +111,11 @@ class Sampling:
         """With every None filled in; given: the names of what the condition holds. Raises UserError for what the
         model cannot do."""
         config, guidance, guided = model.config, self.guidance, self.guided
+        for kind in model.vocabulary.given:
+            if kind not in given and not config.withholds(kind):
+                drop = kind if kind in ("mask", "source", "words") else "label"
+                never = f"{model.name} was trained with --{drop}-drop 0 and --all-drop 0"
+                raise UserError(f"{never}: it needs {flag_of(kind)}")
         distilled, few = bool(config.teacher), config.few_steps
         sampler = self.sampler or ("ddim" if distilled else "dpm-solver")
         steps = self.steps or few or min(STEPS[sampler], config.timesteps)
@@ -126,15 +131,15 @@ class Sampling:
             guidance, guided = 1.0, ()
         times = self.times or config.few_times or tuple(times_for(sampler, model.schedule, steps))
         if guided is None:
-            guided = tuple(name for name in given if config.drop_of(name)) or tuple(given) or ("mask",)
-        missing = [name for name in guided if name not in given]
-        undroppable = [name for name in guided if not config.drop_of(name)]
-        if guidance is None:
-            guidance = 1.0 if missing or undroppable else GUIDANCE
+            guided = tuple(name for name in given if config.withholds(name)) or tuple(given) or ("mask",)
+        missing = [flag_of(name) for name in guided if name not in given]
+        undroppable = [flag_of(name) for name in guided if not config.withholds(name)]
+        if guidance is None:  # guided draws are less alike than the truth is: of a source, their spread shall be right
+            guidance = 1.0 if missing or undroppable or "source" in given else GUIDANCE
         if guidance != 1 and missing:
-            raise UserError(f"--guidance {guidance:g} needs --{missing[0]}, and a checkpoint that was trained with it")
+            raise UserError(f"--guidance {guidance:g} needs {missing[0]}, and a checkpoint that was trained with it")
         if guidance != 1 and undroppable:
-            raise UserError(f"{model.name} never learnt to do without --{undroppable[0]}: it knows no --guidance by it")
+            raise UserError(f"{model.name} never learnt to do without {undroppable[0]}: it knows no --guidance by it")
         return replace(self, sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided)
 
 

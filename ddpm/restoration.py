@@ -36,7 +36,7 @@ from ddpm.metrics.fastmri import fastmri_scores
 from ddpm.metrics.paired import psnr, ssim
 from ddpm.model import Model, Sampling, noise_source, predictor
 from ddpm.reverse import log_snr_times, uniform_times
-from ddpm.runtime.command_line import label_values
+from ddpm.runtime.command_line import label_values, words_of
 from ddpm.runtime.files import check_writable, reading, write_whole
 from ddpm.runtime.progress import progress
 
@@ -253,20 +253,20 @@ def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -
             found = f"{model.name} was trained without masks" if not vocabulary.classes else f"{args.mask} is no file"
             raise UserError(f"--restore with --mask: {found}; name one mask, or leave it out")
         mask, name = read_mask(args.mask, vocabulary.classes, size)[None], f"the mask {args.mask}"
-    elif vocabulary.classes and not model.config.drop_of("mask"):
-        raise UserError(f"{model.name} was trained with --mask-drop 0 and --both-drop 0: it needs --mask")
-    labels = {}
+    labels, words = {}, words_of(args, model, n)
     for label in LABELS:
         wanted = getattr(args, label)
-        labels[label] = label_values(label, "none" if wanted == "each" else wanted, model, n)
+        labels[label] = label_values(label, "none" if wanted in (None, "each") else wanted, model, n)
         name += f", {label} {wanted}" * bool(labels[label])
-    return vocabulary.condition(mask, **{label: values for label, values in labels.items() if values}), name
+    name += f", {args.prompt!r}" * (words is not None)
+    labels = {label: values for label, values in labels.items() if values}
+    return vocabulary.condition(mask, words=words, **labels), name
 
 
 def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Sampling:
     """How to ask the network in the mode at hand. Raises UserError."""
     if args.mode == "anomaly":
-        guides = how.guidance is None and model.config.drop_of("mask")
+        guides = how.guidance is None and model.config.withholds("mask")
         how = replace(how, guided=how.guided or ("mask",), guidance=HEAL_GUIDANCE if guides else how.guidance)
     how = how.complete(model, given)
     if model.config.few_times:

@@ -51,7 +51,7 @@ def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) 
 
 def make_optimizers(unet: UNet, config: Config) -> list[torch.optim.Optimizer]:
     """Muon for the convolutions inside the network; AdamW for all else: the first and last one, norms, biases, the
-    layers of time and labels. With --muon-lr 0, AdamW for all."""
+    layers of time, labels and words. With --muon-lr 0, AdamW for all."""
     inner: dict[torch.nn.Parameter, int] = {}  # weight -> the matrices it holds
     for name, layer in unet.named_modules() if config.muon_lr else ():
         if isinstance(layer, torch.nn.Conv2d) and layer not in (unet.conv_in, unet.conv_out):
@@ -125,7 +125,8 @@ def draw_batch(data: Slices, config: Config, step: int) -> tuple[Tensor, Conditi
     positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
     chosen = [order(len(data), config.seed, p // len(data))[p % len(data)] for p in positions.tolist()]
     x_0, condition = data.batch(chosen)
-    condition = condition.withhold(config.mask_drop, config.label_drop, config.both_drop)
+    drops = config.mask_drop, config.label_drop, config.source_drop, config.words_drop, config.all_drop
+    condition = condition.withhold(*drops)
     if config.flip:
         mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
         x_0, condition = torch.where(mirrored, x_0.flip(-1), x_0), condition.mirror(mirrored)

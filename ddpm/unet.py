@@ -2,8 +2,8 @@
 
 A U-Net halves the image level by level and comes back up, taking along what it saw at each size.
 Residual blocks do the work, the time t enters each of them, and self-attention on the small
-levels lets distant places agree. The condition enters twice: a mask beside x_t, as extra input channels, and labels
-with the time.
+levels lets distant places agree. The condition enters twice: a mask and a source image beside x_t, as extra input
+channels, and labels and words with the time.
 """
 
 import math
@@ -126,6 +126,23 @@ class Up(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+class Words(nn.Module):
+    """Prompts -> what is added to the time embedding, (B, c_time): numbers of words (B, L) through embeddings of our own,
+    or vectors (B, D) that another program made of the texts. Of words the sum counts, not their order. It starts at 0: a
+    network that learns words later (--init) begins as it was."""
+
+    def __init__(self, words: int, vectors: int, c_time: int):
+        super().__init__()
+        self.table = None if vectors else nn.Embedding(words + 1, c_time, padding_idx=0)  # 0: no word
+        self.layer_1, self.layer_2 = linear(vectors or c_time, c_time), linear(c_time, c_time)
+        nn.init.zeros_(self.layer_2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is not None:
+            x = self.table(x).sum(dim=1)
+        return self.layer_2(F.silu(self.layer_1(x)))
+
+
 class Stage(nn.Module):
     """One residual block, followed by attention where the level has it."""
 
@@ -147,7 +164,8 @@ class UNet(nn.Module):
     """The network of the paper, with a condition.
 
     image_channels   C of the images
-    vocabulary       what it can be asked for: K classes of masks, and labels; nothing is the paper's network
+    vocabulary       what it can be asked for: K classes of masks, a source of S channels, labels, words; nothing is the
+                     paper's network
     channels         of the first level; the others have channels * mults[level]
     mults            one entry a level; each level halves height and width
     blocks           residual blocks a level on the way down (one more on the way up)
@@ -174,6 +192,8 @@ class UNet(nn.Module):
         super().__init__()
         self.lean = lean
         self.image_channels, self.num_classes = image_channels, len(vocabulary.classes)
+        self.source_channels = len(vocabulary.source)
+        self.text_width = vocabulary.vectors
         self.channels, self.patch = channels, patch
         self.multiple = size_multiple(patch, mults)
 
@@ -183,7 +203,9 @@ class UNet(nn.Module):
         self.labels = nn.ModuleDict(
             {name: nn.Embedding(len(known) + 1, c_time) for name, known in vocabulary.labels.items()}
         )
-        self.conv_in = conv((image_channels + self.num_classes) * patch**2, channels)
+        asks = vocabulary.words or vocabulary.vectors
+        self.words = Words(len(vocabulary.words), vocabulary.vectors, c_time) if asks else None
+        self.conv_in = conv((image_channels + self.num_classes + self.source_channels) * patch**2, channels)
 
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
@@ -217,15 +239,17 @@ class UNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition = Condition()) -> Tensor:  # noqa: B008
         """x_t (B, C, H, W); t (B,) in 1 .. T; the answer is shaped like x_t.
 
-        Raises ValueError if sizes do not fit, or if the condition names a label that the network does not know.
+        Raises ValueError if sizes do not fit, or if the condition holds what the network does not know.
         """
         self.check(x_t, condition)
-        mask = condition.mask
+        mask, source = condition.mask, condition.source
         if mask is None:
             mask = x_t.new_zeros(len(x_t), self.num_classes, *x_t.shape[2:])
+        if source is None:
+            source = x_t.new_zeros(len(x_t), self.source_channels, *x_t.shape[2:])
         time = self.embed(t, condition)  # (B, c_time)
 
-        x = torch.cat([x_t, mask], dim=1)  # (B, C + K, H, W)
+        x = torch.cat([x_t, mask, source], dim=1)  # (B, C + K + S, H, W)
         x = F.pixel_unshuffle(x, self.patch)
         if self.lean:  # every layer after this one keeps the layout
             x = x.contiguous(memory_format=torch.channels_last)
@@ -240,11 +264,16 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
     def embed(self, t: Tensor, condition: Condition) -> Tensor:
-        """The activated embedding of time and labels that every block takes in, (B, c_time) float32."""
+        """The activated embedding of time, labels and words that every block takes in, (B, c_time) float32."""
         with torch.autocast(t.device.type, enabled=False):
             time = self.time_2(F.silu(self.time_1(time_embedding(t, self.channels))))
             for name, embedding in self.labels.items():
                 time = time + embedding(condition.labels.get(name, torch.zeros_like(t)))
+            if self.words is not None:
+                words = condition.words
+                if words is None:
+                    words = time.new_zeros(len(t), self.text_width) if self.text_width else t.new_zeros(len(t), 1)
+                time = time + self.words(words)
             return F.silu(time)
 
     def check(self, x_t: Tensor, condition: Condition) -> None:
@@ -255,10 +284,18 @@ class UNet(nn.Module):
                 f"x_t is {tuple(x_t.shape)}; this network takes {self.image_channels} channel(s), "
                 f"with height and width multiples of {self.multiple}"
             )
-        if condition.mask is not None and condition.mask.shape != (B, self.num_classes, H, W):
-            raise ValueError(
-                f"mask is {tuple(condition.mask.shape)}, not {(B, self.num_classes, H, W)} as x_t asks for"
-            )
+        for name, given, channels in (
+            ("mask", condition.mask, self.num_classes),
+            ("source", condition.source, self.source_channels),
+        ):
+            if given is not None and given.shape != (B, channels, H, W):
+                raise ValueError(f"{name} is {tuple(given.shape)}, not {(B, channels, H, W)} as x_t asks for")
+        if (words := condition.words) is not None:
+            fits = words.ndim == 2 and len(words) == B and words.is_floating_point() == bool(self.text_width)
+            if self.words is None or not fits or self.text_width not in (0, words.shape[1]):
+                wanted = f"vectors ({B}, {self.text_width})" if self.text_width else f"numbers ({B}, L)"
+                wanted = "none" if self.words is None else wanted
+                raise ValueError(f"words are {words.dtype} {tuple(words.shape)}; this network takes {wanted}")
         for name, label in condition.labels.items():
             if name not in self.labels or label.shape != (B,):
                 raise ValueError(f"label {name!r} {tuple(label.shape)}: known are {list(self.labels)}, each ({B},)")

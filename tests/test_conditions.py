@@ -1,18 +1,24 @@
 """What a sample is asked to follow: null, withheld, encoded."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm.conditions import Condition, Vocabulary, one_hot
+from ddpm.conditions import KINDS, LONGEST, Condition, Vocabulary, one_hot
 
-KNOWN = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2"), "sex": ("F", "M")})
+LABELS = {"contrast": ("T1", "T2"), "sex": ("F", "M")}
+KNOWN = Vocabulary(("background", "lesion"), LABELS, source=("PD",), words=("large", "lesion", "left"))
 
 
 def of_four():
-    return KNOWN.condition(np.eye(4, dtype=int).reshape(4, 2, 2), contrast=["T1", "T2", None, "T1"], sex=["F"] * 4)
+    """Every kind of condition, of four samples; the source is black, -1."""
+    masks, source = np.eye(4, dtype=int).reshape(4, 2, 2), -np.ones((4, 1, 2, 2), np.float32)
+    words = KNOWN.numbers(["large lesion", "left", "lesion", "lesion, left"])
+    return KNOWN.condition(masks, source, words, contrast=["T1", "T2", None, "T1"], sex=["F"] * 4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -26,7 +32,8 @@ def test_one_hot_has_one_channel_set_and_it_is_the_label(classes, height, width,
 
 def test_values_are_counted_from_1_and_none_is_0():
     condition = of_four()
-    assert condition.given == ("mask", "contrast", "sex")
+    assert condition.given == KNOWN.given == ("mask", "source", "words", "contrast", "sex")
+    assert set(KINDS) <= set(KNOWN.given) and condition.words.tolist() == [[1, 2], [3, 0], [2, 0], [2, 3]]
     assert condition.labels["contrast"].tolist() == [1, 2, 0, 1] and condition.labels["sex"].tolist() == [1] * 4
     assert Condition().given == KNOWN.condition().given == ()
 
@@ -40,7 +47,9 @@ def test_part_and_beside_without_treat_every_kind():
     condition = of_four()
     two = condition[torch.tensor([1, 3])]
     assert torch.equal(two.mask, condition.mask[[1, 3]]) and two.labels["contrast"].tolist() == [2, 1]
-    twice = condition.beside_without("mask", "sex")
+    assert two.words.tolist() == [[3, 0], [2, 3]] and two.source.shape == (2, 1, 2, 2)
+    twice = condition.beside_without("mask", "sex", "words")
+    assert twice.words.tolist() == condition.words.tolist() + [[0, 0]] * 4 and (twice.source == -1).all()
     assert torch.equal(twice.mask, torch.cat([condition.mask, 0 * condition.mask]))
     assert twice.labels["contrast"].tolist() == [1, 2, 0, 1] * 2 and twice.labels["sex"].tolist() == [1] * 4 + [0] * 4
     assert len(condition.mask) == 4 and condition.labels["sex"].tolist() == [1] * 4  # it is not changed itself
@@ -50,24 +59,40 @@ def test_part_and_beside_without_treat_every_kind():
 def test_an_empty_mask_is_not_null():
     empty, null = one_hot(np.zeros((1, 2, 2), int), 2), torch.zeros(1, 2, 2, 2)
     assert not torch.equal(empty, null)
-    assert torch.equal(Condition(empty).withhold(mask=1.0, labels=0.0, both=0.0).mask, null)
+    assert torch.equal(Condition(empty).withhold(1.0, 0.0, 0.0, 0.0, all=0.0).mask, null)
 
 
-def test_of_each_sample_mask_or_labels_or_both_are_withheld_at_their_rates():
-    n = 20_000
-    condition = Condition(torch.ones(n, 1, 1, 1), {"contrast": torch.ones(n).long(), "sex": torch.ones(n).long()})
-    condition = condition.withhold(mask=0.1, labels=0.3, both=0.2)
-    mask, contrast, sex = ((x.flatten() == 0) for x in (condition.mask, *condition.labels.values()))
-    assert torch.equal(contrast, sex)  # the labels go together
-    for gone, share in ((mask & ~sex, 0.1), (~mask & sex, 0.3), (mask & sex, 0.2), (~mask & ~sex, 0.4)):
-        assert gone.double().mean().item() == pytest.approx(share, abs=0.015)
-    kept = of_four().withhold(mask=0.0, labels=0.0, both=0.0)
-    assert torch.equal(kept.mask, of_four().mask) and torch.equal(kept.labels["sex"], of_four().labels["sex"])
+def test_each_kind_is_withheld_at_its_rate_and_all_of_them_at_once():
+    n, rates, together = 40_000, dict(mask=0.1, labels=0.3, source=0.4, words=0.2), 0.25
+    ones = torch.ones(n).long()
+    condition = Condition(
+        torch.ones(n, 1, 1, 1), {"contrast": ones, "sex": ones}, torch.ones(n, 1, 1, 1), ones[:, None]
+    )
+    condition = condition.withhold(**rates, all=together)
+    gone = {name: x.flatten() == 0 for name, x in condition.parts.items()}
+    assert torch.equal(gone.pop("sex"), gone["contrast"])  # the labels go together
+    for kinds in itertools.product((False, True), repeat=4):  # which of them are gone
+        chosen = torch.stack(
+            [gone[k] == there for k, there in zip(("mask", "contrast", "source", "words"), kinds, strict=True)]
+        )
+        each = [rate if there else 1 - rate for rate, there in zip(rates.values(), kinds, strict=True)]
+        expected = (1 - together) * np.prod(each) + together * all(kinds)
+        assert chosen.all(dim=0).double().mean().item() == pytest.approx(expected, abs=0.01)
+    kept = of_four().withhold(0.0, 0.0, 0.0, 0.0, all=0.0)
+    assert all(torch.equal(kept.parts[name], x) for name, x in of_four().parts.items())
+
+
+def test_what_is_withheld_does_not_depend_on_what_else_is_there():
+    masks = []
+    for condition in (of_four(), Condition(of_four().mask)):
+        torch.manual_seed(0)
+        masks.append(condition.withhold(0.5, 0.5, 0.5, 0.5, all=0.0).mask)
+    assert torch.equal(*masks)
 
 
 @pytest.mark.parametrize("condition", [Condition(), KNOWN.condition(sex=["F", "M"]), Condition(torch.ones(2, 2, 1, 1))])
 def test_withholding_leaves_out_nothing_that_is_not_there(condition):
-    without = condition.withhold(mask=0.0, labels=0.0, both=1.0)
+    without = condition.withhold(0.0, 0.0, 0.0, 0.0, all=1.0)
     assert without.given == condition.given
     assert not any(x.any() for x in (without.mask, *without.labels.values()) if x is not None)
 
@@ -78,5 +103,42 @@ def test_mirror_turns_what_has_sides():
     assert torch.equal(mirrored.mask[0], condition.mask[0].flip(-1)) and torch.equal(
         mirrored.mask[1], condition.mask[1]
     )
-    assert mirrored.labels is condition.labels
+    turned = Condition(source=torch.arange(3.0).expand(4, 1, 1, 3)).mirror(chosen).source
+    assert turned.flatten(1).tolist() == [[2, 1, 0], [0, 1, 2]] * 2
+    assert mirrored.labels == condition.labels and torch.equal(mirrored.words, condition.words)
     assert Condition().mirror(chosen).given == ()
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a large lesion, left", "LARGE lesion (left)", "large_lesion-left", "lesion left large"]
+)
+def test_words_are_found_in_any_dress(prompt):
+    assert sorted(KNOWN.numbers([prompt])[0].tolist()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "prompt, says",
+    [
+        ("large tumour of the pons", "unknown: tumour, pons; known are large, lesion, left"),
+        ("", "no word"),
+        ("the", "no word"),
+        ("lesion " * 1500, f"10,500 characters, more than {LONGEST}"),
+    ],
+)
+def test_a_prompt_that_cannot_be_understood_is_told_why(prompt, says):
+    with pytest.raises(ValueError, match=says):
+        KNOWN.numbers([prompt])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_is_numbers_or_a_reason(prompt):
+    try:
+        numbers = KNOWN.numbers([prompt])
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert numbers.shape[0] == 1 and ((numbers > 0) & (numbers <= 3)).all()

@@ -328,7 +328,7 @@ def test_flips_mirror_image_and_mask_together_and_only_when_asked():
     data = Slices(images, images[:, 0] % 2, {}, Vocabulary(("background", "odd")))
     sides = []
     for flip in (False, True):
-        config = Config(batch_size=64, mask_drop=0.0, both_drop=0.0, flip=flip)
+        config = Config(batch_size=64, mask_drop=0.0, all_drop=0.0, flip=flip)
         torch.manual_seed(0)
         x_0, condition = draw_batch(data, config, 0)
         pixels = to_uint8(x_0)[:, 0]

@@ -152,7 +152,7 @@ class GaussianUNet(torch.nn.Module):
 
 
 def gaussian_teacher(**settings):
-    config = replace(Config(image_size=[8, 8], mask_drop=0.0, label_drop=0.0, both_drop=0.0), **settings)
+    config = replace(Config(image_size=[8, 8], mask_drop=0.0, label_drop=0.0, all_drop=0.0), **settings)
     return Model(config, Vocabulary(), COSINE, GaussianUNet(COSINE, 0.1, 0.02))
 
 

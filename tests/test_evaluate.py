@@ -216,7 +216,7 @@ def test_training_can_evaluate_itself(small_phantom, tiny_run, monkeypatch):
 
 def test_guidance_needs_a_network_that_met_missing_masks(ckpt, capsys):
     raw = torch.load(ckpt, weights_only=True)
-    raw["config"].update(mask_drop=0.0, label_drop=0.0, both_drop=0.0)
+    raw["config"].update(mask_drop=0.0, label_drop=0.0, all_drop=0.0)
     torch.save(raw, "never.pt")
     command = ["--ckpt", "never.pt", *QUICK, "--metrics", "spectrum"]
     assert evaluate.main([*command, "--guidance", "2"]) == 2

@@ -401,7 +401,7 @@ def test_the_store_is_a_plain_npy_file(tmp_path_factory, n, height, width, label
             for image in images:
                 writer.add(image, image[0] if labelled else None)
         assert np.array_equal(np.load(store.folder_of("k") / "images.npy"), images)
-        stored, labels, _ = store.read("k")
+        stored, labels, _, _ = store.read("k")
         assert np.array_equal(stored, images) and (np.array_equal(labels, images[:, 0]) if labelled else labels is None)
 
 

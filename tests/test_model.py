@@ -73,7 +73,7 @@ def test_what_was_left_open_is_filled_in(model):
     assert Sampling().complete(model, ("mask",)) == Sampling("dpm-solver", 10, GUIDANCE, ("mask",), times=times)
     assert Sampling("ddim", 4).complete(model, ()).times == (1000, 750, 500, 250, 0)
     assert Sampling().complete(model, ("mask", "contrast")).guided == ("mask", "contrast")
-    only_masks = replace(model, config=replace(model.config, label_drop=0.0, both_drop=0.0))
+    only_masks = replace(model, config=replace(model.config, label_drop=0.0, all_drop=0.0))
     assert Sampling().complete(only_masks, ("mask", "contrast")).guided == ("mask",)
     assert Sampling().complete(model, ()).guidance == 1.0  # there is nothing to follow
     assert Sampling(guided=("contrast",)).complete(model, ("mask",)).guidance == 1.0
@@ -131,7 +131,7 @@ def altered(tiny_run, tmp_path, change):
 
 def test_conditions_are_described_by_name(tiny_run):
     raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
-    assert raw["version"] == 3
+    assert raw["version"] == 4
     assert raw["conditions"].keys() == {"mask", "labels"}
     assert raw["conditions"]["mask"] == ["background", "lesion"]
     assert raw["conditions"]["labels"]["contrast"] == ["T1", "T2", "FLAIR"]
@@ -140,8 +140,8 @@ def test_conditions_are_described_by_name(tiny_run):
 
 
 def test_a_file_that_follows_what_this_program_does_not_know_is_refused(tiny_run, tmp_path):
-    path = altered(tiny_run, tmp_path, lambda raw: raw["conditions"].update(words=["a"]))
-    with pytest.raises(UserError, match="it follows words, which this program does not know"):
+    path = altered(tiny_run, tmp_path, lambda raw: raw["conditions"].update(sound=["a"]))
+    with pytest.raises(UserError, match="it follows sound, which this program does not know"):
         load_model(path)
 
 
@@ -154,3 +154,15 @@ def test_a_field_that_came_later_does_not_refuse_an_older_file(tiny_run, tmp_pat
 def test_no_checkpoint_there(path):
     with pytest.raises(UserError, match="an empty name|no such checkpoint"):
         load_model(path)
+
+
+def test_a_file_of_the_version_before_is_read(tiny_run, tmp_path):
+    def older(raw):
+        raw["version"] = 3
+        raw["config"]["both_drop"] = raw["config"].pop("all_drop") + 0.01
+        for name in ("source", "segment", "words", "text_embeddings", "source_drop", "words_drop"):
+            raw["config"].pop(name)
+
+    model, now = load_model(altered(tiny_run, tmp_path, older)), load_model(tiny_run)
+    assert model.config.all_drop == pytest.approx(now.config.all_drop + 0.01) and model.vocabulary == now.vocabulary
+    assert all(torch.equal(a, b) for a, b in zip(model.unet.parameters(), now.unet.parameters(), strict=True))

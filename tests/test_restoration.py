@@ -305,7 +305,7 @@ def test_a_map_is_guided_by_the_mask_alone_and_needs_no_guidance(tiny_run, pictu
     restored(tiny_run, picture, "anomaly", "--contrast", "T1")
     assert (seen[-1].guided, seen[-1].guidance) == (("mask",), restoration.HEAL_GUIDANCE)
     raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
-    raw["config"].update(mask_drop=0.0, label_drop=0.0, both_drop=0.0)
+    raw["config"].update(mask_drop=0.0, label_drop=0.0, all_drop=0.0)
     torch.save(raw, "always.pt")
     restored("always.pt", picture, "anomaly", "--contrast", "T1")
     assert seen[-1].guidance == 1
@@ -313,7 +313,7 @@ def test_a_map_is_guided_by_the_mask_alone_and_needs_no_guidance(tiny_run, pictu
 
 def test_what_training_never_withheld_is_asked_for(tiny_run, picture, tmp_path, capsys):
     raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
-    raw["config"].update(mask_drop=0.0, label_drop=0.0, both_drop=0.0)
+    raw["config"].update(mask_drop=0.0, label_drop=0.0, all_drop=0.0)
     torch.save(raw, "always.pt")
     command = ["--ckpt", "always.pt", "--restore", picture, "--as", "denoise", "--noise", "0.1", "--out", "o"]
     for flags, says in (([], "it needs --mask"), (["--mask", region("m.png")], "--contrast none")):

@@ -273,13 +273,13 @@ def test_tissue_labels_choose_the_tissue_examples(small_phantom, tmp_path):
 
 def test_what_training_never_withheld_cannot_be_left_out(ckpt, tmp_path, capsys):
     raw = torch.load(ckpt, weights_only=True)
-    raw["config"].update(mask_drop=0.0, label_drop=0.0, both_drop=0.0)
+    raw["config"].update(mask_drop=0.0, label_drop=0.0, all_drop=0.0)
     torch.save(raw, tmp_path / "always.pt")
     mask = ["--mask", write_mask(tmp_path / "m.png")]
     for flags in ([], [*mask, "--guidance", "2"], [*mask, "--contrast", "none"]):
         assert sample.main(["--ckpt", str(tmp_path / "always.pt"), *flags]) == 2
         error = capsys.readouterr().err
-        assert "both-drop 0" in error or "never learnt to do without" in error
+        assert "all-drop 0" in error or "never learnt to do without" in error
     draw(str(tmp_path / "always.pt"), *mask, "--n", "1", "--out", "o")
 
 

@@ -40,10 +40,10 @@ def load(config, split: str) -> Slices:
     """
     findings = Findings(config.skip_bad)
     layout = find(config, findings)
-    images, masks, index = decoded(layout, config, split)
+    images, masks, source, index = decoded(layout, config, split)
     if split != "train" and any(item.split == "train" for item in layout.items):
-        train = decoded(layout, config, "train")[2]
-        images, masks, index = without_doubles(images, masks, index, train, findings, split)
+        *_, train = decoded(layout, config, "train")
+        images, masks, source, index = without_doubles(images, masks, source, index, train, findings, split)
     subjects = {name: {item.subject for item in layout.items if item.split == name} for name in SPLITS}
     index |= {
         "about": printable(f"{config.data}: {layout.about}{how_cut(config) if layout.volumes else ''}"),
@@ -57,7 +57,8 @@ def load(config, split: str) -> Slices:
         labels, known = {"contrast": np.array(index["contrasts"]) + 1}, {"contrast": layout.contrasts}
     names, numbers = np.unique(index["subjects"], return_inverse=True)
     whose = None if "" in names else numbers  # "" is where the layout does not tell
-    return Slices(images, masks, labels, Vocabulary(layout.classes, known), whose, index)
+    channels = () if source is None else ("source",) if source.shape[1] == 1 else ("red", "green", "blue")
+    return Slices(images, masks, labels, Vocabulary(layout.classes, known, channels), whose, index, source)
 
 
 def how_cut(config) -> str:
@@ -141,14 +142,16 @@ def subject_number(seed: int, subject: str) -> float:
 
 
 def decoded(layout: Layout, config, split: str):
-    """Images, label maps and index of a split, from its store, which is made if it is not there. Raises UserError."""
+    """Images, label maps, sources and index of a split, from its store, which is made if it is not there. Raises
+    UserError."""
     items = [item for item in layout.items if item.split == split]
     if not items:
         raise UserError(f"{config.data}: no images for {split}; see docs/data.md for the layouts")
     # Of files their sizes and times of change, as make does: reading every byte would cost as much as decoding.
     files = [path for item in items for path in item.files]
     if not all(item.subject for item in items):  # their window is of these
-        files += [item.images[0] for item in layout.items if item.split == "train" and not item.subject]
+        train = [item for item in layout.items if item.split == "train" and not item.subject]
+        files += [path for item in train for path in (item.images[0], item.source) if path]
     named = [(item.name, item.subject) for item in items]
     states = [(path, *store.status_of(path)) for path in files]
     options = config.image_size, config.image_channels, config.skip_bad, config.axis, config.spacing, config.volume
@@ -173,13 +176,14 @@ def decode_all(layout: Layout, items: list[Item], config, key: str, split: str) 
     for item in items:
         groups[item.subject].append(item)
     findings, size, rows, windows = Findings(config.skip_bad), tuple(config.image_size), [], {}
-    with store.Writer(key, (config.image_channels, *size), labelled=bool(layout.classes)) as writer:
+    sourced = config.source == "pairs"
+    with store.Writer(key, (config.image_channels, *size), bool(layout.classes), sourced) as writer:
         for subject, group in progress(groups.items(), desc=f"decoding {split}"):
             for one in layout.decode(group, findings):
                 image = to_grey(one.image, *one.window) if one.window else one.image
                 labels = one.labels if layout.classes else None
                 image, labels = fit(image, labels, size, one.pixel_mm, config.spacing)
-                writer.add(image, labels)
+                writer.add(image, labels, resize(one.source, size) if sourced else None)
                 pixels = [] if labels is None else np.bincount(labels.ravel(), minlength=len(layout.classes)).tolist()
                 rows.append((one.name, subject, one.contrast, fingerprint(one.image), pixels))
                 if one.window:
@@ -214,13 +218,13 @@ def fingerprint(image: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(image, np.float32), digest_size=8).hexdigest()
 
 
-def without_doubles(images, labels, index: dict, train: dict, findings: Findings, split: str):
+def without_doubles(images, labels, source, index: dict, train: dict, findings: Findings, split: str):
     """The split without images that are also in train: they would be remembered, not drawn. Raises UserError."""
     known = dict(zip(train["fingerprints"], train["names"], strict=True))
     known.pop("", None)
     doubles = [i for i, mark in enumerate(index["fingerprints"]) if mark in known]
     if not doubles:
-        return images, labels, index
+        return images, labels, source, index
     for i in doubles:
         twin = known[index["fingerprints"][i]]
         findings.refuse(f"{index['names'][i]} in {split} is the same image as {twin} in train; remove one")
@@ -229,7 +233,8 @@ def without_doubles(images, labels, index: dict, train: dict, findings: Findings
         raise UserError(f"{index['names'][0]}: every image of {split} is in train too; keep the splits apart")
     for name in COLUMNS:
         index[name] = [index[name][i] for i in kept]
-    return images[kept], None if labels is None else labels[kept], index
+    labels, source = (None if x is None else x[kept] for x in (labels, source))
+    return images[kept], labels, source, index
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -29,10 +29,11 @@ class Item:
     split: str = ""  # likewise
     beside: tuple[str, ...] = ()  # other files that say how it is decoded
     drawn_by: str = field(default="", repr=False)  # its split, if not by `subject`; of a patient, so never written down
+    source: str | None = None  # another picture of the same place, that the network is shown
 
     @property
     def files(self) -> tuple[str, ...]:
-        return (*self.images, *([self.mask] if self.mask else []), *self.beside)
+        return (*self.images, *(file for file in (self.mask, self.source) if file), *self.beside)
 
 
 class Decoded(NamedTuple):
@@ -43,6 +44,7 @@ class Decoded(NamedTuple):
     contrast: int = 0
     pixel_mm: tuple[float, float] | None = None  # its height and width; None where the file does not tell
     scan: str = ""  # whose window it is, with the contrast; "": the subject's
+    source: np.ndarray | None = None  # (C, H, W) uint8
 
 
 @dataclass

@@ -23,6 +23,7 @@ from ddpm.runtime.progress import progress
 
 CONTRASTS = ("T1", "T2", "FLAIR")
 CLASSES = {"lesion": ("background", "lesion"), "tissue": ("background", "CSF", "GM", "WM", "lesion")}
+LESION_LABEL = 4  # of "tissue"
 SPLITS = {"train": 8000, "val": 2000, "test": 5000}
 ASSET = Path(__file__).with_name("atlas.npz")
 CODE = cache.code("data/phantom.py")
@@ -217,7 +218,7 @@ def _anatomy(subject, size):
         fractions[:3] *= 1 - share  # the lesion replaces tissue; what is left keeps its proportions
     labels = fractions[:3].argmax(0).astype(np.uint8) + 1
     labels[brain < 0.5] = 0
-    labels[fractions[3] > 0.5] = 4
+    labels[fractions[3] > 0.5] = LESION_LABEL
     return fractions, labels
 
 
@@ -282,12 +283,12 @@ def render(subject, size, contrast=None):
 def to_label_set(tissue_labels, name):
     """Tissue labels (any shape) -> labels numbered as CLASSES[name]."""
     _check("label set", name, CLASSES)
-    return tissue_labels if name == "tissue" else (tissue_labels == 4).astype(np.uint8)
+    return tissue_labels if name == "tissue" else (tissue_labels == LESION_LABEL).astype(np.uint8)
 
 
-def load(split, size, seed=0, n=None):
-    """The first n subjects of a split (default: those of SPLITS; of train there are as many as asked for)
-    -> images (N, 1, H, W) uint8, tissue labels (N, H, W)
+def load(split, size, seed=0, n=None, contrast=None):
+    """The first n subjects of a split (default: those of SPLITS; of train there are as many as asked for), each in its
+    own contrast, or all in the one that is named -> images (N, 1, H, W) uint8, tissue labels (N, H, W)
     uint8, contrasts (N,) int64. Rendered once, then read from the cache."""
     height, width = _size(size)
     _check("split", split, SPLITS)
@@ -300,11 +301,11 @@ def load(split, size, seed=0, n=None):
         kinds = np.empty(n, np.int64)
         for i in progress(range(n), desc=f"rendering {split}", unit="image"):
             subject = draw_subject(seed, split, i)
-            images[i], labels[i] = render(subject, (height, width))
-            kinds[i] = subject.contrast
+            images[i], labels[i] = render(subject, (height, width), contrast)
+            kinds[i] = subject.contrast if contrast is None else CONTRASTS.index(contrast)
         return images[:, None], labels, kinds
 
-    key = cache.key(CODE, ASSET.read_bytes(), split, height, width, seed, n)
+    key = cache.key(CODE, ASSET.read_bytes(), split, height, width, seed, n, *[contrast] * (contrast is not None))
     return cache.kept(f"phantom-{key}.npz", rendered)
 
 

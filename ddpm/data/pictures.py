@@ -11,7 +11,7 @@ import numpy as np
 from ddpm import UserError
 from ddpm.data.images import read_mask, read_pixels
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending, stem, walk
-from ddpm.data.volumes import window
+from ddpm.data.volumes import to_grey, window
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 WINDOW_PICTURES = 200  # a window is of all pictures of a subject, or of so many, evenly spaced
@@ -24,17 +24,25 @@ def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
     return Layout(about, items, partial(decode, classes=classes, channels=request.config.image_channels), classes)
 
 
-def pair(request: Request, images: Path, masks: Path | None) -> list[Item]:
+def pair(request: Request, images: Path, masks: Path | None, sources: Path | None = None) -> list[Item]:
     """The pictures below `images`, each with the mask of the same name below `masks` (if masks are asked for, and are
-    there or were named by --masks). A folder below `images` is a subject."""
+    there or were named by --masks) and the source of the same name below `sources` (under --source pairs). A folder below
+    `images` is a subject. Raises UserError where sources are asked for and the layout has none."""
     paired = request.with_masks and masks is not None and (request.masks is not None or masks.is_dir())
-    named, labelled = pictures_below(request, images, to_pair=paired), {}
+    sourced = request.config.source == "pairs"
+    named, labelled, shown = pictures_below(request, images, to_pair=paired or sourced), {}, {}
     if paired:
         labelled = pictures_below(request, masks, to_pair=True)
         no_mask, no_image = f"no mask of that name in {masks}", f"no image of that name in {images}"
         request.refuse_lonely(named, labelled, no_mask, no_image)
+    if sourced:
+        shown = pictures_below(request, sources, to_pair=True)
+        no_source, no_image = f"no source of that name in {sources}", f"no image of that name in {images}"
+        request.refuse_lonely(named, shown, no_source, no_image)
     subjects = {name: os.path.dirname(name).partition("/")[0] for name in named}  # the first folder, or ""
-    return [Item(name, (path,), labelled.get(name), subjects[name]) for name, path in named.items()]
+    return [
+        Item(name, (path,), labelled.get(name), subjects[name], source=shown.get(name)) for name, path in named.items()
+    ]
 
 
 def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, str]:
@@ -76,30 +84,40 @@ def decode(
     def read(path):
         return read_pixels(path, channels)[pick]
 
-    known, low_high = depth(items if items[0].subject else train or items, read)
+    of_window = items if items[0].subject else train or items
+    known, low_high = depth([item.images[0] for item in of_window], read)
+    source_known, source_window = depth([item.source for item in of_window if item.source], read)
     for item in items:
         with findings.refusing():
-            path = item.images[0]
-            image = read(path)
-            if (image.dtype == np.uint16) != bool(low_high):
-                deep, shallow = (path, known) if image.dtype == np.uint16 else (known, path)
-                beside = f"but {os.path.basename(shallow)} beside it has 8"
-                raise UserError(f"{deep}: more than 8 bits a pixel, {beside}; save all in one depth")
+            image = of_depth(item.images[0], read(item.images[0]), known, low_high)
             labels = read_mask(item.mask, classes) if item.mask else None
-            if labels is not None and labels.shape != image.shape[1:]:
-                sizes = [f"{array.shape[-2]}x{array.shape[-1]}" for array in (labels, image)]
-                raise UserError(f"{item.mask}: {sizes[0]}, but its image is {sizes[1]}; make them equal")
-            yield Decoded(item.name, image, labels, low_high)
+            source = of_depth(item.source, read(item.source), source_known, source_window) if item.source else None
+            for path, beside in ((item.mask, labels), (item.source, source)):
+                if beside is not None and beside.shape[-2:] != image.shape[1:]:
+                    sizes = [f"{array.shape[-2]}x{array.shape[-1]}" for array in (beside, image)]
+                    raise UserError(f"{path}: {sizes[0]}, but its image is {sizes[1]}; make them equal")
+            if source_window and source is not None:
+                source = to_grey(source, *source_window)
+            yield Decoded(item.name, image, labels, low_high, source=source)
 
 
-def depth(items: Sequence[Item], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
+def of_depth(path: str, image: np.ndarray, known: str | None, low_high) -> np.ndarray:
+    """The image, if it is of the depth of the picture `known`. Raises UserError."""
+    if (image.dtype == np.uint16) != bool(low_high):
+        deep, shallow = (path, known) if image.dtype == np.uint16 else (known, path)
+        beside = f"but {os.path.basename(shallow)} beside it has 8"
+        raise UserError(f"{deep}: more than 8 bits a pixel, {beside}; save all in one depth")
+    return image
+
+
+def depth(paths: Sequence[str], read: Callable) -> tuple[str | None, tuple[float, float] | None]:
     """A picture of the depth that most have and, if that is more than 8 bits, the window of all of that depth."""
 
     def readable(number: int) -> list[tuple[str, np.ndarray]]:
         found = []
-        for item in items[:: -(-len(items) // number)]:
+        for path in paths[:: -(-len(paths) // number) or 1]:
             with contextlib.suppress(UserError):  # it will be met again, and refused
-                found.append((item.images[0], read(item.images[0])))
+                found.append((path, read(path)))
         return found
 
     few = sorted(readable(3), key=lambda one: one[1].dtype == np.uint16)

@@ -3,7 +3,7 @@
 A set is decoded once. From then on its arrays are opened, not read: an image comes from the disk (or the system's
 cache of it) when it is asked for, so a set may be larger than memory, and the second start takes no time.
 
-A store is a folder of images.npy, labels.npy (if there are masks) and index.json. Its name holds a key of all that
+A store is a folder of images.npy, labels.npy (if there are masks), source.npy (if there are sources) and index.json. Its name holds a key of all that
 could change a pixel (made in folders.decoded). It is written under another name and renamed, so half a store is never
 found; the index holds the arrays' sizes and times, so one that was cut or overwritten is not used.
 """
@@ -24,8 +24,9 @@ def folder_of(key: str) -> Path:
     return cache.CACHE / f"slices-{key}"
 
 
-def read(key: str) -> tuple[np.ndarray, np.ndarray | None, dict] | None:
-    """Images (N, C, H, W), labels (N, H, W) or None, and the index, of a whole store; None if there is none."""
+def read(key: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, dict] | None:
+    """Images (N, C, H, W), labels (N, H, W) or None, sources (N, C, H, W) or None, and the index, of a whole store; None
+    if there is none."""
     folder = folder_of(key)
     try:
         index = json.loads((folder / "index.json").read_text())
@@ -35,7 +36,7 @@ def read(key: str) -> tuple[np.ndarray, np.ndarray | None, dict] | None:
                 return None
             # a plain array that looks at the mapped file: np.memmap's own indexing is slower
             arrays[name] = np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False))
-        return arrays["images.npy"], arrays.get("labels.npy"), index
+        return arrays["images.npy"], arrays.get("labels.npy"), arrays.get("source.npy"), index
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -49,11 +50,12 @@ def status_of(path: str | Path) -> list[int]:
 class Writer:
     """Within it, `add` appends slices to a store; when it ends without an error, the store is there. Raises OSError."""
 
-    def __init__(self, key: str, shape: tuple[int, int, int], labelled: bool):
-        """shape: (C, H, W) of every image."""
+    def __init__(self, key: str, shape: tuple[int, int, int], labelled: bool, sourced: bool = False):
+        """shape: (C, H, W) of every image and every source."""
         self.key, self.folder = key, folder_of(key)
         self.temporary = self.folder.with_name(f"{self.folder.name}.{secrets.token_hex(8)}.tmp")
         self.shapes = {"images.npy": shape} | ({"labels.npy": shape[1:]} if labelled else {})
+        self.shapes |= {"source.npy": shape} if sourced else {}
         self.index: dict = {}
         self.n = 0
 
@@ -71,9 +73,11 @@ class Writer:
             file.seek(0)
             np.lib.format.write_array_header_1_0(file, header)  # of the same length for every n: made to grow
 
-    def add(self, image: np.ndarray, label: np.ndarray | None) -> None:
-        """Append an image (C, H, W) and its labels (H, W), both uint8."""
-        for (name, file), array in zip(self.files.items(), (image, label), strict=False):  # label: only if labelled
+    def add(self, image: np.ndarray, label: np.ndarray | None, source: np.ndarray | None = None) -> None:
+        """Append an image (C, H, W), its labels (H, W) and its source (C, H, W), all uint8."""
+        arrays = {"images.npy": image, "labels.npy": label, "source.npy": source}
+        for name, file in self.files.items():
+            array = arrays[name]
             assert array.shape == self.shapes[name] and array.dtype == np.uint8
             file.write(np.ascontiguousarray(array))
         self.n += 1

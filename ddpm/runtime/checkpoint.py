@@ -2,8 +2,8 @@
 
 A checkpoint holds version, config, conditions, step, model, ema, opt. It is loaded with weights_only=True, which
 reads tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and
-what their values are called: {"mask": [...], "labels": {"contrast": [...]}}. A kind that is not there is not known, so a
-new kind refuses no old file. `opt` has the state of each optimiser in turn. A file to draw from only, such as the model
+what their values are called: {"mask": [...], "labels": {"contrast": [...]}, "source": [...], "words": [...], "vectors":
+D}. A kind that is not there is not known, so a new kind refuses no old file. `opt` has the state of each optimiser in turn. A file to draw from only, such as the model
 in the box, has no raw weights and no optimisers: `model` is {} and `opt` is [].
 
 What torch.save writes is a ZIP file with a checksum of each part. torch.load does not look at the checksums (of 400
@@ -21,7 +21,7 @@ from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
-VERSION = 3
+VERSION = 4
 PRETRAINED = Path(__file__).parents[1] / "pretrained.pt"  # the model in the box: docs/model-card.md; `make pretrained`
 KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
 
@@ -47,10 +47,12 @@ def load(path: str | Path) -> dict:
         checkpoint = from_version_1(checkpoint)
     if checkpoint["version"] == 2:
         checkpoint = from_version_2(checkpoint)
+    if checkpoint["version"] == 3:
+        checkpoint = from_version_3(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
         raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
-    if unknown := checkpoint["conditions"].keys() - {"mask", "labels"}:
+    if unknown := checkpoint["conditions"].keys() - {"mask", "labels", "source", "words", "vectors"}:
         raise UserError(f"{path}: it follows {', '.join(sorted(unknown))}, which this program does not know")
     try:
         checkpoint["config"] = Config(**checkpoint["config"])
@@ -58,14 +60,17 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path}: its configuration is not one of this version; train again with train.py") from None
     conditions = checkpoint["conditions"]
     labels = {name: tuple(values) for name, values in conditions.get("labels", {}).items()}
-    checkpoint["conditions"] = Vocabulary(tuple(conditions.get("mask", ())), labels)
+    classes, source, words = (tuple(conditions.get(kind, ())) for kind in ("mask", "source", "words"))
+    checkpoint["conditions"] = Vocabulary(classes, labels, source, words, conditions.get("vectors", 0))
     return checkpoint
 
 
 def description(vocabulary: Vocabulary) -> dict:
     """What a checkpoint's `conditions` holds."""
     labels = {name: list(known) for name, known in vocabulary.labels.items()}
-    return {"mask": list(vocabulary.classes), "labels": labels}
+    source, words = list(vocabulary.source), list(vocabulary.words)
+    kinds = {"mask": list(vocabulary.classes), "source": source, "words": words, "vectors": vocabulary.vectors}
+    return {"labels": labels, **{kind: known for kind, known in kinds.items() if known or kind == "mask"}}
 
 
 def from_version_1(checkpoint: dict) -> dict:
@@ -85,12 +90,18 @@ def from_version_1(checkpoint: dict) -> dict:
 
 
 def from_version_2(checkpoint: dict) -> dict:
-    """Version 2 knew one optimiser, and not what later became the defaults; it withheld mask and labels independently."""
-    config = dict(checkpoint["config"])
-    mask, labels = config["mask_drop"], config["label_drop"]
-    config |= {"mask_drop": mask * (1 - labels), "label_drop": labels * (1 - mask), "both_drop": mask * labels}
+    """Version 2 knew one optimiser, and not what later became the defaults."""
+    config = {**checkpoint["config"], "both_drop": 0.0}
     config |= {"lean": False, "time_mean": 0.0, "time_std": 0.0, "muon_lr": 0.0, "phantom_images": 0}
-    return {**checkpoint, "version": VERSION, "config": config, "opt": [checkpoint["opt"]]}
+    return {**checkpoint, "version": 3, "config": config, "opt": [checkpoint["opt"]]}
+
+
+def from_version_3(checkpoint: dict) -> dict:
+    """Version 3 knew masks and labels alone. Its probabilities of withholding excluded each other; now they do not, which
+    changes what a run that goes on withholds by a few in a thousand."""
+    config = dict(checkpoint["config"])
+    config["all_drop"] = config.pop("both_drop")
+    return {**checkpoint, "version": VERSION, "config": config}
 
 
 def find(path: str | Path | None = None) -> Path:

@@ -7,10 +7,12 @@ import time
 import types
 from dataclasses import fields
 
+import numpy as np
 import torch
 
 from ddpm import UserError, printable
-from ddpm.conditions import LABELS
+from ddpm.conditions import KINDS, flag_of
+from ddpm.data.texts import read_embeddings
 from ddpm.model import GUIDANCE, INTERVAL, Model, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
@@ -126,7 +128,7 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     guided = (
         "what guidance strengthens (default: all that is asked for); the rest of the condition stays in both halves"
     )
-    add("--guided", nargs="+", choices=("mask", *LABELS), help=guided)
+    add("--guided", nargs="+", choices=KINDS, help=guided)
     interval = "guide only where t / T is in between (default {} {})".format(*INTERVAL)
     add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), default=INTERVAL, help=interval)
     bf16 = "inside the network; in bf16 the batch size may show (default auto: the quicker one here)"
@@ -181,8 +183,29 @@ def label_values(name: str, wanted: str, model: Model, n: int) -> list[str]:
         raise UserError(f"--{name} {wanted}: {model.name} was trained without {name}s; leave --{name} out")
     if wanted != "none":
         raise UserError(f"--{name} {wanted}: {model.name} knows {', '.join(known)}")
-    if known and not model.config.drop_of(name):
-        raise UserError(
-            f"--{name} none: {model.name} was trained with --label-drop 0 and --both-drop 0; ask for {', '.join(known)}"
-        )
     return []
+
+
+def words_of(args, model: Model, n: int) -> np.ndarray | None:
+    """What the network takes of --prompt, for n images: numbers of words (n, L), or a vector (n, D). None without a
+    prompt. Raises UserError."""
+    known = model.vocabulary
+    if args.prompt is None:
+        if args.text_embeddings:
+            raise UserError("--text-embeddings says what vector stands for --prompt; give that too")
+        return None
+    if "words" not in known.given:
+        knows = ", ".join(flag_of(kind) for kind in known.given) or "nothing"
+        raise UserError(f"--prompt: {model.name} was trained without words; it can be asked for {knows}")
+    if args.text_embeddings and not known.vectors:
+        raise UserError(f"--text-embeddings: {model.name} has embeddings of its own; leave it out")
+    if not known.vectors:
+        try:
+            return known.numbers([args.prompt] * n)
+        except ValueError as error:
+            raise UserError(f"--prompt: {error}") from None
+    path = args.text_embeddings or model.config.text_embeddings
+    vectors = read_embeddings(path).of([args.prompt] * n)
+    if vectors.shape[1] != known.vectors:
+        raise UserError(f"{path}: vectors of {vectors.shape[1]} numbers; {model.name} was trained with {known.vectors}")
+    return vectors

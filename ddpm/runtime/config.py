@@ -36,7 +36,16 @@ class Config:
     skip_bad: bool = option(False, "count and leave out a folder's bad files instead of refusing them")
     image_channels: int = option(1, "of a folder's images: 1 grey, 3 in colour (LGG: its three contrasts)", (1, 3))
     phantom_images: int = option(0, "phantom images to train on; 0: 8,000", at_least=0, at_most=10_000_000)
-    contrast: str = option("all", "train on one of the phantom's contrasts only", ("all", "T1", "T2", "FLAIR"))
+    contrast: str = option("all", "render all of the phantom's subjects in this one", ("all", "T1", "T2", "FLAIR"))
+    source: str = option(
+        "",
+        "condition on another image of the same place: the phantom's subject in another contrast, a spoilt copy (noisy: "
+        "Rician noise; coarse: a quarter of the pixels each way), or a folder's pairs (DIR/source beside DIR/images)",
+        ("T1", "T2", "FLAIR", "noisy", "coarse", "pairs"),
+    )
+    segment: bool = option(False, "the roles turned round: draw the mask (of two classes), the image is its source")
+    words: bool = option(False, "condition on the phantom's descriptions of its images, to ask with sample.py --prompt")
+    text_embeddings: str = option("", "FILE.npz of texts and vectors (N, D) that stand for --words (tools/embed.py)")
     axis: str = option("axial", "along which a folder's volumes are cut into slices", AXES)
     spacing: float = option(
         0.0,
@@ -81,9 +90,11 @@ class Config:
     teacher_steps: int = option(
         10, "the teacher's steps in a walk; the student takes several at once", at_least=1, at_most=1000
     )
-    mask_drop: float = option(0.05, "probability that a sample's mask alone is withheld", at_least=0, at_most=1)
-    label_drop: float = option(0.05, "probability that its labels (the contrast) alone are", at_least=0, at_most=1)
-    both_drop: float = option(0.08, "probability that both are, so that both can be guided", at_least=0, at_most=1)
+    mask_drop: float = option(0.05, "probability that a sample's mask is withheld", at_least=0, at_most=1)
+    label_drop: float = option(0.05, "probability that its labels (the contrast) are", at_least=0, at_most=1)
+    source_drop: float = option(0.05, "probability that its source is", at_least=0, at_most=1)
+    words_drop: float = option(0.05, "probability that its words are", at_least=0, at_most=1)
+    all_drop: float = option(0.08, "probability that all are, so that all can be guided", at_least=0, at_most=1)
 
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide", at_least=0)
@@ -113,9 +124,10 @@ class Config:
     evaluate_every: int = option(0, "steps between small evaluations (100 samples) in the log; 0: never", at_least=0)
     tensorboard: bool = option(False, "write the log and the grids for TensorBoard too, in the run's tensorboard/")
 
-    def drop_of(self, name: str) -> float:
-        """The probability with which training withheld a condition: "mask", or a label."""
-        return self.both_drop + (self.mask_drop if name == "mask" else self.label_drop)
+    def withholds(self, name: str) -> bool:
+        """Whether training withholds a condition now and then: "mask", "source", "words", or a label."""
+        alone = {"mask": self.mask_drop, "source": self.source_drop, "words": self.words_drop}
+        return self.all_drop > 0 or alone.get(name, self.label_drop) > 0
 
     @cached_property
     def few_times(self) -> tuple[int, ...]:
@@ -134,7 +146,7 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
-    *("steps", "grad_accum", "device", "threads", "out", "data", "masks"),
+    *("steps", "grad_accum", "device", "threads", "out", "data", "masks", "text_embeddings"),
     *("log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
 )
 
@@ -215,6 +227,7 @@ def make_config(preset: str, given: dict) -> Config:
         ]
     if misplaced:
         raise UserError(f"{flag(misplaced[0])} has no meaning with --data {config.data}; leave it out")
+    check_conditions(config)
     if config.objective == "eps" and config.zero_terminal_snr:
         raise UserError("--objective eps is undefined with --zero-terminal-snr (x_T holds no signal); use v or x_0")
     try:
@@ -223,13 +236,35 @@ def make_config(preset: str, given: dict) -> Config:
         fewer = "to sample in fewer steps use sample.py --sample-steps"
         raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
     check_few_steps(config, given)
-    if config.mask_drop + config.label_drop + config.both_drop > 1:
-        raise UserError("--mask-drop, --label-drop and --both-drop are more than 1 together; they exclude each other")
     if config.grad_accum > config.batch_size:
         raise UserError(f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} images")
     if not all(0 <= level < len(config.mults) for level in config.attention):
         raise UserError(f"--attention {config.attention} names a level that --mults {config.mults} does not have")
     return config
+
+
+def check_conditions(config: Config) -> None:
+    """Raises UserError for conditions that the data has not, or that do not go together."""
+    phantom = config.data == "phantom"
+    if config.source in (("pairs",) if phantom else ("T1", "T2", "FLAIR")):
+        have = "T1, T2, FLAIR, noisy and coarse" if phantom else "noisy and coarse, and pairs if DIR/source is there"
+        raise UserError(f"--source {config.source}: --data {config.data} has {have}")
+    if config.source and config.source == config.contrast:
+        raise UserError(f"--source {config.source} is what --contrast {config.contrast} asks for; name another")
+    if config.segment and (config.source or config.labels == "none" or config.image_channels != 1):
+        raise UserError(
+            "--segment draws masks, and the image is the source: leave --source, --labels none and colour out"
+        )
+    if config.segment and config.labels != "lesion":
+        raise UserError(f"--segment draws masks of two classes, not the label set {config.labels}; leave --labels out")
+    if config.segment and config.num_classes != 2:
+        raise UserError(f"--segment draws masks of two classes, not of --num-classes {config.num_classes}")
+    if (config.words or config.text_embeddings) and not phantom:
+        raise UserError(f"--words are the phantom's; --data {config.data} has none, leave --words out")
+    if config.text_embeddings and not config.words:
+        raise UserError("--text-embeddings says how --words enter; give that too")
+    if config.words and config.flip:
+        raise UserError("--flip makes left and right one, and --words tell them apart; leave one of them out")
 
 
 def check_few_steps(config: Config, given: dict) -> None:

@@ -116,8 +116,9 @@ def learn_from(training: Training, vocabulary: Vocabulary) -> None:
 def start_from(training: Training, vocabulary: Vocabulary) -> None:
     """Give a new training the averaged weights of the checkpoint --init, or of its teacher.
 
-    A class of the mask, or a label's value, finds the weights of the one with its name; those that the checkpoint does
-    not know keep the weights they were drawn with, and are named. Raises UserError if the network is another one.
+    A class of the mask, a label's value, a source or a word finds the weights of the one with its name; those that the
+    checkpoint does not know keep the weights they were drawn with, but for a source's, which are 0, so that the network
+    begins as the checkpoint's; all are named. Raises UserError if the network is another one.
     """
     config, flagged = training.config, "--teacher" if training.config.teacher else "--init"
     path = checkpoint.find(config.teacher or config.init)
@@ -132,10 +133,15 @@ def start_from(training: Training, vocabulary: Vocabulary) -> None:
         here, there = shapes.get((layer, name)), known.get((layer, name))
         if here != there and not (name and None in (here, there)):
             raise UserError(f"{flagged} {path} is another network (see {layer}); give the flags it was trained with")
-    for part in shapes.keys() & known.keys():
-        ours[part].copy_(theirs[part])
+    for part in ours:
+        if part in theirs:
+            ours[part].copy_(theirs[part])
+        elif part[1].startswith("source "):
+            ours[part].zero_()
     training.ema.load_state_dict(training.unet.state_dict())
-    anew = [f"{name} ({layer.split('.')[-2]})" for layer, name in ours if (layer, name) not in theirs]
+    missing = [(layer, name) for layer, name in ours if (layer, name) not in theirs]
+    anew = ["words" if layer.startswith("words.") else f"{name} ({layer.split('.')[-2]})" for layer, name in missing]
+    anew = dict.fromkeys(anew)
     print(f"weights of {path}, step {loaded['step']}" + f"; anew: {', '.join(anew)}" * bool(anew))
 
 
@@ -144,11 +150,16 @@ def parts_of(weights: dict, vocabulary: Vocabulary, image_channels: int) -> dict
     which have the name ""."""
     parts = {}
     for layer, weight in weights.items():
-        if layer == "conv_in.weight":  # its columns: the image's channels, then the mask's
-            columns = weight.chunk(image_channels + len(vocabulary.classes), dim=1)
-            names = [f"image {channel}" for channel in range(image_channels)] + list(vocabulary.classes)
+        if layer == "conv_in.weight":  # its columns: the image's channels, the mask's, the source's
+            names = [f"image {channel}" for channel in range(image_channels)]
+            names += [*vocabulary.classes, *(f"source {name}" for name in vocabulary.source)]
+            columns = weight.chunk(len(names), dim=1)
         elif layer.startswith("labels."):  # its rows: null, then the values
             columns, names = weight.split(1), ["none given", *vocabulary.labels[layer.split(".")[1]]]
+        elif layer == "words.table.weight":  # its rows: no word, then the words
+            columns, names = weight.split(1), ["no word", *vocabulary.words]
+        elif layer.startswith("words."):
+            columns, names = [weight], ["all words"]
         else:
             columns, names = [weight], [""]
         parts |= {(layer, name): part for name, part in zip(names, columns, strict=True)}
@@ -157,7 +168,9 @@ def parts_of(weights: dict, vocabulary: Vocabulary, image_channels: int) -> dict
 
 def describe(vocabulary: Vocabulary) -> str:
     parts = {"classes": vocabulary.classes, **{f"{name}s": values for name, values in vocabulary.labels.items()}}
-    return ", ".join(f"{name} {list(values)}" for name, values in parts.items())
+    parts |= {name: known for name, known in (("source", vocabulary.source), ("words", vocabulary.words)) if known}
+    told = [f"{name} {list(values)}" for name, values in parts.items()]
+    return ", ".join(told + [f"vectors of {vocabulary.vectors} numbers for texts"] * bool(vocabulary.vectors))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -56,5 +56,7 @@ def check_flags(request: Request, known, found: Layout) -> None:
         for flag, given in (("--axis", request.config.axis != "axial"), ("--spacing", request.config.spacing)):
             if given:
                 raise UserError(f"{flag}: {request.root} holds {found.about}, which are slices already; leave it out")
+    if request.config.source == "pairs" and not any(item.source for item in found.items):
+        raise UserError(f"--source pairs: {found.about} have none; put DIR/source beside DIR/images, see docs/data.md")
     if request.config.volume >= 0 and known is not nifti:
         raise UserError(f"--volume {request.config.volume}: {found.about} hold no series to choose from; leave it out")

@@ -1,4 +1,4 @@
-"""DIR/{train,val,test}/{images,masks}/[SUBJECT/]NAME.png: pictures in splits of their own."""
+"""DIR/{train,val,test}/{images,masks,source}/[SUBJECT/]NAME.png: pictures in splits of their own."""
 
 from dataclasses import replace
 
@@ -15,7 +15,8 @@ def recognise(request: Request) -> Layout | None:
     items = []
     for split in splits:
         masks = request.masks / split if request.masks else request.root / split / "masks"
-        items += [replace(item, split=split) for item in pair(request, request.root / split / "images", masks)]
+        here = request.root / split
+        items += [replace(item, split=split) for item in pair(request, here / "images", masks, here / "source")]
     lonely = [item for item in items if item.mask is None]
     if lonely and len(lonely) < len(items):
         there = f"{lonely[0].images[0]}: {lonely[0].split}/"
