@@ -296,11 +296,11 @@ def read_sources(wanted: str | None, model: Model) -> dict[str, np.ndarray]:
 
 def paired(masks: dict[str, np.ndarray | None], sources: dict[str, np.ndarray]) -> dict[str, Asked]:
     """Masks and sources by their common names; a single one goes with all of the others. Raises UserError."""
-    if not sources or len(sources) == 1 and None not in masks.values():
+    first = next(iter(masks.values()))
+    if not sources or (len(sources) == 1 and first is not None):
         return {name: Asked(mask, next(iter(sources.values()), None)) for name, mask in masks.items()}
     if len(masks) == 1:
-        (mask,) = masks.values()
-        return {name: Asked(mask, source) for name, source in sources.items()}
+        return {name: Asked(first, source) for name, source in sources.items()}
     if lonely := sorted(masks.keys() ^ sources.keys()):
         has, lacks = ("mask", "source") if lonely[0] in masks else ("source", "mask")
         raise UserError(

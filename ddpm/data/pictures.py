@@ -27,9 +27,9 @@ def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
 def pair(request: Request, images: Path, masks: Path | None, sources: Path | None = None) -> list[Item]:
     """The pictures below `images`, each with the mask of the same name below `masks` (if masks are asked for, and are
     there or were named by --masks) and the source of the same name below `sources` (under --source pairs). A folder below
-    `images` is a subject. Raises UserError where sources are asked for and the layout has none."""
+    `images` is a subject. Raises UserError."""
     paired = request.with_masks and masks is not None and (request.masks is not None or masks.is_dir())
-    sourced = request.config.source == "pairs"
+    sourced = request.config.source == "pairs" and sources is not None
     named, labelled, shown = pictures_below(request, images, to_pair=paired or sourced), {}, {}
     if paired:
         labelled = pictures_below(request, masks, to_pair=True)
