@@ -1,0 +1,361 @@
+"""Words as a condition: what the phantom says of its images, and prompts."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_image_to_image import pixels, trained  # noqa: F401 (a fixture)
+
+import sample
+import train
+from ddpm import UserError
+from ddpm.conditions import Condition, Vocabulary, split_words
+from ddpm.data import descriptions, phantom
+from ddpm.data.descriptions import PARTS, WORDS, all_said, asked, contradictions, describe, held_out, some, text
+from ddpm.data.sources import load_data
+from ddpm.data.texts import read_embeddings
+from ddpm.model import Sampling, draw, load_model, predictor
+from ddpm.runtime.config import Config
+from ddpm.unet import UNet
+
+MM = phantom.FOV / 64  # a pixel of 64 x 64
+
+
+def patch(u, v, mm2, size=(64, 64)):
+    """A square lesion of that area, its middle u mm to the image's right and v mm below its middle."""
+    pixel = phantom.FOV / min(size)
+    half = np.sqrt(mm2) / 2
+    y, x = np.mgrid[: size[0], : size[1]] - np.reshape([(size[0] - 1) / 2, (size[1] - 1) / 2], (2, 1, 1))
+    return (abs(x * pixel - u) < half) & (abs(y * pixel - v) < half)
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    "u, v, mm2, expected",
+    [
+        (50, 0, 300, ("small", "left", "lateral")),  # the image's right is the patient's left
+        (-50, 0, 300, ("small", "right", "lateral")),
+        (0, 0, 500, ("medium", "midline", "central")),
+        (15, -60, 500, ("medium", "left", "frontal")),  # up is to the front
+        (-30, 70, 1200, ("large", "right", "posterior")),
+        (20, 10, 500, ("medium", "left", "central")),
+        (2, -60, 1200, ("large", "midline", "frontal")),
+    ],
+)
+@pytest.mark.parametrize("size", [(64, 64), (128, 128), (128, 160)])
+def test_size_side_and_region_follow_their_rules(u, v, mm2, expected, size):
+    said = describe(patch(u, v, mm2, size), "T2")
+    assert tuple(said[part] for part in ("size", "side", "region")) == expected
+    assert said["presence"] == "lesion" and said["contrast"] == "T2"
+
+
+def test_left_is_where_the_phantom_says_it_is():
+    """A subject's lesion lies in the world, x to the patient's right: so left is x below the middle's."""
+    sides = []
+    for i in range(60):
+        subject = phantom.draw_subject(0, "train", i)
+        _, labels = phantom.render(subject, 64)
+        said = describe(labels == phantom.LESION_LABEL)
+        if said.get("side") in ("left", "right"):
+            sides.append((said["side"], subject.lesion.centre[0] < 0))
+    assert len(sides) > 30 and {("left", True), ("right", False)} == set(sides)
+
+
+def test_a_description_is_a_sentence():
+    assert text(describe(patch(20, -60, 1200), "FLAIR")) == "axial FLAIR, large lesion, left frontal"
+    assert text(describe(np.zeros((64, 64), bool), "T1")) == "axial T1, no lesion"
+    assert text({"presence": "lesion", "side": "left"}) == "axial, lesion, left"
+    assert text({}) == "axial"
+
+
+def test_every_description_is_in_words_that_are_known_and_says_what_it_said():
+    numbers = Vocabulary(words=WORDS).numbers([text(said) for said in all_said()])
+    assert len({tuple(sorted(row)) for row in numbers.tolist()}) == len(all_said()) == 328  # and no two are the same
+    for said in all_said():
+        assert asked(text(said)) == {part: [value] for part, value in said.items()}
+        assert contradictions(text(said), []) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000))
+def test_parts_are_left_out_and_none_is_made_up(seed):
+    random = np.random.default_rng(seed)
+    said = describe(patch(20, -60, 1200), "FLAIR")
+    kept = some(said, random)
+    assert kept.items() <= said.items() and kept in all_said()
+    assert "presence" in kept or not {"size", "side", "region"} & kept.keys()
+
+
+def test_a_part_in_eight_of_the_combinations_is_held_out_and_no_value_never_seen():
+    every = [said for said in all_said() if len(said) == len(PARTS)]
+    out = [said for said in every if held_out(said)]
+    assert out == descriptions.combinations_held_out() and 0.1 < len(out) / len(every) < 0.2
+    kept = [said for said in every if said not in out]
+    for a, b in itertools.combinations(
+        [part for part in PARTS if part != "presence"], 2
+    ):  # each pair of values is seen
+        pairs = {(said[a], said[b]) for said in kept}
+        assert pairs == set(itertools.product(PARTS[a], PARTS[b]))
+
+
+def test_training_sees_no_combination_that_is_held_out_and_words_that_are_true(small_phantom):
+    config = Config(image_size=[32, 32], words=True)
+    train_data, val = load_data(config, "train"), load_data(config, "val")
+    assert len(train_data) < phantom.SPLITS["train"] and len(val) == phantom.SPLITS["val"]
+    for data in (train_data, val):
+        for mask, contrast, numbers in zip(data.masks, data.labels["contrast"], data.words, strict=True):
+            said = describe(mask == 1, phantom.CONTRASTS[contrast - 1])
+            told = {data.vocabulary.words[n - 1] for n in numbers if n}
+            assert told <= set(split_words(text(said))) | {"axial"} and "axial" in told
+            assert data is val or not held_out(said)
+    config = Config(image_size=[32, 32], words=True, source="T1")
+    assert load_data(config, "train").vocabulary.given == ("mask", "source", "words", "contrast")
+
+
+@pytest.mark.parametrize(
+    "prompt, mask, says",
+    [
+        ("large lesion, left frontal", patch(-50, -60, 1200), "the prompt says left, the mask right"),
+        ("no lesion", patch(-50, -60, 1200), "the prompt says no lesion, the mask lesion"),
+        ("small lesion", np.zeros((64, 64), bool), "the prompt says lesion, the mask no lesion"),
+        ("T1 T2", None, "the prompt says T1 and T2"),
+        ("no lesion, left", None, "the prompt says no lesion, and left"),
+        ("large lesion, right frontal", patch(-50, -60, 1200), None),
+    ],
+)
+def test_contradictions_are_found(prompt, mask, says):
+    found = contradictions(prompt, [] if mask is None else [("the mask", describe(mask))])
+    assert found == ([] if says is None else [says]) or (says is not None and says in found)
+
+
+# The network
+
+
+def test_words_enter_with_the_time_their_order_does_not_and_none_is_null():
+    unet = UNet(1, Vocabulary(words=("a", "b", "c")), channels=16, mults=(1, 2), blocks=1, attention=())
+    for weight in unet.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    unet.words.table.weight.data[0] = 0
+    x, t = torch.zeros(1, 1, 8, 8), torch.tensor([3])
+
+    def answer(*numbers):
+        return unet(x, t, Condition(words=torch.tensor([numbers])))
+
+    assert torch.allclose(answer(1, 2), answer(2, 1, 0), atol=1e-5) and torch.equal(answer(0, 0), unet(x, t))
+    answers = [answer(0), answer(1), answer(2), answer(1, 2), answer(1, 1)]
+    assert all((a - b).abs().max() > 1e-4 for a, b in itertools.combinations(answers, 2))
+    for wrong in (torch.tensor([[0.5]]), torch.tensor([[1], [2]]), torch.tensor([1])):
+        with pytest.raises(ValueError, match="words are"):
+            unet(x, t, Condition(words=wrong))
+    with pytest.raises(ValueError, match="this network takes none"):
+        UNet(1, channels=16, mults=(1, 2), blocks=1, attention=())(x, t, Condition(words=torch.tensor([[1]])))
+
+
+def test_the_null_word_learns_nothing():
+    words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
+    assert not words(torch.tensor([[1, 0]])).any()  # it starts silent
+    torch.nn.init.normal_(words.layer_2.weight)
+    words(torch.tensor([[1, 0]])).sum().backward()
+    gradient = words.table.weight.grad
+    assert gradient[1].abs().max() > 0 and gradient[0].abs().max() == gradient[2].abs().max() == 0
+
+
+# All conditions in one model
+
+
+@pytest.fixture
+def everything(trained):  # noqa: F811
+    return load_model(trained("--words", "--source", "T1"))
+
+
+def condition_of(model, n=2):
+    masks, source = (
+        np.arange(n * 1024).reshape(n, 32, 32) % 2,
+        np.random.default_rng(0).random((n, 1, 32, 32), np.float32),
+    )
+    words = model.vocabulary.numbers(["FLAIR, large lesion", "no lesion"][:n])
+    return model.vocabulary.condition(masks, source, words, contrast=["FLAIR", "T2"][:n])
+
+
+def test_each_kind_moves_the_image_alone_and_beside_the_others(everything):
+    whole = condition_of(everything)
+    assert whole.given == everything.vocabulary.given == ("mask", "source", "words", "contrast")
+    x_t, t = torch.randn(2, 1, 32, 32), torch.tensor([900, 500])
+    null = everything.unet(x_t, t)
+    for kind in whole.given:
+        alone = whole.map(lambda name, x, kind=kind: x if name == kind else torch.zeros_like(x))
+        without = whole.map(lambda name, x, kind=kind: torch.zeros_like(x) if name == kind else x)
+        assert (everything.unet(x_t, t, alone) - null).abs().amax((1, 2, 3)).min() > 1e-5, kind
+        assert (everything.unet(x_t, t, without) - everything.unet(x_t, t, whole)).abs().amax((1, 2, 3)).min() > 1e-5, (
+            kind
+        )
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_every_kind_is_guided_alone_and_together(everything, number):
+    """u + k (c - u), u without what is guided and with all else: x_0_hat is affine in the network's answer."""
+    whole, x_t = condition_of(everything), 0.1 * torch.randn(2, 1, 32, 32)
+    t = torch.tensor([700, 700])
+    c = everything.unet(x_t, t, whole)
+    for guided in itertools.combinations(whole.given, number):
+        how = Sampling(guidance=2.5, guided=guided, interval=(0, 1)).complete(everything, whole.given)
+        found = predictor(everything, whole, how)(x_t, 700)
+        u = everything.unet(x_t, t, whole.map(lambda name, x, g=guided: torch.zeros_like(x) if name in g else x))
+        expected = everything.schedule.x_0_from("v", u + 2.5 * (c - u), x_t, 700).clamp(-1, 1)
+        assert torch.allclose(found, expected, atol=1e-4), guided
+
+
+def test_training_leaves_out_every_subset(everything):
+    from ddpm.training import draw_batch
+
+    data = load_data(everything.config, "train")
+    config = Config(image_size=[32, 32], batch_size=64, mask_drop=0.5, label_drop=0.5, source_drop=0.5, words_drop=0.5)
+    seen = set()
+    for step in range(6):
+        _, condition = draw_batch(data, config, step)
+        gone = [(x.reshape(64, -1) == 0).all(dim=1) for x in condition.parts.values()]
+        seen |= {tuple(row) for row in torch.stack(gone, dim=1).tolist()}
+    assert len(seen) == 2**4
+
+
+# Prompts
+
+
+def test_a_prompt_changes_the_image_and_the_same_words_do_not(trained):  # noqa: F811
+    ckpt = trained("--words", "--source", "T1")
+    drawn = {}
+    for name, prompt in (
+        ("a", "FLAIR, large lesion, left"),
+        ("b", "a left lesion: large; flair"),
+        ("c", "T2, no lesion"),
+    ):
+        assert sample.main(["--ckpt", ckpt, "--prompt", prompt, "--sample-steps", "3", "--n", "1", "--out", name]) == 0
+        drawn[name] = pixels(f"{name}/unconditional_0.png")
+    assert np.abs(drawn["a"] - drawn["b"]).max() <= 1 < np.abs(drawn["a"] - drawn["c"]).max()
+
+
+def test_a_contradiction_between_prompt_and_mask_is_told_and_both_go_in(trained, capsys):  # noqa: F811
+    from PIL import Image
+
+    ckpt = trained("--words", "--source", "T1")
+    Image.fromarray(255 * patch(50, 0, 1500, (32, 32)).astype(np.uint8)).save("m.png")
+    flags = ["--ckpt", ckpt, "--mask", "m.png", "--sample-steps", "2", "--n", "1"]
+    assert sample.main([*flags, "--prompt", "FLAIR, lesion, right", "--contrast", "T2", "--out", "a"]) == 0
+    told = capsys.readouterr().out
+    assert "note: the prompt says right, m's mask left" in told
+    assert "note: the prompt says FLAIR, --contrast T2" in told
+    assert sample.main([*flags, "--prompt", "FLAIR, lesion, left", "--out", "b"]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "prompt, says",
+    [
+        ("glioma in the pons", "unknown: glioma, pons; known are axial, t1"),
+        ("x" * 10_000, "10,000 characters, more than 200"),
+        (" ", "no word"),
+    ],
+)
+def test_a_prompt_that_is_not_understood_draws_nothing(trained, prompt, says, capsys):  # noqa: F811
+    assert sample.main(["--ckpt", trained("--words", "--source", "T1"), "--prompt", prompt, "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and len(error) < 400 and not Path("o").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--prompt", "left"], "was trained without words; it can be asked for --mask, --contrast"),
+        (["--text-embeddings", "f.npz"], "give that too"),
+        (["--guided", "words", "--guidance", "2", "--mask"], "needs --prompt"),
+    ],
+)
+def test_a_model_without_words_says_what_it_knows(ckpt, flags, says, capsys):
+    assert sample.main(["--ckpt", ckpt, *flags, "--out", "o"]) == 2
+    assert says in capsys.readouterr().err and not Path("o").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--words", "--flip"], "--flip makes left and right one"),
+        (["--words", "--data", "d"], "the phantom's"),
+        (["--text-embeddings", "f.npz"], "give that too"),
+        (["--words", "--text-embeddings", "f.npz"], "f.npz: no such file"),
+    ],
+)
+def test_words_that_cannot_be_learnt_are_refused(flags, says, capsys):
+    assert train.main(["--preset", "tiny", *flags]) == 2
+    assert says in capsys.readouterr().err and not Path("results").exists()
+
+
+# Vectors of another program
+
+
+def write_vectors(path, texts, width=12, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(len(texts), width)).astype(np.float16)
+    np.savez(path, texts=np.array(texts), vectors=vectors)
+    return str(path)
+
+
+def test_vectors_stand_for_texts_in_training_and_in_prompts(small_phantom, capsys):
+    texts = [text(said) for said in all_said()]
+    file = write_vectors("v.npz", [*texts, "a big bright thing"])
+    flags = [
+        "--preset",
+        "tiny",
+        "--steps",
+        "2",
+        "--words",
+        "--text-embeddings",
+        file,
+        "--out",
+        "run",
+        "--words-drop",
+        "0",
+    ]
+    assert train.main(flags) == 0
+    model = load_model("run")
+    assert model.vocabulary.vectors == 12 and not model.vocabulary.words and "words" in model.vocabulary.given
+    data = load_data(model.config, "val")
+    assert data.words.shape == (len(data), 12) and data.words.dtype == np.float32
+    asks = ["--ckpt", "run", "--sample-steps", "2", "--n", "1"]
+    assert sample.main([*asks, "--prompt", "a big bright thing", "--out", "a"]) == 0
+    write_vectors("other.npz", ["something else"])
+    assert sample.main([*asks, "--prompt", "something else", "--text-embeddings", "other.npz", "--out", "b"]) == 0
+    assert sample.main([*asks, "--prompt", "something else", "--out", "c"]) == 2
+    assert "v.npz: no vector of 'something else'" in capsys.readouterr().err
+    write_vectors("wide.npz", ["something else"], width=13)
+    assert sample.main([*asks, "--prompt", "something else", "--text-embeddings", "wide.npz"]) == 2
+    assert "wide.npz: vectors of 13 numbers" in capsys.readouterr().err
+    *_, (_, x_0) = draw(model, Condition(words=torch.zeros(1, 12)), [0], Sampling(steps=2))
+    *_, (_, null) = draw(model, Condition(), [0], Sampling(steps=2))
+    assert torch.allclose(x_0, null, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (dict(texts=["a"], vectors=np.ones((2, 3))), r"\(N,\) and \(N, D\)"),
+        (dict(texts=["a", "b"], vectors=np.array([[1.0], [np.nan]])), "the vector of 'b'"),
+        (dict(texts=["a"], vectors=np.ones((1, 3), int)), "are needed"),
+        (dict(texts=["a"]), "damaged, or not a .npz"),
+        (dict(texts=np.zeros(0, str), vectors=np.zeros((0, 3))), "are needed"),
+    ],
+)
+def test_a_file_of_vectors_that_is_broken_is_named(spoil, says):
+    np.savez("v.npz", **spoil)
+    with pytest.raises(UserError, match=says):
+        read_embeddings("v.npz")
+
+
+def test_texts_without_a_vector_are_named_before_training(small_phantom, capsys):
+    write_vectors("v.npz", ["axial"])
+    assert train.main(["--preset", "tiny", "--words", "--text-embeddings", "v.npz", "--out", "run"]) == 2
+    assert "v.npz: no vector of 'axial" in capsys.readouterr().err and not Path("run").exists()
