@@ -55,6 +55,9 @@ def compare(args) -> tuple[Comparison, str]:
     model = load_model(distributed.broadcast(checkpoint.find, args.ckpt), "ema", pick_device(args.device))
     if not model.vocabulary.classes and {QUESTIONS[name].needs for name in args.metrics} == {"masks"}:
         raise UserError(f"--metrics {args.metrics[0]}: {model.name} was trained without masks")
+    if model.config.segment:
+        print(f"{model.name} draws masks: how like the true ones they are is asked, all else is of images")
+        args.metrics = ["paired"]
     sampling = distributed.broadcast(sampling_of, args)
     return from_model(model, sampling, args.batch_size, *rest), f"{model.name}, step {model.step}"
 

@@ -1,7 +1,9 @@
 """A source image as a condition: what it is, how it enters, and that what is drawn follows it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +11,16 @@ import torch
 from PIL import Image
 from small_sets import noise, write
 
+import evaluate
 import sample
 import train
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
-from ddpm.data import phantom
+from ddpm.data import Slices, phantom
 from ddpm.data.images import to_float
 from ddpm.data.sources import COARSE, NOISE, coarse, load_data, noisy, turned_round
+from ddpm.evaluation.comparison import Comparison
+from ddpm.evaluation.questions import paired_truth
 from ddpm.forward import training_target
 from ddpm.model import Sampling, draw, load_model
 from ddpm.runtime import checkpoint
@@ -372,3 +377,47 @@ def test_of_one_step_the_target_is_the_image_and_the_draw_is_the_answer(trained)
     assert [t for t, _ in seen] == [1000, 0]
     answer = -model.unet(seen[0][1], t, Condition(source=source)).clamp(-1, 1)
     assert torch.allclose(seen[1][1], answer, atol=1e-3)
+
+
+# How close to the truth
+
+
+def compared_to(truth, drawn, **settings):
+    """A comparison of samples (N, C, H, W) with the paired truth, as evaluate.py makes it."""
+    data = Slices(truth, None, {}, Vocabulary(source=("T1",)), source=truth)
+    both = np.arange(len(truth))
+    model = SimpleNamespace(config=Config(**settings))
+    return Comparison(replace(data, images=drawn), data, both, both, None, model=model)
+
+
+def test_closeness_is_to_the_very_image_of_the_source():
+    """A difference of d everywhere has a PSNR of 20 log10(255 / d); another subject's image is further away."""
+    truth = noise(0, size=(50, 1, 16, 16), top=200)
+    rows = {row.metric: row for row in paired_truth(compared_to(truth, truth + np.uint8(10)))}
+    psnr = rows["PSNR to the paired truth [dB]"]
+    assert psnr.samples == pytest.approx(20 * np.log10(255 / 10)) and psnr.wrong < 15
+    assert rows["SSIM to the paired truth"].samples > 0.95 > rows["SSIM to the paired truth"].wrong
+
+
+def test_of_drawn_masks_the_overlap_is_asked():
+    truth = np.zeros((50, 1, 16, 16), np.uint8)
+    truth[:40, :, 4:8, 4:8] = 255  # the others are empty, and do not count
+    drawn = np.zeros_like(truth)
+    drawn[:, :, 4:8, 6:10] = 128  # half of it, and as much beside it
+    (row,) = paired_truth(compared_to(truth, drawn, segment=True))
+    assert row.samples == pytest.approx(0.5) and "40 images" in row.note
+
+
+def test_evaluate_asks_a_translation_for_closeness_and_a_segmentation_for_nothing_else(trained, capsys):
+    flags = ["--n", "40", "--sample-steps", "2"]
+    kinds = ["--metrics", "paired", "spectrum"]
+    assert evaluate.main(["--ckpt", trained("--source", "coarse"), *flags, *kinds, "--out", "a"]) == 0
+    metrics = [row["metric"] for row in json.loads(Path("a/report.json").read_text())["rows"]]
+    assert metrics[:3] == [
+        "power spectrum, difference [dB]",
+        "grey levels, distance [of 255]",
+        "PSNR to the paired truth [dB]",
+    ]
+    assert evaluate.main(["--ckpt", trained("--segment"), *flags, "--out", "b"]) == 0
+    metrics = [row["metric"] for row in json.loads(Path("b/report.json").read_text())["rows"]]
+    assert metrics == ["Dice of the mask that is drawn"] and "draws masks" in capsys.readouterr().out

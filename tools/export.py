@@ -55,7 +55,9 @@ def main(argv):
     safetensors, _ = library("safetensors.torch"), library("onnx")  # torch's exporter wants the second
     path = checkpoint.find(args.ckpt)
     model, stored = load_model(path), checkpoint.load(path)
-    known = ("mask",) * bool(model.vocabulary.classes) + tuple(model.vocabulary.labels)
+    if beyond := [kind for kind in ("source", "words") if kind in model.vocabulary.given]:
+        raise UserError(f"{path}: it follows {' and '.join(beyond)}; only masks and labels are exported so far")
+    known = model.vocabulary.given
     sampling = Sampling(args.sampler, args.sample_steps, args.guidance).complete(model, known)
     about = {"config": asdict(model.config), "conditions": checkpoint.description(model.vocabulary), "step": model.step}
     weights = {name: weight.contiguous() for name, weight in stored["ema"].items()}

@@ -150,7 +150,7 @@ def from_model(
         found = f"{len(chosen)} images for samples and {len(others)} of other subjects, {least} and 40 are needed"
         raise UserError(f"--n {wanted}: {split} gives {found}; try a smaller --n or another --seed")
     check_writable(out)
-    how = how.complete(model, ("mask",) * bool(real.classes) + tuple(real.labels))
+    how = how.complete(model, real.vocabulary.given)
     drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, {how.guidance_text}"
     drawn += f", {how.precision}, seed {seed}"
     print(f"{model.name}: step {model.step}, ema weights; samples: {drawn}; {len(others)} other images of {split}")
@@ -159,7 +159,7 @@ def from_model(
     extractor = own or features.segmenter_features(judge, judged_by)
     choices = {
         "model": f"{model.name}, step {model.step}, averaged weights",
-        "samples": f"{drawn}, for the masks and labels of {len(chosen)} images of {split}",
+        "samples": f"{drawn}, for {' and '.join(real.vocabulary.given) or 'nothing'} of {len(chosen)} images of {split}",
         "real images": f"{len(others)} others of {split}; in the place of samples: the real images of the same masks",
         "features": f"{extractor}, of images of {samples.shape[2]}x{samples.shape[3]}, 8 bits",
         "judge of masks": f"segmenter {judged_by} [{judge.fingerprint()}]",

@@ -26,7 +26,7 @@ from ddpm.metrics.kid import kid as kernel_distance
 from ddpm.metrics.manifold import memorisation as nearer_than_held_out
 from ddpm.metrics.manifold import precision_recall_density_coverage
 from ddpm.metrics.margin import margin
-from ddpm.metrics.paired import dice
+from ddpm.metrics.paired import dice, psnr, ssim
 from ddpm.metrics.segmenter import train_segmenter
 from ddpm.metrics.spectrum import histogram_distance, spectrum_difference_db
 from ddpm.metrics.two_sample import two_sample_test
@@ -225,6 +225,30 @@ def condition_fidelity(c: Comparison) -> list[Row]:
     return rows
 
 
+def paired_truth(c: Comparison) -> list[Row]:
+    """How close is a sample to the very image that its source belongs to? Of a network that draws masks: how alike are the
+    two masks? A single draw is asked here: the mean of several comes closer (docs/uses.md)."""
+    if c.samples.source is None:
+        return []
+    (ours, truth), subjects = (torch.from_numpy(data.images) for data in (c.samples, c.stand_in)), c.samples.subjects
+
+    def row(metric: str, measure, **rest) -> Row:
+        wrong = None if c.partners is None else float(measure(ours[c.partners]).mean())
+        return average(c, metric, measure(ours).numpy(), subjects, wrong=wrong, **rest)
+
+    if c.model.config.segment:
+        marked = (truth >= 128).flatten(1).sum(1).numpy() >= SMALL
+        ours, truth, subjects = ours[marked], truth[marked], subjects[marked]
+        alike = dice(ours >= 128, truth >= 128).numpy()
+        note = f"one draw each, {len(alike)} images with {SMALL} pixels or more of it"
+        return [average(c, "Dice of the mask that is drawn", alike, subjects, goal="1", note=note)]
+    note = "one draw each; draws that differ as they should are 3 dB below their mean"
+    return [
+        row("PSNR to the paired truth [dB]", lambda x: psnr(x, truth, 255.0), goal="high", note=note),
+        row("SSIM to the paired truth", lambda x: ssim(x, truth, 255.0), goal="1"),
+    ]
+
+
 def train_on_synthetic(c: Comparison) -> list[Row]:
     """Train on synthetic, test on real: a segmenter trained on samples alone, and one trained on as many real images
     of the same masks, are both tested on real images of other subjects."""
@@ -286,6 +310,7 @@ QUESTIONS = {
     "spectrum": Question(spectrum, "power spectrum and grey levels"),
     "memorisation": Question(memorisation, "nearest training images (with --ckpt)", "model"),
     "mask": Question(condition_fidelity, "does the image obey the mask, and the contrast? (with --ckpt)", "model"),
+    "paired": Question(paired_truth, "closeness to the truth that a source belongs to (with --ckpt)", "model"),
     "two-sample": Question(two_sample, "can a network tell samples from real images? (about a minute)"),
     "useful": Question(train_on_synthetic, "train on synthetic, test on real (with --ckpt; minutes)", "masks", False),
     "likelihood": Question(likelihood, "bits per dimension (with --ckpt; a minute)", "model", False),

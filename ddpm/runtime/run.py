@@ -209,8 +209,12 @@ class Run:
             print(f"lowest validation loss: {self.saved()[best]}")
         python = sys.executable.removeprefix(os.getcwd() + os.sep) if ".venv" in sys.executable else "python"
         masked = bool(self.held_out.classes)
-        mask = " --mask" * masked + " PATH" * (masked and self.config.data != "phantom")
-        print(f"samples: {self.folder}/samples; next: {python} sample.py{mask}")
+        asks = " --mask" * masked + " PATH" * (masked and self.config.data != "phantom")
+        if self.held_out.source is not None:
+            asks = " --source PATH"
+        elif self.config.words:
+            asks = " --prompt TEXT"
+        print(f"samples: {self.folder}/samples; next: {python} sample.py{asks}")
 
 
 class Onlooker:
