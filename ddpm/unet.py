@@ -203,9 +203,11 @@ class UNet(nn.Module):
         self.labels = nn.ModuleDict(
             {name: nn.Embedding(len(known) + 1, c_time) for name, known in vocabulary.labels.items()}
         )
-        asks = vocabulary.words or vocabulary.vectors
-        self.words = Words(len(vocabulary.words), vocabulary.vectors, c_time) if asks else None
-        self.conv_in = conv((image_channels + self.num_classes + self.source_channels) * patch**2, channels)
+        self.words, self.place_channels = None, 0
+        if "words" in vocabulary.given:
+            self.words, self.place_channels = Words(len(vocabulary.words), vocabulary.vectors, c_time), 2
+        channels_in = image_channels + self.num_classes + self.source_channels + self.place_channels
+        self.conv_in = conv(channels_in * patch**2, channels)
 
         c, skips = channels, [channels]
         self.down = nn.ModuleList()
@@ -249,7 +251,7 @@ class UNet(nn.Module):
             source = x_t.new_zeros(len(x_t), self.source_channels, *x_t.shape[2:])
         time = self.embed(t, condition)  # (B, c_time)
 
-        x = torch.cat([x_t, mask, source], dim=1)  # (B, C + K + S, H, W)
+        x = torch.cat([x_t, mask, source, self.places(x_t)], dim=1)  # (B, C + K + S, H, W), with words 2 more
         x = F.pixel_unshuffle(x, self.patch)
         if self.lean:  # every layer after this one keeps the layout
             x = x.contiguous(memory_format=torch.channels_last)
@@ -262,6 +264,17 @@ class UNet(nn.Module):
         for layer in self.up:
             x = layer(x) if isinstance(layer, Up) else layer(torch.cat([x, skips.pop()], dim=1), time)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+    def places(self, x_t: Tensor) -> Tensor:
+        """How far right and how far down each pixel lies, -1 to 1, (B, 2, H, W); without words (B, 0, H, W).
+
+        "Left" names a place, and a word enters all places alike: convolutions alone would have to learn from the image's
+        edge where they are (Liu et al. 2018, arXiv:1807.03247).
+        """
+        B, _, H, W = x_t.shape
+        right, down = (torch.linspace(-1, 1, n, device=x_t.device, dtype=x_t.dtype) for n in (W, H))
+        both = torch.stack([right.expand(H, W), down[:, None].expand(H, W)])
+        return both[: self.place_channels].expand(B, -1, -1, -1)
 
     def embed(self, t: Tensor, condition: Condition) -> Tensor:
         """The activated embedding of time, labels and words that every block takes in, (B, c_time) float32."""

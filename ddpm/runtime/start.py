@@ -117,8 +117,8 @@ def start_from(training: Training, vocabulary: Vocabulary) -> None:
     """Give a new training the averaged weights of the checkpoint --init, or of its teacher.
 
     A class of the mask, a label's value, a source or a word finds the weights of the one with its name; those that the
-    checkpoint does not know keep the weights they were drawn with, but for a source's, which are 0, so that the network
-    begins as the checkpoint's; all are named. Raises UserError if the network is another one.
+    checkpoint does not know keep the weights they were drawn with, but for a source's and the places', which are 0, so that
+    the network begins as the checkpoint's; all are named. Raises UserError if the network is another one.
     """
     config, flagged = training.config, "--teacher" if training.config.teacher else "--init"
     path = checkpoint.find(config.teacher or config.init)
@@ -136,7 +136,7 @@ def start_from(training: Training, vocabulary: Vocabulary) -> None:
     for part in ours:
         if part in theirs:
             ours[part].copy_(theirs[part])
-        elif part[1].startswith("source "):
+        elif part[1].startswith(("source ", "place ")):
             ours[part].zero_()
     training.ema.load_state_dict(training.unet.state_dict())
     missing = [(layer, name) for layer, name in ours if (layer, name) not in theirs]
@@ -150,9 +150,12 @@ def parts_of(weights: dict, vocabulary: Vocabulary, image_channels: int) -> dict
     which have the name ""."""
     parts = {}
     for layer, weight in weights.items():
-        if layer == "conv_in.weight":  # its columns: the image's channels, the mask's, the source's
+        if (
+            layer == "conv_in.weight"
+        ):  # its columns: the image's channels, the mask's, the source's, with words the places
             names = [f"image {channel}" for channel in range(image_channels)]
             names += [*vocabulary.classes, *(f"source {name}" for name in vocabulary.source)]
+            names += ["place right", "place down"] if "words" in vocabulary.given else []
             columns = weight.chunk(len(names), dim=1)
         elif layer.startswith("labels."):  # its rows: null, then the values
             columns, names = weight.split(1), ["none given", *vocabulary.labels[layer.split(".")[1]]]
