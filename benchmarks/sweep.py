@@ -31,7 +31,7 @@ from ddpm.runtime.command_line import Parser, given_fields, one_line_errors, tra
 from ddpm.runtime.config import Config, check_limits, make_config
 from ddpm.runtime.files import check_writable, write_whole
 
-GRID = ["steps=400,800", "lr=2e-3,5e-3", "ema-decay=0.98,0.995"]
+GRID = ["steps=400,800", "lr=2e-3,5e-3", "ema-decay=0.95,0.99"]
 # Small enough for eight trainings in 20 minutes on two cores. A flag in the grid goes first.
 FIXED = ["image-size=32", "channels=32", "batch-size=16", "warmup=50", "save-every=100", "minutes=4"]
 KINDS = {"preset": str} | {f.name.replace("_", "-"): f.type for f in fields(Config)}
@@ -227,7 +227,8 @@ def main(argv):
     check_writable(args.out)
     args.out = args.out.resolve()  # the trainings run elsewhere
     common = f", all with {label(fixed)}" if fixed else ""
-    print(f"{len(todo)} trainings, {args.jobs} at a time{common}; logs in {args.out}", flush=True)
+    number = "1 training" if len(todo) == 1 else f"{len(todo)} trainings"
+    print(f"{number}, {args.jobs} at a time{common}; logs in {args.out}", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = best_first(list(pool.map(lambda values: row_of(values, fixed, args), todo)), SHORT[args.sort])

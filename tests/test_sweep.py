@@ -92,7 +92,7 @@ def test_a_small_sweep_and_the_same_again(in_this_process, capsys):
     assert (row["lr"], row["lean"], row["steps taken"]) == ("1e-2", "yes", "4") and "failed" not in row
     assert float(row["KID x 1000"]) > 0 and 0 < float(row["validation loss"]) < 3
     printed = capsys.readouterr().out
-    assert "1 trainings, 2 at a time, all with preset=tiny image-size=16 channels=8 steps=4" in printed
+    assert "1 training, 2 at a time, all with preset=tiny image-size=16 channels=8 steps=4" in printed
     assert "KID x 1000" in printed and row["KID x 1000"][:4] in printed
 
     (trained,) = Path("results/sweep").glob("lr=1e-2_lean=yes-*/run/config.json")
