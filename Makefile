@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained ablations examples clean
+.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained ablations sweep examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -79,6 +79,9 @@ bench: $(STAMP) ## share of the machine's convolution speed that a training step
 
 ablations: $(STAMP) $(STAMP)-plots ## what is each choice of the default worth? (20 minutes a choice, two at a time)
 	$(BIN)/python benchmarks/ablations.py $(ARGS)
+
+sweep: $(STAMP) $(STAMP)-plots ## which settings train best? ARGS="--grid lr=1e-3,2e-3 ema-decay=0.99,0.995" (about 20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sweep.py $(ARGS)
 
 soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that nothing is lost (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(ARGS)

@@ -10,9 +10,6 @@ what was found.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm import UserError
+from benchmarks.trial import judged
 from ddpm.runtime.command_line import one_line_errors
 
-ROOT = Path(__file__).resolve().parents[1]
 CHOICES = {
     "default": "",
     "before": "--no-lean --muon-lr 0 --lr 8e-4 --time-std 0 --batch-size 16",
@@ -46,6 +42,7 @@ CHOICES = {
     "two-blocks": "--blocks 2",
     "phantom-40000": "--phantom-images 40000",
 }
+METRICS = ("kid", "fid", "manifold", "mask")
 COLUMNS = {  # of the table, and the rows of evaluate.py's report that they are
     "KID x 1000": "KID x 1000",
     "FID": "FID",
@@ -56,31 +53,10 @@ COLUMNS = {  # of the table, and the rows of evaluate.py's report that they are
 }
 
 
-def judged(name: str, seed: int, args) -> dict:
-    """Train and evaluate a choice, as far as it is not done; its figures."""
-    place = args.out / f"{name}-{args.minutes:g}min-{seed}"
-    run, report = place / "run", place / f"evaluation-{args.n}" / "report.json"
-    saved = any(run.glob("checkpoints/*.pt"))
-    new = [*CHOICES[name].split(), "--minutes", f"{args.minutes:g}", "--seed", str(seed), "--out", str(run)]
-    call("train.py", *(["--resume", str(run)] if saved else new), "--threads", "1", log=place / "train.log")
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    if lines[-1]["step"] < json.loads((run / "config.json").read_text())["steps"]:
-        raise UserError(f"{run}: stopped before its end; the same command goes on")
-    if not report.exists():
-        asked = ["--ckpt", str(run), "--n", str(args.n), "--metrics", "kid", "fid", "manifold", "mask"]
-        call("evaluate.py", *asked, "--out", str(report.parent), log=place / "evaluate.log")
-    losses = [line["val_loss"] for line in lines if "val_loss" in line]
-    figures = {row["metric"]: row["samples"] for row in json.loads(report.read_text())["rows"]}
-    return {"steps": lines[-1]["step"], "validation loss": losses[-1], **figures}
-
-
-def call(script: str, *flags: str, log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
-        command = [sys.executable, str(ROOT / script), *flags]
-        done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
-    if done.returncode:
-        raise UserError(f"{script} {' '.join(flags)}: exit status {done.returncode}, see {log}")
+def trial(name: str, seed: int, args) -> dict:
+    """The figures of a choice under a seed."""
+    flags = [*CHOICES[name].split(), "--minutes", f"{args.minutes:g}", "--seed", str(seed)]
+    return judged(args.out / f"{name}-{args.minutes:g}min-{seed}", flags, args.n, METRICS)
 
 
 @one_line_errors
@@ -97,7 +73,7 @@ def main(argv):
     todo = [(name, seed) for name in args.only for seed in args.seeds]
     print(f"{len(todo)} trainings of {args.minutes:g} minutes, {args.jobs} at a time; logs in {args.out}", flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = list(pool.map(lambda job: judged(*job, args), todo))
+        found = list(pool.map(lambda job: trial(*job, args), todo))
     head = ["", "steps", "validation loss", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for name in args.only:

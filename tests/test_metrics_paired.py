@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from ddpm import UserError
-from ddpm.metrics.paired import dice, psnr, ssim, window_mean
+from ddpm.metrics.paired import dice, psnr, similarity, ssim, window_mean
 
 
 def ramp():
@@ -64,6 +64,22 @@ def test_ssim_is_that_of_scipys_filter(height, width, channels, seed):
             expected[i, c] = (top / ((mean(x) ** 2 + mean(y) ** 2 + 0.02**2) * (spread + 0.06**2))).mean()
     value = ssim(torch.from_numpy(a), torch.from_numpy(b), data_range=2)
     np.testing.assert_allclose(value.numpy(), expected.mean(axis=1), rtol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 0.4), st.floats(0.01, 0.3), st.integers(0, 2**32 - 1))
+def test_psnr_follows_from_ssim_the_means_and_the_variances(shift, noise, seed):
+    """In one window: MSE = (difference of means)^2 + (both variances + c_2) (1 - SSIM / l), as Horé & Ziou 2010 relate the
+    two; l is SSIM's factor of the means (`factor`)."""
+    rng = np.random.default_rng(seed)
+    a = torch.from_numpy(rng.uniform(0, 1, (1, 1, 9, 7)))
+    b = a + shift + noise * torch.from_numpy(rng.normal(size=a.shape))
+    mu_a, mu_b, var_a, var_b = a.mean(), b.mean(), a.var(correction=0), b.var(correction=0)
+    cov = (a * b).mean() - mu_a * mu_b
+    factor = (2 * mu_a * mu_b + 0.01**2) / (mu_a**2 + mu_b**2 + 0.01**2)
+    unlike = 1 - similarity(mu_a, mu_b, var_a, var_b, cov, data_range=1) / factor
+    mse = (mu_a - mu_b) ** 2 + (var_a + var_b + 0.03**2) * unlike
+    assert psnr(a, b, data_range=1).item() == pytest.approx(-10 * math.log10(mse), abs=1e-8)
 
 
 @pytest.mark.parametrize(

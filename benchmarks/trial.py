@@ -1,0 +1,58 @@
+"""A trial: one training and its evaluation, on one thread each, done once.
+
+What is done is not done again, and what was stopped is gone on with: so a bench that is started again goes on.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from ddpm import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def judged(place: Path, flags: list[str], n: int, metrics: tuple[str, ...]) -> dict:
+    """Train with these flags of train.py in the folder `place` and ask for these metrics of evaluate.py on n samples, as
+    far as that is not done. The figures: steps, validation loss, and the samples' value of each row of the report.
+
+    Raises UserError, which names the log, if either fails or was stopped.
+    """
+    run = place / "run"
+    if not finished(run):
+        saved = any(run.glob("checkpoints/*.pt"))
+        start = ["--resume", str(run)] if saved else [*flags, "--out", str(run)]
+        call("train.py", *start, "--threads", "1", log=place / "train.log")
+        if not finished(run):
+            raise UserError(f"{run}: stopped before its end; the same command goes on")
+    report = place / f"evaluation-{n}" / "report.json"
+    if not report.exists():
+        asked = ["--ckpt", str(run), "--n", str(n), "--metrics", *metrics]
+        call("evaluate.py", *asked, "--out", str(report.parent), log=place / "evaluate.log")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    figures = {row["metric"]: row["samples"] for row in json.loads(report.read_text())["rows"]}
+    return {"steps": lines[-1]["step"], "validation loss": losses[-1], **figures}
+
+
+def finished(run: Path) -> bool:
+    """Is the run's last checkpoint that of its last step? (The log may be further than what was saved.)"""
+    config = run / "config.json"
+    if not config.exists():
+        return False
+    steps = json.loads(config.read_text())["steps"]
+    return (run / "checkpoints" / f"step_{steps:06d}.pt").exists()
+
+
+def call(script: str, *flags: str, log: Path) -> None:
+    """Run a script of this project; the command and what it says go to the end of the log. UserError if it fails."""
+    command = [sys.executable, str(ROOT / script), *flags]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        print(shlex.join(command), file=file, flush=True)
+        done = subprocess.run(command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"{script}: exit status {done.returncode}, see {log}")
