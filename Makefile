@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained ablations sweep examples clean
+.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained translation prompts embeddings ablations sweep examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -103,6 +103,15 @@ segmenter: $(STAMP) ## make ddpm/metrics/segmenter.pt again, the judge of the em
 
 pretrained: $(STAMP) ## make ddpm/pretrained.pt again, the model in the box (hours; ARGS="--run RUN" takes a run that is there)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/pretrained.py $(ARGS)
+
+translation: $(STAMP) ## image to image against the paired truth (ARGS="--ckpt RUN", a run with --source or --segment)
+	$(BIN)/python benchmarks/translation.py $(ARGS)
+
+prompts: $(STAMP) ## do images show what prompts ask for? (ARGS="--ckpt RUN", a run with --words)
+	$(BIN)/python benchmarks/prompts.py $(ARGS)
+
+embeddings: $(STAMP)-text ## vectors that another program made of texts, for train.py --text-embeddings
+	$(BIN)/python tools/embed.py $(ARGS)
 
 examples: $(STAMP) ## make examples/masks again
 	$(BIN)/python tools/example_masks.py $(ARGS)

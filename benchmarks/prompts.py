@@ -46,6 +46,7 @@ def main(argv):
     parser.add_argument(
         "--parts", nargs="+", choices=("asked", "conflict", "denoise"), default=("asked", "conflict", "denoise")
     )
+    parser.add_argument("--conflicts", type=int, default=100, help="images of the last two parts (default 100)")
     parser.add_argument("--picture", help="write an image of each of 12 prompts to this PNG")
     args = parser.parse_args(argv)
     model = load_model(args.ckpt)
@@ -58,9 +59,9 @@ def main(argv):
     if "asked" in args.parts:
         asked(model, judge, test, [said[i] for i in held_out], held_out, args)
     if "conflict" in args.parts:
-        conflict(model, judge, test, said)
+        conflict(model, judge, test, said, args.conflicts)
     if "denoise" in args.parts:
-        denoising(model, judge, test, said)
+        denoising(model, judge, test, said, args.conflicts)
 
 
 def names_of(data) -> list[str]:
@@ -137,7 +138,7 @@ def percent(x: np.ndarray) -> str:
     return f"{x.mean():.1%} ± {margin(np.mean, (x.astype(float), np.arange(len(x)))):.1%}"
 
 
-def conflict(model: Model, judge, test, said: list[dict], n: int = 100) -> None:
+def conflict(model: Model, judge, test, said: list[dict], n: int) -> None:
     """A mask whose lesion lies on one side, and a prompt that says the other."""
     chosen = [i for i, one in enumerate(said) if one.get("side") in ("left", "right") and test.masks[i].sum() >= SMALL][
         :n
@@ -155,7 +156,7 @@ def conflict(model: Model, judge, test, said: list[dict], n: int = 100) -> None:
     )
 
 
-def denoising(model: Model, judge, test, said: list[dict], n: int = 100) -> None:
+def denoising(model: Model, judge, test, said: list[dict], n: int) -> None:
     """One call of the network at the noise's own time, with and without what a report would say of the image."""
     chosen = np.array([i for i, one in enumerate(said) if test.masks[i].sum() >= SMALL][:n])
     images, wanted = (to_float(test.images[chosen]) + 1) / 2, torch.from_numpy(test.masks[chosen] == 1)[:, None]

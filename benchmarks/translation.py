@@ -87,12 +87,12 @@ def translation(test: Slices, truth: Slices, drawn: np.ndarray, answer: np.ndarr
     frequencies, power = radial_power_spectrum(rest.images)
 
     def row(name: str, images: np.ndarray) -> None:
-        pair = torch.from_numpy(images), torch.from_numpy(truth.images)
-        close = [measure(*pair, 255.0).numpy() for measure in (psnr, ssim)]
-        cells = [
-            f"{x.mean():.{d}f} ± {margin(np.mean, (x, truth.subjects)):.{d}f}"
-            for x, d in zip(close, (2, 3), strict=True)
-        ]
+        cells = ["", ""]
+        if images is not truth.images:
+            pair = torch.from_numpy(images), torch.from_numpy(truth.images)
+            close = [measure(*pair, 255.0).numpy() for measure in (psnr, ssim)]
+            margins = [margin(np.mean, (x, truth.subjects)) for x in close]
+            cells = [f"{x.mean():.{d}f} ± {m:.{d}f}" for x, m, d in zip(close, margins, (2, 3), strict=True)]
         features = extract(extractor, images)
         size = min(len(images), 200)
         cells.append(f"{1000 * kid(features, reference, subset_size=size)[0]:.0f}")
@@ -161,7 +161,8 @@ def segmentation(test: Slices, truth: Slices, drawn: np.ndarray) -> None:
 
 def picture(truth: Slices, drawn: np.ndarray, answer: np.ndarray | None) -> np.ndarray:
     """A few slices with a lesion: source | truth | regression | two draws | mean | deviation x 5."""
-    rows = np.flatnonzero((truth.masks if truth.masks is not None else truth.images[:, 0] > 0).sum((1, 2)) > 60)[:SHOWN]
+    marked = (truth.masks if truth.masks is not None else truth.images[:, 0] > 0).sum((1, 2))
+    rows = np.argsort(-marked)[len(marked) // 6 :][:SHOWN]  # large ones, but not the largest
     spread = (5 * drawn.std(axis=0)).clip(0, 255)
     columns = [
         truth.source,

@@ -14,6 +14,7 @@ from small_sets import noise, write
 import evaluate
 import sample
 import train
+from benchmarks import translation
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data import Slices, phantom
@@ -421,3 +422,23 @@ def test_evaluate_asks_a_translation_for_closeness_and_a_segmentation_for_nothin
     assert evaluate.main(["--ckpt", trained("--segment"), *flags, "--out", "b"]) == 0
     metrics = [row["metric"] for row in json.loads(Path("b/report.json").read_text())["rows"]]
     assert metrics == ["Dice of the mask that is drawn"] and "draws masks" in capsys.readouterr().out
+
+
+# The benchmark
+
+
+def test_the_benchmark_of_translation_runs(trained, capsys):
+    few = ["--n", "6", "--draws", "2", "--picture", "p.png"]
+    regression = trained("--source", "T1", "--few-steps", "1")
+    assert translation.main(["--ckpt", trained("--source", "T1"), "--regression", regression, *few]) == 0
+    told = capsys.readouterr().out
+    for line in ("| one draw |", "| regression |", "(right: 33.3%)", "FLAIR: one draw"):
+        assert line in told
+    assert pixels("p.png").shape[1] == 7 * 130
+    assert translation.main(["--ckpt", trained("--segment"), *few]) == 0
+    assert "| most of 2 draws |" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_translation_wants_a_source(ckpt, capsys):
+    assert translation.main(["--ckpt", ckpt]) == 2
+    assert "without a source" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from test_image_to_image import pixels, trained  # noqa: F401 (a fixture)
 
 import sample
 import train
+from benchmarks import prompts
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary, split_words
 from ddpm.data import descriptions, phantom
@@ -21,6 +23,7 @@ from ddpm.data.texts import read_embeddings
 from ddpm.model import Sampling, draw, load_model, predictor
 from ddpm.runtime.config import Config
 from ddpm.unet import UNet
+from tools import embed
 
 MM = phantom.FOV / 64  # a pixel of 64 x 64
 
@@ -359,3 +362,58 @@ def test_texts_without_a_vector_are_named_before_training(small_phantom, capsys)
     write_vectors("v.npz", ["axial"])
     assert train.main(["--preset", "tiny", "--words", "--text-embeddings", "v.npz", "--out", "run"]) == 2
     assert "v.npz: no vector of 'axial" in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_the_worked_example_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setattr(embed.importlib.util, "find_spec", lambda name: None)
+    assert embed.main(["--out", "e.npz"]) == 2
+    assert "pip install -r requirements/text.txt" in capsys.readouterr().err and not Path("e.npz").exists()
+
+
+def test_the_worked_example_writes_what_training_reads(monkeypatch):
+    monkeypatch.setattr(embed, "embed", lambda texts: np.random.default_rng(0).random((len(texts), 5), np.float32))
+    Path("mine.txt").write_text("a big bright thing\n\naxial\n")
+    assert embed.main(["--texts", "mine.txt", "--out", "new/e.npz"]) == 0
+    found = read_embeddings("new/e.npz")
+    assert found.of([text(said) for said in all_said()]).shape == (328, 5) and len(found.texts) == 329
+    assert found.of(["a big bright thing"]).dtype == np.float32
+
+
+# The benchmark
+
+
+def test_what_is_judged_is_described_by_the_same_rules():
+    """A judge that sees the truth finds what was asked; one that sees its mirror image finds the other side."""
+    masks = np.stack([patch(30, -60, 1200), patch(-30, 60, 500), patch(50, 0, 200), np.zeros((64, 64), bool)])
+    images, names = masks[:, None].astype(np.uint8), ["T1", "T2", "FLAIR", "T1"]
+
+    def judge(images):
+        found = np.where(images[:, 0] > 0, 4, 0)
+        return SimpleNamespace(labels=found, contrasts=np.array([0, 1, 2, 0]))
+
+    looking = SimpleNamespace(judge=judge, contrasts=("T1", "T2", "FLAIR"))
+    wanted = [describe(*of) for of in zip(masks, names, strict=True)]
+    for part, right in prompts.shares(wanted, prompts.seen(looking, images)).items():
+        assert right.all() and len(right) == (4 if part in ("contrast", "presence") else 3)
+    turned = prompts.shares(wanted, prompts.seen(looking, images[..., ::-1]))
+    assert not turned["side"].any() and turned["region"].all() and turned["size"].all()
+
+
+def test_the_benchmark_of_prompts_runs(trained, capsys):  # noqa: F811
+    ckpt = trained("--words", "--source", "T1")
+    assert prompts.main(["--ckpt", ckpt, "--n", "6", "--guidance", "1", "--conflicts", "4", "--picture", "p.png"]) == 0
+    told = capsys.readouterr().out
+    for line in (
+        "6 prompts of",
+        "| side |",
+        "| presence, of no lesion |",
+        "a mask against a prompt",
+        "0.2, with the sentence",
+    ):
+        assert line in told
+    assert pixels("p.png").ndim == 3
+
+
+def test_the_benchmark_wants_a_model_of_words(ckpt, capsys):
+    assert prompts.main(["--ckpt", ckpt]) == 2
+    assert "without words" in capsys.readouterr().err
