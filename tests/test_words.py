@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_image_to_image import pixels, trained  # noqa: F401 (a fixture)
 
 import sample
@@ -22,6 +23,7 @@ from ddpm.data.sources import load_data
 from ddpm.data.texts import read_embeddings
 from ddpm.model import Sampling, draw, load_model, predictor
 from ddpm.runtime.config import Config
+from ddpm.training import draw_batch
 from ddpm.unet import UNet
 from tools import embed
 
@@ -160,6 +162,25 @@ def test_words_enter_with_the_time_their_order_does_not_and_none_is_null():
         UNet(1, channels=16, mults=(1, 2), blocks=1, attention=())(x, t, Condition(words=torch.tensor([[1]])))
 
 
+def test_with_words_the_network_is_told_where_each_pixel_lies():
+    unet, x = (
+        UNet(1, Vocabulary(words=("a",)), channels=16, mults=(1, 2), blocks=1, attention=()),
+        torch.zeros(2, 1, 4, 6),
+    )
+    right, down = unet.places(x)[1]
+    assert torch.allclose(right, torch.tensor([-1, -0.6, -0.2, 0.2, 0.6, 1]).expand(4, 6))
+    assert torch.allclose(down, torch.tensor([[-1], [-1 / 3], [1 / 3], [1]]).expand(4, 6))
+    assert (
+        unet.conv_in.weight.shape[1] == 3 and UNet(1, channels=16, mults=(1, 2), attention=()).places(x).shape[1] == 0
+    )
+    torch.nn.init.zeros_(unet.conv_in.weight)
+    unet.conv_in.weight.data[:, 1, 1, 1] = 1  # what comes in then is right alone
+    seen = []
+    unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    unet(torch.randn(2, 1, 4, 6), torch.tensor([3, 4]))
+    assert torch.allclose(seen[0], right.expand_as(seen[0]))
+
+
 def test_the_null_word_learns_nothing():
     words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
     assert not words(torch.tensor([[1, 0]])).any()  # it starts silent
@@ -215,8 +236,6 @@ def test_every_kind_is_guided_alone_and_together(everything, number):
 
 
 def test_training_leaves_out_every_subset(everything):
-    from ddpm.training import draw_batch
-
     data = load_data(everything.config, "train")
     config = Config(image_size=[32, 32], batch_size=64, mask_drop=0.5, label_drop=0.5, source_drop=0.5, words_drop=0.5)
     seen = set()
@@ -244,8 +263,6 @@ def test_a_prompt_changes_the_image_and_the_same_words_do_not(trained):  # noqa:
 
 
 def test_a_contradiction_between_prompt_and_mask_is_told_and_both_go_in(trained, capsys):  # noqa: F811
-    from PIL import Image
-
     ckpt = trained("--words", "--source", "T1")
     Image.fromarray(255 * patch(50, 0, 1500, (32, 32)).astype(np.uint8)).save("m.png")
     flags = ["--ckpt", ckpt, "--mask", "m.png", "--sample-steps", "2", "--n", "1"]
@@ -296,6 +313,19 @@ def test_a_model_without_words_says_what_it_knows(ckpt, flags, says, capsys):
 def test_words_that_cannot_be_learnt_are_refused(flags, says, capsys):
     assert train.main(["--preset", "tiny", *flags]) == 2
     assert says in capsys.readouterr().err and not Path("results").exists()
+
+
+def test_a_sentence_goes_into_restoration_too(trained, capsys):  # noqa: F811
+    ckpt = trained("--words", "--source", "T1")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)).save("noisy.png")
+    flags = ["--ckpt", ckpt, "--restore", "noisy.png", "--as", "denoise", "--noise", "0.3"]
+    for out, prompt in (("a", []), ("b", ["--prompt", "T1, large lesion"]), ("c", ["--prompt", "a large lesion; T1"])):
+        assert sample.main([*flags, *prompt, "--out", out]) == 0
+    assert "no mask, 'T1, large lesion'" in capsys.readouterr().out
+    images = [np.load(f"{out}/restored.npy") for out in "abc"]
+    assert np.abs(images[1] - images[0]).max() > 1e-4 > np.abs(images[1] - images[2]).max()
+    assert sample.main([*flags, "--prompt", "a tumour", "--out", "d"]) == 2
+    assert "unknown: tumour" in capsys.readouterr().err and not Path("d").exists()
 
 
 # Vectors of another program
