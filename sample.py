@@ -10,33 +10,29 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from ddpm import UserError, printable, restoration, volume_restoration
+from ddpm import UserError, restoration, volume_restoration
+from ddpm.asked import EXAMPLES, read_asked
 from ddpm.conditions import LABELS
-from ddpm.data import descriptions, folders, images, phantom
-from ddpm.data.sources import COARSE
+from ddpm.data import images
 from ddpm.data.volumes import is_nifti
-from ddpm.model import Model, draw, load_model
+from ddpm.model import draw, load_model
 from ddpm.runtime import distributed
 from ddpm.runtime.command_line import (
     Parser,
     add_sampling_flags,
     check_range,
-    label_values,
     one_line_errors,
     pick_device,
     sampling_of,
-    words_of,
 )
 from ddpm.runtime.config import flag
 from ddpm.runtime.files import check_writable
 from ddpm.runtime.progress import progress
-from ddpm.stack import COHERENCE, Stack, read_stack
+from ddpm.stack import COHERENCE
 
-EXAMPLES = Path(__file__).parent / "examples" / "masks"
 FILM_FRAMES = 60
 DRAWING_ALONE = ("film", "sampler", "eta")
 RESTORATION_ALONE = {  # and the modes that use it
@@ -53,13 +49,6 @@ RESTORATION_ALONE = {  # and the modes that use it
 }
 
 
-class Asked(NamedTuple):
-    """What the samples of one name are drawn for."""
-
-    mask: np.ndarray | None  # labels (H, W)
-    source: np.ndarray | None  # (C, H, W) uint8
-
-
 @one_line_errors
 @distributed.in_each_process
 def main(argv):
@@ -69,29 +58,22 @@ def main(argv):
         restore = volume_restoration if is_nifti(args.restore) else restoration
         restore.run(args, load_model(args.ckpt, args.weights, pick_device(args.device)), sampling_of(args))
         return
-    model, sampling, asked, stack, labels, words = distributed.broadcast(prepare, args)
+    model, asked, sampling = distributed.broadcast(prepare, args)
     model.unet.to(pick_device(args.device))
     out = Path(args.out)
     check_writable(args.out)
     times = sampling.times
     filmed = times[:: -(-len(times) // FILM_FRAMES)] if args.film else []
     frames = {t: {} for t in (*filmed, 0)}  # x_t of each image, as it comes by; x_0 is the image
-    jobs = distributed.shard([(name, k) for name in asked for k in range(args.n)])  # image k of a mask
+    jobs = distributed.shard([(name, k) for name in asked.names for k in range(args.n)])  # image k of a mask
     with progress(total=len(jobs) * (len(times) - 1), unit="step", desc="sampling", leave=True) as bar:
         for start in range(0, len(jobs), args.batch_size):
             batch = jobs[start : start + args.batch_size]
-            label_maps = None if args.mask is None else np.stack([asked[name].mask for name, _ in batch])
-            source = None if args.source is None else np.stack([asked[name].source for name, _ in batch])
-            its_labels = {label: [values[k] for _, k in batch] for label, values in labels.items()}
-            its_words = None if words is None else words.repeat(len(batch), axis=0)
-            condition = model.vocabulary.condition(
-                label_maps, None if source is None else images.to_float(source), its_words, **its_labels
-            )
-            if stack:  # slices of a volume: neighbours shall agree
-                seeds = [stack.seed(name, k, args.seed, args.coherence) for name, k in batch]
+            if asked.stack:  # slices of a volume: neighbours shall agree
+                seeds = [asked.stack.seed(name, k, args.seed, args.coherence) for name, k in batch]
             else:
                 seeds = [(args.seed, zlib.crc32(os.fsencode(name)), k) for name, k in batch]
-            for t, x_t in draw(model, condition, seeds, sampling):
+            for t, x_t in draw(model, asked.condition(batch), seeds, sampling):
                 if t in frames:
                     frames[t] |= zip(batch, images.to_uint8(x_t), strict=True)
                 bar.update(len(batch) if t < times[0] else 0)
@@ -102,26 +84,23 @@ def main(argv):
         for t, cells in part.items():
             frames[t] |= cells
 
+    def of(name: str, cells: dict) -> np.ndarray:
+        return np.stack([cells[name, k] for k in range(args.n)])
+
     def picture(cells: dict) -> np.ndarray:
-        rows = [
-            row(asked[name], np.stack([cells[name, k] for k in range(args.n)]), model.vocabulary.classes)
-            for name in (stack.shown if stack else asked)
-        ]
-        return images.grid(np.stack(rows))
+        shown = asked.stack.shown if asked.stack else asked.names
+        return images.grid(np.stack([asked.row(name, of(name, cells)) for name in shown]))
 
-    if args.source is not None and args.n > 1 and distributed.rank() == 0:
-        for name in asked:
-            drawn = np.stack([frames[0][name, k] for k in range(args.n)])
-            write_summary(out, name, drawn, model.config.segment)
-
+    if asked.sources and args.n > 1:
+        for name in asked.names:
+            write_summary(out, name, of(name, frames[0]), model.config.segment)
     images.write_png(out / "grid.png", picture(frames[0]))
     if args.film:
         images.write_gif(out / "film.gif", [*map(picture, frames.values())])
-    if stack:
+    if stack := asked.stack:
         for k in range(args.n):
-            stack.write(
-                out / f"{stack.stem}_{k}.nii.gz", np.stack([stack.to_file(frames[0][name, k]) for name in asked])
-            )
+            slices = np.stack([stack.to_file(frames[0][name, k]) for name in asked.names])
+            stack.write(out / f"{stack.stem}_{k}.nii.gz", slices)
         print(f"{args.n} volume(s) {stack.stem}_k.nii.gz on the grid of {args.mask}, 0 is black, 255 white")
     print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''} in {out}")
 
@@ -170,36 +149,20 @@ def read_arguments(argv):
 
 
 def prepare(args):
-    """What to draw: the model, how, what is asked for by name, of what volume these are slices (or None), the labels of
-    each sample of a name, and the words (1, ...) of all (or None). Raises UserError."""
+    """The model, what it is asked to draw, and how. Raises UserError."""
     model = load_model(args.ckpt, args.weights)
-    # A prompt says itself which contrast, and so does a source, unless it is to be translated into another one.
-    says_it = args.prompt is not None or (args.source is not None and model.config.source not in phantom.CONTRASTS)
-    wanted = {name: getattr(args, name) or ("none" if says_it else "each") for name in LABELS}
-    labels = {name: label_values(name, value, model, args.n) for name, value in wanted.items()}
-    labels = {name: values for name, values in labels.items() if values}
-    words = words_of(args, model, 1)
-    there = {"mask": args.mask, "source": args.source, "words": words}
-    given = tuple(name for name, x in there.items() if x is not None) + tuple(labels)
-    sampling = sampling_of(args).complete(model, given)
+    asked = read_asked(args, model)
+    sampling = sampling_of(args).complete(model, asked.given)
     how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
     print(f"{model.name}: step {model.step}, {how}, {sampling.guidance_text} -> {args.out}")
-    masks, stack = read_masks(args.mask, model)
-    asked = paired(masks, read_sources(args.source, model))
     if args.prompt is not None and model.config.words:
-        others = [
-            (f"{name}'s mask", descriptions.describe(one.mask == len(model.vocabulary.classes) - 1))
-            for name, one in asked.items()
-            if one.mask is not None
-        ]
-        others += [("--contrast", {"contrast": args.contrast})] * bool(labels.get("contrast"))
-        for found in descriptions.contradictions(args.prompt, others):
+        for found in asked.contradictions(args.prompt):
             print(f"note: {found}; docs/uses.md tells which of two is followed")
-    columns = args.n + (args.mask is not None) + (args.source is not None)
-    height, width = images.grid_size(len(asked), columns, *model.shape[1:])
+    columns = args.n + bool(asked.masks) + bool(asked.sources)
+    height, width = images.grid_size(len(asked.names), columns, *model.shape[1:])
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
-    return model, sampling, asked, stack, labels, words
+    return model, asked, sampling
 
 
 def make_parser() -> Parser:
@@ -248,67 +211,6 @@ def make_parser() -> Parser:
     return parser
 
 
-def read_masks(wanted: str | Path | None, model: Model) -> tuple[dict[str, np.ndarray | None], Stack | None]:
-    """Name -> label map (H, W) of each mask asked for; without a mask, {"unconditional": None}. And the volume that they
-    are slices of, if they are. Raises UserError."""
-    classes, size = model.vocabulary.classes, tuple(model.config.image_size)
-    if wanted is None:
-        return {"unconditional": None}, None
-    if not classes:
-        raise UserError(f"--mask: {model.name} was trained without masks; leave --mask out")
-    if is_nifti(wanted):
-        return read_stack(wanted, model)
-    place = Path(wanted)
-    if wanted == EXAMPLES:
-        sets = [name for name, known in phantom.CLASSES.items() if len(known) == len(classes)]
-        if not sets:
-            raise UserError(f"--mask: no examples for the {len(classes)} classes of {model.name}; give a PATH")
-        place = EXAMPLES / sets[0]
-    masks = {}
-    for name, file in (folders.pictures_in(place) if place.is_dir() else {place.stem: place}).items():
-        mask = images.read_mask(file, classes)
-        masks[name] = images.resize_labels(mask, size)
-        if mask.shape != size:
-            shapes = [f"{height}x{width}" for height, width in (mask.shape, size)]
-            print(printable(f"{file}: mask of {shapes[0]} resized by nearest neighbour to {shapes[1]}"))
-    return masks, None
-
-
-def read_sources(wanted: str | None, model: Model) -> dict[str, np.ndarray]:
-    """Name -> picture (C, H, W) uint8 of each source asked for. Raises UserError."""
-    if wanted is None:
-        return {}
-    if not model.vocabulary.source:
-        raise UserError(f"--source: {model.name} was trained without a source; leave --source out")
-    size, place, sources = tuple(model.config.image_size), Path(wanted), {}
-    for name, file in (folders.pictures_in(place) if place.is_dir() else {place.stem: place}).items():
-        picture = images.read_pixels(file, len(model.vocabulary.source))
-        if picture.dtype != np.uint8:
-            raise UserError(f"{file}: more than 8 bits a pixel; convert it with the window of the training images")
-        if model.config.source == "coarse" and picture.shape[1:] == tuple(n // COARSE for n in size):
-            picture = picture.repeat(COARSE, axis=1).repeat(COARSE, axis=2)  # as the network was shown it
-        if picture.shape[1:] != size:
-            shapes = [f"{height}x{width}" for height, width in (picture.shape[1:], size)]
-            print(printable(f"{file}: source of {shapes[0]} resized to {shapes[1]}"))
-        sources[name] = images.resize(picture, size)
-    return sources
-
-
-def paired(masks: dict[str, np.ndarray | None], sources: dict[str, np.ndarray]) -> dict[str, Asked]:
-    """Masks and sources by their common names; a single one goes with all of the others. Raises UserError."""
-    first = next(iter(masks.values()))
-    if not sources or (len(sources) == 1 and first is not None):
-        return {name: Asked(mask, next(iter(sources.values()), None)) for name, mask in masks.items()}
-    if len(masks) == 1:
-        return {name: Asked(first, source) for name, source in sources.items()}
-    if lonely := sorted(masks.keys() ^ sources.keys()):
-        has, lacks = ("mask", "source") if lonely[0] in masks else ("source", "mask")
-        raise UserError(
-            f"{lonely[0]}: a {has} without a {lacks} of that name; name them alike, or give a single {lacks}"
-        )
-    return {name: Asked(mask, sources[name]) for name, mask in masks.items()}
-
-
 def write_summary(out: Path, name: str, drawn: np.ndarray, segment: bool) -> None:
     """The mean of several draws (n, C, H, W) uint8 for one source, how they differ, and, of masks, what most of them say."""
     images.write_png(out / f"{name}_mean.png", np.rint(drawn.mean(axis=0)).astype(np.uint8))
@@ -316,16 +218,6 @@ def write_summary(out: Path, name: str, drawn: np.ndarray, segment: bool) -> Non
     images.write_png(out / f"{name}_deviation.png", np.rint(spread).astype(np.uint8))
     if segment:
         images.write_png(out / f"{name}_mask.png", 255 * (drawn.mean(axis=0) >= 127.5).astype(np.uint8))
-
-
-def row(asked: Asked, drawn: np.ndarray, classes: tuple) -> np.ndarray:
-    """A row of the grid: the source and the mask (if there are), and the samples, uint8 (columns, 3, H, W)."""
-    cells = [images.rgb(drawn)]
-    if asked.mask is not None:
-        cells.insert(0, images.colour_labels(asked.mask, len(classes))[None])
-    if asked.source is not None:
-        cells.insert(0, images.rgb(asked.source[None]))
-    return np.concatenate(cells)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ def segmentation(test: Slices, truth: Slices, drawn: np.ndarray) -> None:
     )
     share = (drawn >= 128).mean(axis=0)
     for low, high in ((0.05, 0.35), (0.35, 0.65), (0.65, 0.95)):
-        here = (share > low) & (share <= high)
+        if not (here := (share > low) & (share <= high)).any():
+            continue
         print(
             f"marked in {low:.0%} to {high:.0%} of the draws: truly marked in {wanted[here].mean():.0%} of {here.sum()} pixels"
         )

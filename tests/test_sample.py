@@ -39,7 +39,7 @@ def test_mask_alone_takes_the_newest_checkpoint_and_the_example_masks(tiny_run, 
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "run").symlink_to(tiny_run)
     assert sample.main(["--mask", "--n", "2", "--out", "drawn"]) == 0
-    first = capsys.readouterr().out.splitlines()[0]
+    first = next(line for line in capsys.readouterr().out.splitlines() if "step 40" in line)
     for part in (
         "results/run/checkpoints/step_000040.pt",
         "step 40",
