@@ -101,6 +101,13 @@ def test_noise_is_rician_of_a_strength_of_each_images_own():
     assert not np.array_equal(spoilt[0], noisy(np.zeros((1, 1, 64, 64), np.uint8), "val")[0] / 255)
 
 
+def test_each_split_has_its_own_noise_and_is_coarse_in_its_own_pixels(small_phantom):
+    for split in ("train", "val"):
+        data = phantom_of(split, source="noisy")
+        assert np.array_equal(data.source, noisy(data.images, split)) and data.vocabulary.source == ("noisy",)
+    assert np.array_equal(phantom_of(source="coarse").source, coarse(data.images))
+
+
 def test_a_coarse_pixel_is_the_mean_of_those_it_covers():
     image = noise(0, size=(3, 1, 8, 16))
     found = coarse(image)

@@ -119,8 +119,11 @@ def test_training_sees_no_combination_that_is_held_out_and_words_that_are_true(s
             told = {data.vocabulary.words[n - 1] for n in numbers if n}
             assert told <= set(split_words(text(said))) | {"axial"} and "axial" in told
             assert data is val or not held_out(said)
-    config = Config(image_size=[32, 32], words=True, source="T1")
-    assert load_data(config, "train").vocabulary.given == ("mask", "source", "words", "contrast")
+    data = load_data(Config(image_size=[32, 32], words=True, source="T1"), "train")
+    assert data.vocabulary.given == ("mask", "source", "words", "contrast")
+    for i in (0, len(data) // 2, len(data) - 1):  # also where others were left out before it
+        subject = phantom.draw_subject(0, "train", int(data.subjects[i]))
+        assert np.array_equal(data.source[i, 0], phantom.render(subject, 32, "T1")[0])
 
 
 @pytest.mark.parametrize(
