@@ -422,12 +422,16 @@ def test_what_is_judged_is_described_by_the_same_rules():
 
     def judge(images):
         found = np.where(images[:, 0] > 0, 4, 0)
-        return SimpleNamespace(labels=found, contrasts=np.array([0, 1, 2, 0]))
+        return SimpleNamespace(labels=found, contrasts=np.array([0, 1, 2, 0])[: len(images)])
 
     looking = SimpleNamespace(judge=judge, contrasts=("T1", "T2", "FLAIR"))
     wanted = [describe(*of) for of in zip(masks, names, strict=True)]
     for part, right in prompts.shares(wanted, prompts.seen(looking, images)).items():
         assert right.all() and len(right) == (4 if part in ("contrast", "presence") else 3)
+    specks = np.zeros((1, 1, 64, 64), np.uint8)
+    specks[..., 20, 20:23] = specks[..., 40, 50] = 1  # four pixels, but no patch of four
+    (found,) = prompts.seen(looking, specks)
+    assert found == {"contrast": "T1", "presence": "no lesion"}
     turned = prompts.shares(wanted, prompts.seen(looking, images[..., ::-1]))
     assert not turned["side"].any() and turned["region"].all() and turned["size"].all()
 
