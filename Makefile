@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures uses restoration atlas segmenter pretrained translation prompts embeddings ablations sweep examples clean
+.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures film uses restoration atlas segmenter pretrained translation prompts embeddings ablations sweep examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -86,8 +86,11 @@ sweep: $(STAMP) $(STAMP)-plots ## which settings train best? ARGS="--grid lr=1e-
 soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that nothing is lost (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(ARGS)
 
-figures: $(STAMP)-plots ## the README's figures, from the newest run
+figures: $(STAMP)-plots ## docs/figures/{samples,loss}.png, from the newest run
 	$(BIN)/python tools/figures.py $(ARGS)
+
+film: $(STAMP) ## the README's film, from the model in the box
+	$(BIN)/python tools/film.py $(ARGS)
 
 uses: $(STAMP) ## the figure of docs/uses.md, from the model in the box
 	$(BIN)/python tools/uses.py $(ARGS)
