@@ -316,7 +316,7 @@ def test_what_training_never_withheld_is_asked_for(tiny_run, picture, tmp_path, 
     raw["config"].update(mask_drop=0.0, label_drop=0.0, all_drop=0.0)
     torch.save(raw, "always.pt")
     command = ["--ckpt", "always.pt", "--restore", picture, "--as", "denoise", "--noise", "0.1", "--out", "o"]
-    for flags, says in (([], "it needs --mask"), (["--mask", region("m.png")], "--contrast none")):
+    for flags, says in (([], "it needs --mask"), (["--mask", region("m.png")], "it needs --contrast")):
         assert sample.main([*command, *flags]) == 2
         assert says in capsys.readouterr().err
     assert sample.main([*command, "--mask", region("m.png"), "--contrast", "T2"]) == 0

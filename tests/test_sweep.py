@@ -202,7 +202,8 @@ def test_the_best_come_first_and_those_without_last(by, first):
 
 def test_the_ablations_tell_of_several_seeds(pretended):
     assert ablations.main(["--only", "default", "lr-2e-3", "--seeds", "0", "1", "--minutes", "3"]) == 0
-    assert ("--minutes", "3", "--seed", "1") == pretended[2][1:5] and len(pretended) == 8
+    assert len(pretended) == 8  # two at a time: in any order
+    assert sum(call[1:5] == ("--minutes", "3", "--seed", "1") for call in pretended) == 1
     lines = Path("results/ablations/table.md").read_text().splitlines()
     assert len(lines) == 4 and lines[2].startswith("| default | 10 ± 0 | 0.5 ± 0 | 1 ± 0 |")
 
