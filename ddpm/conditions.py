@@ -171,5 +171,5 @@ def flag_of(kind: str) -> str:
 
 def one_hot(label_maps, num_classes: int) -> Tensor:
     """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included."""
-    channels_last = torch.nn.functional.one_hot(torch.as_tensor(np.asarray(label_maps)).long(), num_classes)
-    return channels_last.permute(0, 3, 1, 2).float()
+    labels = torch.as_tensor(np.asarray(label_maps))[:, None]
+    return (labels == torch.arange(num_classes, dtype=labels.dtype).view(-1, 1, 1)).float()

@@ -5,6 +5,8 @@ orthogonal matrix nearest to it, U V^T: so directions in which gradients are sma
 convolution's weight counts as the matrix (C_out, C_in * h * w) that it applies to each patch of its input.
 """
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        alike = defaultdict(list)  # matrices of one size become orthogonal together: a GPU starts each product anew
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -54,7 +57,10 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"].lerp_(weight.grad, 1 - MOMENTUM)
                 ahead = weight.grad.lerp(momentum, MOMENTUM)
                 matrices = ahead.reshape(group["parts"], weight.shape[0] // group["parts"], -1).float()
-                m, n = matrices.shape[1:]
-                # A tall matrix has fewer singular values than rows: the factor keeps the size of a row's change.
-                update = orthogonal(matrices).reshape(weight.shape).mul_(max(1, m / n) ** 0.5)
-                weight.sub_(update.to(weight), alpha=group["lr"])
+                alike[matrices.shape].append((weight, group["lr"], matrices))
+        for (_, m, n), found in alike.items():
+            weights, rates, matrices = zip(*found, strict=True)
+            # A tall matrix has fewer singular values than rows: the factor keeps the size of a row's change.
+            updates = orthogonal(torch.stack(matrices)).mul_(max(1, m / n) ** 0.5)
+            for weight, lr, update in zip(weights, rates, updates, strict=True):
+                weight.sub_(update.reshape(weight.shape).to(weight), alpha=lr)

@@ -45,6 +45,8 @@ def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) 
     torch.manual_seed(config.seed)
     unet = make_unet(config, vocabulary).to(device)
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
+    if config.compile:
+        unet.compile()
     schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
     return Training(config, schedule, unet, ema, make_optimizers(unet, config), device)
 

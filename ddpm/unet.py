@@ -128,18 +128,22 @@ class Up(nn.Module):
 
 class Words(nn.Module):
     """Prompts -> what is added to the time embedding, (B, c_time): numbers of words (B, L) through embeddings of our own,
-    or vectors (B, D) that another program made of the texts. Of words the sum counts, not their order. It starts at 0: a
-    network that learns words later (--init) begins as it was."""
+    or vectors (B, D) that another program made of the texts, through two layers. Of words the sum counts, not their order.
+
+    A word has a row of its own, as a label's value has. (Behind a layer that all words share, one step moves all of them
+    together, and what tells one from the other is not learnt.)
+    """
 
     def __init__(self, words: int, vectors: int, c_time: int):
         super().__init__()
         self.table = None if vectors else nn.Embedding(words + 1, c_time, padding_idx=0)  # 0: no word
-        self.layer_1, self.layer_2 = linear(vectors or c_time, c_time), linear(c_time, c_time)
-        nn.init.zeros_(self.layer_2.weight)
+        if vectors:
+            self.layer_1, self.layer_2 = linear(vectors, c_time), linear(c_time, c_time)
+            nn.init.zeros_(self.layer_2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.table is not None:
-            x = self.table(x).sum(dim=1)
+            return self.table(x).sum(dim=1)
         return self.layer_2(F.silu(self.layer_1(x)))
 
 

@@ -74,6 +74,25 @@ def test_parts_of_a_weight_are_matrices_of_their_own_and_the_gradient_is_left_al
     assert torch.equal(weight.grad, before)
 
 
+def test_weights_of_one_size_are_made_orthogonal_together_and_learn_as_alone():
+    """A (4, 6) matrix, one that is the same as a convolution, and two of (4, 6) in one layer, at two rates."""
+    shapes, parts, rates = [(4, 6), (4, 3, 1, 2), (8, 6), (5, 6)], [1, 1, 2, 1], [0.1, 0.2, 0.1, 0.1]
+
+    def steps(chosen):
+        weights = [torch.nn.Parameter(torch.ones(shapes[i])) for i in chosen]
+        groups = zip(weights, (parts[i] for i in chosen), (rates[i] for i in chosen), strict=True)
+        optimizer = Muon([{"params": [weight], "parts": n, "lr": lr} for weight, n, lr in groups], lr=1.0)
+        for seed in range(2):
+            for i, weight in zip(chosen, weights, strict=True):
+                generator = torch.Generator().manual_seed(10 * seed + i)
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        return weights
+
+    for together, i in zip(steps(range(4)), range(4), strict=True):
+        assert torch.allclose(together, steps([i])[0], atol=1e-5), i
+
+
 def test_a_weight_without_gradient_stays():
     weight = torch.nn.Parameter(torch.ones(2, 2))
     Muon([weight], lr=1.0).step()

@@ -490,6 +490,22 @@ def test_where_there_is_no_terminal_lines_come_now_and_then(tmp_path, monkeypatc
     assert capsys.readouterr().err.splitlines()[-1].startswith("decoding val: 2 of 2, ")
 
 
+def test_a_compiled_network_learns_the_same(monkeypatch, tmp_path):
+    """PyTorch traces the whole network, in one piece; what it would build from that takes minutes here, so it is not built."""
+    compiled, original = [], torch.nn.Module.compile
+
+    def traced(self):
+        compiled.append(self)
+        original(self, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "2", "--out"]
+    assert train.main([*flags, "as-it-is"]) == train.main([*flags, "compiled", "--compile"]) == 0
+    assert len(compiled) == 1
+    one, other = (checkpoint.load(checkpoint.newest(Path(name)))["model"] for name in ("as-it-is", "compiled"))
+    assert all(torch.allclose(weight, other[name], atol=1e-6) for name, weight in one.items())
+
+
 def test_memory_is_that_of_the_device_in_use(monkeypatch):
     """Also on a machine with a GPU on which nothing was computed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -186,11 +186,17 @@ def test_with_words_the_network_is_told_where_each_pixel_lies():
 
 def test_the_null_word_learns_nothing():
     words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
-    assert not words(torch.tensor([[1, 0]])).any()  # it starts silent
-    torch.nn.init.normal_(words.layer_2.weight)
+    assert words(torch.tensor([[1, 0]])).any() and not words(torch.tensor([[0, 0]])).any()
     words(torch.tensor([[1, 0]])).sum().backward()
     gradient = words.table.weight.grad
     assert gradient[1].abs().max() > 0 and gradient[0].abs().max() == gradient[2].abs().max() == 0
+
+
+def test_words_add_up_each_by_a_row_of_its_own():
+    words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
+    both, a, b = words(torch.tensor([[2, 1], [1, 0], [2, 0]]))
+    assert torch.allclose(both, a + b) and not torch.allclose(a, b)
+    assert [name for name, _ in words.named_parameters()] == ["table.weight"]
 
 
 # All conditions in one model

@@ -110,6 +110,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm", above=0)
     ema_decay: float = option(0.995, "decay of the averaged weights, after a warm-up", at_least=0, at_most=1)
     precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
+    compile: bool = option(False, "torch.compile the network: worth its minute on a GPU")
     threads: int = option(0, "CPU threads; 0: PyTorch's choice, or one where that is faster", at_least=0, at_most=1024)
     init: str = option("", "start from the averaged weights of this checkpoint; pretrained: of the model in the box")
     seed: int = option(0, "of the weights, the data order and the noise", at_least=0, at_most=2**63 - 1)
@@ -146,7 +147,7 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
-    *("steps", "grad_accum", "device", "threads", "out", "data", "masks", "text_embeddings"),
+    *("steps", "grad_accum", "compile", "device", "threads", "out", "data", "masks", "text_embeddings"),
     *("log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
 )
 

@@ -75,6 +75,7 @@ def take_gpu() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in another order
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every new tensor first
     torch.backends.cudnn.benchmark = False
 
 
