@@ -1,6 +1,6 @@
 """Make ddpm/pretrained.pt, the model in the box: train it, keep the averaged weights in half precision.
 
-    make pretrained                        from nothing, or from where it was stopped, in results/pretrained
+    make pretrained                        from nothing, or from where it was stopped, in results/pretrained; on a GPU
     make pretrained ARGS="--run RUN"       of a run that is there, trained to its end
 
 docs/model-card.md says what was trained, for how long, and how good it is. Half precision changes a weight by one part
@@ -22,12 +22,10 @@ from ddpm import UserError
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
 
-FLAGS = ["--steps", "1650", "--phantom-images", "40000", "--seed", "1", "--save-every", "100"] + [
-    "--time-mean",
-    "-0.7",
-    "--time-std",
-    "1.4",
-]
+FLAGS = (
+    "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 --time-std 1.4 --ema-decay 0.9985 "
+    "--warmup 400 --precision bf16 --compile --sample-every 1000"
+).split()
 
 
 @one_line_errors

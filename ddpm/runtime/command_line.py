@@ -135,7 +135,7 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=bf16)
     at_a_time = f"images at a time; changes no image by more than one grey level (default {batch_size})"
     add("--batch-size", type=int, default=batch_size, help=at_a_time)
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda and mps: not yet run")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default auto; mps: not yet run)")
 
 
 def check_range(args, **limits: tuple[float, float]) -> None:
@@ -158,7 +158,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 def quicker_precision(device: torch.device) -> str:
     """bf16 where the processor has it: where a convolution like the network's is clearly quicker in it. Else fp32."""
-    if device.type != "cpu":  # cuda: not yet run
+    if device.type != "cpu":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     seconds = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):

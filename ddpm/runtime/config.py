@@ -116,7 +116,7 @@ class Config:
     seed: int = option(0, "of the weights, the data order and the noise", at_least=0, at_most=2**63 - 1)
 
     # The run
-    device: str = option("auto", "where to compute (cuda, mps: not yet run)", ("auto", "cpu", "cuda", "mps"))
+    device: str = option("auto", "where to compute (mps: not yet run)", ("auto", "cpu", "cuda", "mps"))
     out: str = option("", "folder of the run; default results/DATA-TIME")
     log_every: int = option(20, "steps between lines in log.jsonl", at_least=1)
     save_every: int = option(500, "steps between checkpoints", at_least=1)

@@ -65,7 +65,7 @@ def in_each_process(main):
 
 def take_gpu() -> None:
     """Compute on a GPU of this process's own, by algorithms that give the same bits again where PyTorch has such (it
-    warns where not). Not yet run. Raises UserError if this machine has fewer GPUs than processes."""
+    warns where not; with several GPUs not yet run). Raises UserError if this machine has fewer GPUs than processes."""
     if size() > 1:
         processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), f"{torch.cuda.device_count()} GPU(s)"
         if processes > torch.cuda.device_count():
