@@ -54,6 +54,15 @@ def test_links_lead_somewhere(page):
     assert not missing
 
 
+def test_the_reading_order_says_how_long_each_file_is():
+    rows = [line.strip("|").split("|") for line in PAGES[0].read_text().splitlines() if line.startswith("| [ddpm/")]
+    assert len(rows) > 5
+    for files, lines, *_ in rows:
+        long = [len((ROOT / target).read_text().splitlines()) for _, target in links(files)]
+        told = [int(number) for number in lines.split(",")]
+        assert len(told) == len(long) and all(abs(a - b) <= 0.1 * b for a, b in zip(told, long, strict=True)), files
+
+
 def test_each_row_has_all_its_cells():
     assert len(tables()) > 5 and len(equations()) > 50
     for head, *rows in tables():
