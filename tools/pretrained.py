@@ -25,7 +25,7 @@ from ddpm.runtime.command_line import one_line_errors
 FLAGS = (
     "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 --time-std 1.4 --ema-decay 0.9985 "
     "--warmup 400 --precision bf16 --compile --sample-every 1000"
-).split()
+)
 
 
 @one_line_errors
@@ -35,7 +35,7 @@ def main(argv):
     parser.add_argument("--out", type=Path, default=checkpoint.PRETRAINED, help="the file to write")
     args = parser.parse_args(argv)
     started = any(args.run.glob("checkpoints/*.pt"))
-    if train.main(["--resume", str(args.run)] if started else [*FLAGS, "--out", str(args.run)]):
+    if train.main(["--resume", str(args.run)] if started else [*FLAGS.split(), "--out", str(args.run)]):
         raise SystemExit(2)  # it has said why
     newest = checkpoint.newest(args.run)
     loaded = checkpoint.load(newest)
