@@ -22,6 +22,7 @@ from ddpm import UserError
 from ddpm.data import descriptions, phantom
 from ddpm.data.images import grid, rgb, to_float, to_uint8, write_png
 from ddpm.data.sources import load_data
+from ddpm.data.texts import read_embeddings
 from ddpm.evaluation.questions import SMALL
 from ddpm.inverse import denoise
 from ddpm.metrics.margin import margin
@@ -50,8 +51,8 @@ def main(argv):
     parser.add_argument("--picture", help="write an image of each of 12 prompts to this PNG")
     args = parser.parse_args(argv)
     model = load_model(args.ckpt)
-    if "words" not in model.vocabulary.given or model.vocabulary.vectors:
-        raise UserError(f"{model.name} was trained without words of its own; give a run with --words")
+    if "words" not in model.vocabulary.given:
+        raise UserError(f"{model.name} was trained without words; give a run with --words")
     test, judge = load_data(model.config, "test"), load_segmenter()
     said = [descriptions.describe(*of) for of in zip(test.masks == 1, names_of(test), strict=True)]
     held_out = np.flatnonzero([descriptions.held_out(one) for one in said])
@@ -68,9 +69,16 @@ def names_of(data) -> list[str]:
     return [data.vocabulary.labels["contrast"][i - 1] for i in data.labels["contrast"]]
 
 
+def words_of(model: Model, prompts: list[str]) -> np.ndarray:
+    """What the network takes of prompts: numbers of its own words, or the vectors that it was trained with."""
+    if model.vocabulary.vectors:
+        return read_embeddings(model.config.text_embeddings).of(prompts)
+    return model.vocabulary.numbers(prompts)
+
+
 def drawn(model: Model, prompts: list[str], seed: int, guidance: float | None, masks=None) -> np.ndarray:
     """An image (n, 1, H, W) uint8 for each prompt, and its mask if there are some."""
-    words, found = model.vocabulary.numbers(prompts), []
+    words, found = words_of(model, prompts), []
     for part in progress(np.array_split(np.arange(len(prompts)), -(-len(prompts) // BATCH)), "drawing", unit="batch"):
         condition = model.vocabulary.condition(None if masks is None else masks[part], words=words[part])
         *_, (_, x_0) = draw(model, condition, [(seed, int(i)) for i in part], Sampling(guidance=guidance))
@@ -160,7 +168,7 @@ def denoising(model: Model, judge, test, said: list[dict], n: int) -> None:
     """One call of the network at the noise's own time, with and without what a report would say of the image."""
     chosen = np.array([i for i, one in enumerate(said) if test.masks[i].sum() >= SMALL][:n])
     images, wanted = (to_float(test.images[chosen]) + 1) / 2, torch.from_numpy(test.masks[chosen] == 1)[:, None]
-    words = model.vocabulary.numbers([descriptions.text(said[i]) for i in chosen])
+    words = words_of(model, [descriptions.text(said[i]) for i in chosen])
     conditions = {"without": model.vocabulary.condition(), "with the sentence": model.vocabulary.condition(words=words)}
     print(f"\n| {n} slices with a lesion, Rician noise | PSNR | Dice of the lesion |\n|---|---:|---:|")
     for sigma in NOISES:

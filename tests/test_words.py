@@ -373,6 +373,8 @@ def test_vectors_stand_for_texts_in_training_and_in_prompts(small_phantom, capsy
     assert sample.main([*asks, "--prompt", "something else", "--text-embeddings", "other.npz", "--out", "b"]) == 0
     assert sample.main([*asks, "--prompt", "something else", "--out", "c"]) == 2
     assert "v.npz: no vector of 'something else'" in capsys.readouterr().err
+    assert prompts.main(["--ckpt", "run", "--parts", "asked", "--n", "3", "--guidance", "1"]) == 0
+    assert "3 prompts of" in capsys.readouterr().out
     write_vectors("wide.npz", ["something else"], width=13)
     assert sample.main([*asks, "--prompt", "something else", "--text-embeddings", "wide.npz"]) == 2
     assert "wide.npz: vectors of 13 numbers" in capsys.readouterr().err
