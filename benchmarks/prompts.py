@@ -143,7 +143,10 @@ def asked(model: Model, judge, test, of_real: list[dict], held_out: np.ndarray, 
 
 
 def percent(x: np.ndarray) -> str:
-    return f"{x.mean():.1%} ± {margin(np.mean, (x.astype(float), np.arange(len(x)))):.1%}"
+    if not len(x):
+        return "none found"
+    spread = margin(np.mean, (x.astype(float), np.arange(len(x))))
+    return f"{x.mean():.1%}" + (f" ± {spread:.1%}" if spread is not None else "")
 
 
 def conflict(model: Model, judge, test, said: list[dict], n: int) -> None:
