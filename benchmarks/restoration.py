@@ -43,7 +43,7 @@ from ddpm.inverse import (
 )
 from ddpm.metrics.paired import psnr, ssim
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.model import GUIDANCE, Sampling, load_model, noise_source, predictor
+from ddpm.model import Sampling, load_model, noise_source, predictor
 from ddpm.reverse import log_snr_times, uniform_times
 from ddpm.runtime.command_line import one_line_errors
 
@@ -236,7 +236,7 @@ def lesions(bench: Bench) -> None:
         known, condition = torch.from_numpy(~region)[:, None].float(), bench.model.vocabulary.condition(masks)
         times, found = log_snr_times(bench.model.schedule, bench.steps), []
         for part in torch.arange(len(known)).split(BATCH):
-            operator, predict = Inpainting(known[part]), bench.predict(condition[part], GUIDANCE)
+            operator, predict = Inpainting(known[part]), bench.predict(condition[part], bench.model.config.guidance)
             noise = bench.noise(len(part), 0)
             y = operator.apply(bench.images[part])
             *_, image = restore(predict, bench.model.schedule, noise(), times, noise, operator, y)

@@ -35,7 +35,7 @@ from ddpm.metrics.kid import kid
 from ddpm.metrics.margin import margin
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.model import GUIDANCE, Model, Sampling, load_model
+from ddpm.model import Model, Sampling, load_model
 from ddpm.runtime.command_line import one_line_errors, quicker_precision
 from ddpm.runtime.files import write_whole
 
@@ -47,8 +47,8 @@ STEPS = {
     "ancestral": (4, 10, 20, 50, 250, 1000),
 }
 GUIDED = {
-    **{f"guidance {k:g}": (k, ALL) for k in (0.0, 1.0, 1.25, 1.5)},
-    **{f"guidance {GUIDANCE:g} in {low:g} to {high:g}": (GUIDANCE, (low, high)) for low, high in ((0.5, 1), (0, 0.5))},
+    **{f"guidance {k:g}": (k, ALL) for k in (0.0, 1.0, 1.1, 1.25, 1.5)},
+    **{f"guidance 1.25 in {low:g} to {high:g}": (1.25, (low, high)) for low, high in ((0.5, 1), (0, 0.5))},
 }
 
 

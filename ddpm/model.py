@@ -30,8 +30,7 @@ from ddpm.runtime.config import Config
 from ddpm.schedule import Schedule, make_schedule
 from ddpm.unet import UNet
 
-# How strongly to follow the condition unless asked otherwise, and for which t / T: docs/ablations.md says why.
-GUIDANCE = 1.25
+# For which t / T to guide unless asked otherwise: docs/ablations.md says why.
 INTERVAL = (0.25, 1.0)
 
 
@@ -91,7 +90,7 @@ class Sampling:
 
     sampler: str | None = None  # None: dpm-solver; of a distilled model ddim, the only one that it knows
     steps: int | None = None  # None: STEPS[sampler], or T if that is fewer; of a model of few steps, all of them
-    guidance: float | None = None  # None: GUIDANCE; 1 where there is nothing to guide, or a source says it all
+    guidance: float | None = None  # None: the model's own; 1 where there is nothing to guide, or a source says it all
     guided: tuple[str, ...] | None = None  # what guidance strengthens; None: all that is given and was withheld once
     interval: tuple[float, float] = INTERVAL  # guidance is 1 where t / T is outside
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
@@ -135,7 +134,7 @@ class Sampling:
         missing = [flag_of(name) for name in guided if name not in given]
         undroppable = [flag_of(name) for name in guided if not config.withholds(name)]
         if guidance is None:  # guided draws are less alike than the truth is: of a source, their spread shall be right
-            guidance = 1.0 if missing or undroppable or "source" in given else GUIDANCE
+            guidance = 1.0 if missing or undroppable or "source" in given else config.guidance
         if guidance != 1 and missing:
             raise UserError(f"--guidance {guidance:g} needs {missing[0]}, and a checkpoint that was trained with it")
         if guidance != 1 and undroppable:

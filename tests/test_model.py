@@ -10,7 +10,7 @@ import torch
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.images import read_mask, to_uint8
-from ddpm.model import GUIDANCE, Model, Sampling, draw, load_model, make_unet
+from ddpm.model import Model, Sampling, draw, load_model, make_unet
 from ddpm.reverse import log_snr_times
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import PRESETS, Config
@@ -70,14 +70,16 @@ def test_bf16_stays_inside_the_network(model):
 
 def test_what_was_left_open_is_filled_in(model):
     times = tuple(log_snr_times(model.schedule, 10))
-    assert Sampling().complete(model, ("mask",)) == Sampling("dpm-solver", 10, GUIDANCE, ("mask",), times=times)
+    assert Sampling().complete(model, ("mask",)) == Sampling("dpm-solver", 10, 1.25, ("mask",), times=times)
     assert Sampling("ddim", 4).complete(model, ()).times == (1000, 750, 500, 250, 0)
     assert Sampling().complete(model, ("mask", "contrast")).guided == ("mask", "contrast")
     only_masks = replace(model, config=replace(model.config, label_drop=0.0, all_drop=0.0))
     assert Sampling().complete(only_masks, ("mask", "contrast")).guided == ("mask",)
     assert Sampling().complete(model, ()).guidance == 1.0  # there is nothing to follow
     assert Sampling(guided=("contrast",)).complete(model, ("mask",)).guidance == 1.0
-    assert Sampling(guided=("mask", "contrast")).complete(model, ("mask", "contrast")).guidance == GUIDANCE
+    assert Sampling(guided=("mask", "contrast")).complete(model, ("mask", "contrast")).guidance == 1.25
+    said = replace(model, config=replace(model.config, guidance=1.1))
+    assert Sampling().complete(said, ("mask",)).guidance == 1.1  # train.py --guidance
     assert [Sampling(sampler).complete(model, ()).steps for sampler in ("ancestral", "ddim")] == [250, 100]
 
 

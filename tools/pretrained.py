@@ -24,7 +24,7 @@ from ddpm.runtime.command_line import one_line_errors
 
 FLAGS = (
     "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 --time-std 1.4 --ema-decay 0.9985 "
-    "--warmup 400 --precision bf16 --compile --sample-every 1000"
+    "--warmup 400 --precision bf16 --compile --sample-every 1000 --guidance 1.1"
 )
 
 
@@ -51,7 +51,7 @@ def pack(path: Path, out: Path) -> None:
     loaded = checkpoint.load(path)
     checkpoint.save(
         out,
-        config=asdict(replace(loaded["config"], out="", init="")),
+        config=asdict(replace(loaded["config"], out="", init="", device="auto", threads=0)),  # nothing of the machine
         conditions=checkpoint.description(loaded["conditions"]),
         step=loaded["step"],
         model={},

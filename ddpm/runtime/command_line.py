@@ -13,7 +13,7 @@ import torch
 from ddpm import UserError, printable
 from ddpm.conditions import KINDS, flag_of
 from ddpm.data.texts import read_embeddings
-from ddpm.model import GUIDANCE, INTERVAL, Model, Sampling
+from ddpm.model import INTERVAL, Model, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
 from ddpm.runtime.config import PRESETS, Config, check_limits, flag
@@ -123,7 +123,10 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     )
     add("--sampler", choices=SAMPLERS, help="default dpm-solver (of a distilled model: ddim)")
     add("--sample-steps", type=int, help=f"steps an image (default {STEPS}, or as many as it was trained for)")
-    strength = f"1 as trained, 0 not at all (default {GUIDANCE}); other than 1, the network works twice"
+    strength = (
+        "1 as trained, 0 not at all (default: the model's own, 1.25 unless train.py was told); other than 1, the "
+    )
+    strength += "network works twice"
     add("--guidance", type=float, help=f"how strongly to follow what is guided: {strength}")
     guided = (
         "what guidance strengthens (default: all that is asked for); the rest of the condition stays in both halves"

@@ -96,6 +96,13 @@ class Config:
     words_drop: float = option(0.05, "probability that its words are", at_least=0, at_most=1)
     all_drop: float = option(0.08, "probability that all are, so that all can be guided", at_least=0, at_most=1)
 
+    guidance: float = option(
+        1.25,
+        "of sample.py and evaluate.py, unless they are told: the longer the training, the less",
+        at_least=0,
+        at_most=1000,
+    )
+
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide", at_least=0)
     minutes: float = option(17.0, "plan the steps to take this long; --steps overrides", above=0, at_most=1_000_000)
@@ -147,7 +154,7 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
-    *("steps", "grad_accum", "compile", "device", "threads", "out", "data", "masks", "text_embeddings"),
+    *("guidance", "steps", "grad_accum", "compile", "device", "threads", "out", "data", "masks", "text_embeddings"),
     *("log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
 )
 
