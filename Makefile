@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures film uses restoration atlas segmenter pretrained translation prompts embeddings ablations sweep examples clean
+.PHONY: help setup train sample evaluate export data test test-slow parity mutants lint format bench soak figures film notebook uses restoration atlas segmenter pretrained translation prompts embeddings ablations sweep examples clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -91,6 +91,9 @@ figures: $(STAMP)-plots ## docs/figures/{samples,loss}.png, from the newest run
 
 film: $(STAMP) ## the README's film, from the model in the box
 	$(BIN)/python tools/film.py $(ARGS)
+
+notebook: $(STAMP)-notebook ## execute docs/notebooks/tour.ipynb anew, outputs and all (under 10 minutes)
+	$(BIN)/python tools/notebook.py $(ARGS)
 
 uses: $(STAMP) ## the figure of docs/uses.md, from the model in the box
 	$(BIN)/python tools/uses.py $(ARGS)

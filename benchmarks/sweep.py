@@ -225,19 +225,19 @@ def main(argv):
     for values in todo:
         check({**fixed, **values})
     check_writable(args.out)
-    args.out = args.out.resolve()  # the trainings run elsewhere
+    shown, args.out = args.out, args.out.resolve()  # the trainings run elsewhere
     common = f", all with {label(fixed)}" if fixed else ""
     number = "1 training" if len(todo) == 1 else f"{len(todo)} trainings"
-    print(f"{number}, {args.jobs} at a time{common}; logs in {args.out}", flush=True)
+    print(f"{number}, {args.jobs} at a time{common}; logs in {shown}", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = best_first(list(pool.map(lambda values: row_of(values, fixed, args), todo)), SHORT[args.sort])
     head = [*grid, *(name for name in ("steps taken", *FIGURES, "failed") if any(name in row for row in rows))]
     write_whole(args.out / "table.csv", lambda file: file.write(as_csv(head, rows)))
-    print(f"\n{aligned(head, rows)}\n\n{args.out}/table.csv")
+    print(f"\n{aligned(head, rows)}\n\n{shown}/table.csv")
     try:
         plot(grid, rows, args.out / "sweep.png")
-        print(f"{args.out}/sweep.png")
+        print(f"{shown}/sweep.png")
     except ImportError:
         print(
             "the plot needs matplotlib: `make sweep`, or pip install -r requirements/plots.txt; the same command makes it"

@@ -132,7 +132,7 @@ def translation(test: Slices, truth: Slices, drawn: np.ndarray, answer: np.ndarr
 
 def segmentation(test: Slices, truth: Slices, drawn: np.ndarray) -> None:
     wanted = truth.images >= 128
-    marked, mean = wanted.sum((1, 2, 3)) >= SMALL, drawn.mean(axis=0)
+    marked, said = wanted.sum((1, 2, 3)) >= SMALL, (drawn >= 128).mean(axis=0)  # by which share of the draws
 
     def row(name: str, found: np.ndarray) -> None:
         alike = dice(torch.from_numpy(found), torch.from_numpy(wanted)).numpy()
@@ -142,18 +142,16 @@ def segmentation(test: Slices, truth: Slices, drawn: np.ndarray) -> None:
 
     print(f"\n| {marked.sum()} slices with {SMALL} pixels or more | Dice | false, of those without |\n|---|---:|---:|")
     row("one draw", drawn[0] >= 128)
-    row(f"most of {len(drawn)} draws", mean >= 127.5)
+    row(f"most of {len(drawn)} draws", said >= 0.5)
     judge = load_segmenter().judge(truth.source)
     row("the judge, a segmenter trained on the same kind of data", (judge.labels == 4)[:, None])
-    wrong, spread = (mean >= 127.5) != wanted, drawn.std(axis=0)
-    unsure = spread > 0
+    wrong, unsure = (said >= 0.5) != wanted, (said > 0) & (said < 1)
     print(
         f"\n{unsure.mean():.1%} of the pixels are not the same in all draws; in them lie {wrong[unsure].sum() / wrong.sum():.1%} of "
         "the wrong ones"
     )
-    share = (drawn >= 128).mean(axis=0)
     for low, high in ((0.05, 0.35), (0.35, 0.65), (0.65, 0.95)):
-        if not (here := (share > low) & (share <= high)).any():
+        if not (here := (said > low) & (said <= high)).any():
             continue
         print(
             f"marked in {low:.0%} to {high:.0%} of the draws: truly marked in {wanted[here].mean():.0%} of {here.sum()} pixels"
