@@ -9,6 +9,7 @@ PSNR's range is 1. The network's rows say how many calls of it an image takes.
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -408,6 +409,8 @@ def main(argv):
     parser.add_argument("--steps", type=int, default=restoration.STEPS)
     parser.add_argument("--variance", type=float, default=restoration.PRIOR_VARIANCE)
     args = parser.parse_args(argv)
+    if importlib.util.find_spec("skimage") is None:  # now, not after half of the work
+        raise UserError("the filters need scikit-image: `make restoration`, or pip install -r requirements/filters.txt")
     torch.manual_seed(0)
     bench = Bench(args)
     print(f"{bench.model.name}: step {bench.model.step}; {args.n} test slices")
