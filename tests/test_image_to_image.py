@@ -261,7 +261,7 @@ def test_a_source_enters_beside_the_image_and_black_is_not_null():
             unet(x, t, Condition(source=wrong))
 
 
-def test_what_starts_from_a_checkpoint_without_source_begins_as_it(tiny_run, small_phantom):
+def test_what_starts_from_a_checkpoint_without_source_begins_as_it_where_nothing_is_said(tiny_run, small_phantom):
     flags = ["--preset", "tiny", "--init", str(tiny_run), "--source", "T1", "--words", "--precision", "fp32"]
     assert train.main([*flags, "--steps", "1", "--lr", "1e-30", "--muon-lr", "1e-30", "--out", "run"]) == 0
     ours, theirs = load_model("run"), load_model(tiny_run)
@@ -270,7 +270,10 @@ def test_what_starts_from_a_checkpoint_without_source_begins_as_it(tiny_run, sma
     x_t, t = torch.randn(4, 1, 32, 32), torch.tensor([1, 50, 400, 1000])
     # T1 is what the source shows, so the labels are T2 and FLAIR, 1 and 2; there they were 2 and 3.
     known = Condition(condition.mask, {"contrast": condition.labels["contrast"] + 1})
-    assert torch.allclose(ours.unet(x_t, t, condition), theirs.unet(x_t, t, known), atol=1e-6)
+    as_before = theirs.unet(x_t, t, known)
+    assert torch.allclose(ours.unet(x_t, t, replace(condition, words=None)), as_before, atol=1e-6)
+    # New words differ from the start, as the values of a label do.
+    assert not torch.allclose(ours.unet(x_t, t, condition), as_before, atol=1e-2)
 
 
 # Drawing
