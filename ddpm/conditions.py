@@ -170,6 +170,10 @@ def flag_of(kind: str) -> str:
 
 
 def one_hot(label_maps, num_classes: int) -> Tensor:
-    """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included."""
+    """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included. Raises ValueError for others."""
     labels = torch.as_tensor(np.asarray(label_maps))[:, None]
-    return (labels == torch.arange(num_classes, dtype=labels.dtype).view(-1, 1, 1)).float()
+    if (
+        labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes
+    ):  # no channel would have it: as if no mask
+        raise ValueError(f"classes {labels.min()} to {labels.max()} in a mask; known are 0 to {num_classes - 1}")
+    return (labels == torch.arange(num_classes).view(-1, 1, 1)).float()

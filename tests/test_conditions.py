@@ -30,6 +30,16 @@ def test_one_hot_has_one_channel_set_and_it_is_the_label(classes, height, width,
     assert (mask.sum(dim=1) == 1).all() and np.array_equal(mask.argmax(dim=1).numpy(), labels)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_one_hot_takes_labels_of_any_type_and_no_class_that_is_not_there(dtype):
+    assert one_hot(np.array([[[0, 1]]], dtype), 2).tolist() == [[[[1, 0]], [[0, 1]]]]
+    with pytest.raises(ValueError, match="in a mask; known are 0 to 0"):
+        one_hot(np.array([[[0, 1]]], dtype), 1)
+    if dtype is np.int64:
+        with pytest.raises(ValueError, match="classes -1 to 1"):
+            one_hot(np.array([[[-1, 1]]], dtype), 2)
+
+
 def test_values_are_counted_from_1_and_none_is_0():
     condition = of_four()
     assert condition.given == KNOWN.given == ("mask", "source", "words", "contrast", "sex")
