@@ -525,10 +525,10 @@ def test_the_next_command_names_this_python_also_on_another_drive(tmp_path, monk
 
     monkeypatch.setattr(os.path, "relpath", other_drive)
     flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "1", "--out"]
-    for python, shown in (("/other/.venv/bin/python", "python"), ("/usr/bin/python3", "python"),
+    for python, shown in (("/other/.venv/bin/python", "/other/.venv/bin/python"), ("/usr/bin/python3", "python"),
                           (f"{tmp_path}/.venv/bin/python", ".venv/bin/python")):  # fmt: skip
         monkeypatch.setattr(ddpm.runtime.run.sys, "executable", python)
-        assert train.main([*flags, f"run{len(python)}"]) == 0
+        assert train.main([*flags, f"run{len(shown)}"]) == 0
         assert f"next: {shown} sample.py --mask" in capsys.readouterr().out
 
 

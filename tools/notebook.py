@@ -31,7 +31,8 @@ def main(argv):
     client.km.kernel_spec.argv[0] = sys.executable
     client.execute()
     notebook.metadata["language_info"] = {"name": "python"}
-    write_whole(args.out, lambda file: file.write(nbformat.writes(notebook).encode()))
+    text = nbformat.writes(notebook).replace(sys.executable, "python")  # the outputs tell no path of this machine
+    write_whole(args.out, lambda file: file.write(text.encode()))
     print(args.out)
 
 

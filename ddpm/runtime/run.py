@@ -207,8 +207,7 @@ class Run:
         print(f"done: step {step} after {minutes:.1f} minutes{missed}")
         if (best := self.best()) not in (None, step):
             print(f"lowest validation loss: {self.saved()[best]}")
-        here = os.getcwd() + os.sep
-        python = sys.executable.removeprefix(here) if sys.executable.startswith(here) else "python"
+        python = sys.executable.removeprefix(os.getcwd() + os.sep) if ".venv" in sys.executable else "python"
         masked = bool(self.held_out.classes)
         asks = " --mask" * masked + " PATH" * (masked and self.config.data != "phantom")
         if self.held_out.source is not None:
