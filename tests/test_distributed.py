@@ -142,6 +142,7 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: done.append(f"GPU {number}"))
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *on, warn_only: done.append("deterministic"))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     return done
 
@@ -156,6 +157,7 @@ def test_each_process_has_a_gpu_of_its_own(gpus, monkeypatch):
     join(monkeypatch, 2, rank=1)
     assert pick_device("cpu").type == "cpu" and gpus == []  # asked for the CPU, it touches no GPU
     assert pick_device("auto").type == "cuda" and gpus == ["GPU 1", "deterministic"]
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     assert not torch.backends.cudnn.benchmark and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
