@@ -13,7 +13,9 @@ from small_sets import noise, save_nifti, write, yes_no_set
 
 import train
 from ddpm.data import folders
+from ddpm.data.images import grid, write_png
 from ddpm.runtime.config import Config
+from ddpm.runtime.run import GRID_SAMPLES
 from tools import fetch, figures, make_masks, slices
 
 
@@ -248,6 +250,20 @@ def test_figures_of_a_run_without_grids_or_log_are_refused(tmp_path, capsys):
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "lo')
     refused(figures.main, ["--run", tmp_path / "run"], "no log yet", capsys)
     refused(figures.main, ["--run", ""], "an empty name", capsys)
+
+
+def test_figures_of_progress_are_a_row_of_masks_then_one_a_step_then_the_real_images(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    cells = np.random.default_rng(0).integers(0, 255, (2, 3, 2 + GRID_SAMPLES, 3, 64, 64), dtype=np.uint8)
+    for step, cell in zip((100, 500), cells, strict=True):
+        write_png(run / "samples" / f"step_{step:06d}.png", grid(cell))
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    refused(figures.main, ["--run", run, "--progress", 100, 900], "step_000900.png: no such grid", capsys)
+    assert figures.main(["--run", str(run), "--progress", "100", "500"]) == 0
+    expected = grid(np.stack([cells[0][:, 0], cells[0][:, 2], cells[1][:, 2], cells[0][:, 1]]))
+    assert np.array_equal(pixels(tmp_path / "docs" / "figures" / "progress.png"), expected)
 
 
 def test_figures_leave_out_a_line_that_was_cut_off(tmp_path, monkeypatch):

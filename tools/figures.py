@@ -1,4 +1,4 @@
-"""The README's figures from a finished run: docs/figures/{samples,loss}.png (needs matplotlib: `make figures`)."""
+"""Figures of a run: docs/figures/{samples,loss}.png (needs matplotlib: `make figures`), or progress.png."""
 
 import argparse
 import json
@@ -7,12 +7,17 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+from einops import rearrange
+from PIL import Image
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
+from ddpm.data.images import write_png
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
-from ddpm.runtime.run import step_of
+from ddpm.runtime.run import GRID_SAMPLES, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
+    what = "instead, progress.png: the first sample of each mask after these steps"
+    parser.add_argument("--progress", type=int, nargs="+", metavar="STEP", help=what)
     args = parser.parse_args(argv)
     if args.run == "":
         raise UserError("--run: an empty name for a run (an unset variable?); leave it out for the newest")
@@ -30,12 +37,18 @@ def main(argv):
     grids = sorted((run / "samples").glob("step_*.png"))
     if not grids or not lines:
         raise UserError(f"{run}: no sample grid or no log yet; let it train to its first validation")
+    out = ROOT / "docs" / "figures"
+    out.mkdir(parents=True, exist_ok=True)
+    if args.progress:
+        pictures = [read_grid(run / "samples" / f"step_{step:06d}.png") for step in args.progress]
+        rows = [column(pictures[0], 0), *(column(picture, 2) for picture in pictures), column(pictures[0], 1)]
+        write_png(out / "progress.png", np.concatenate(rows))
+        print(f"{out.relative_to(ROOT)}/progress.png, from {run}")
+        return
     try:
         import matplotlib.pyplot as plt
     except ImportError:
         raise UserError("figures need matplotlib: `make figures`, or pip install -r requirements/plots.txt") from None
-    out = ROOT / "docs" / "figures"
-    out.mkdir(parents=True, exist_ok=True)
 
     train = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "val_loss" in line]
@@ -56,6 +69,19 @@ def main(argv):
 
     shutil.copy(grids[-1], out / "samples.png")
     print(f"{out.relative_to(ROOT)}/loss.png and samples.png, from {run}")
+
+
+def read_grid(path: Path) -> np.ndarray:
+    """A sample grid (H, W, 3) uint8. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"{path}: no such grid; train with --sample-every so that this step has one")
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def column(grid: np.ndarray, number: int) -> np.ndarray:
+    """Of a grid of mask | real | samples, one column, laid down as a row."""
+    side = grid.shape[1] // (2 + GRID_SAMPLES)
+    return rearrange(grid[:, number * side : (number + 1) * side], "(r h) w c -> h (r w) c", h=side)
 
 
 if __name__ == "__main__":
