@@ -65,7 +65,7 @@ def main(argv):
     times = sampling.times
     filmed = times[:: -(-len(times) // FILM_FRAMES)] if args.film else []
     frames = {t: {} for t in (*filmed, 0)}  # x_t of each image, as it comes by; x_0 is the image
-    jobs = distributed.shard([(name, k) for name in asked.names for k in range(args.n)])  # image k of a mask
+    jobs = distributed.shard([(name, k) for name in asked.names for k in range(asked.n)])  # image k of a mask
     with progress(total=len(jobs) * (len(times) - 1), unit="step", desc="sampling", leave=True) as bar:
         for start in range(0, len(jobs), args.batch_size):
             batch = jobs[start : start + args.batch_size]
@@ -85,7 +85,7 @@ def main(argv):
             frames[t] |= cells
 
     def of(name: str, cells: dict) -> np.ndarray:
-        return np.stack([cells[name, k] for k in range(args.n)])
+        return np.stack([cells[name, k] for k in range(asked.n)])
 
     def picture(cells: dict) -> np.ndarray:
         shown = asked.stack.shown if asked.stack else asked.names
@@ -94,6 +94,10 @@ def main(argv):
     if asked.sources and args.n > 1:
         for name in asked.names:
             write_summary(out, name, of(name, frames[0]), model.config.segment)
+    if asked.drafted:
+        (out / "masks").mkdir(exist_ok=True)
+        for name, mask in asked.masks.items():
+            images.write_png(out / "masks" / f"{name}.png", 255 * mask[None])
     images.write_png(out / "grid.png", picture(frames[0]))
     if args.film:
         images.write_gif(out / "film.gif", [*map(picture, frames.values())])
@@ -155,10 +159,10 @@ def prepare(args):
     sampling = sampling_of(args).complete(model, asked.given)
     how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
     print(f"{model.name}: step {model.step}, {how}, {sampling.guidance_text} -> {args.out}")
-    if args.prompt is not None and model.config.words:
+    if args.prompt is not None and (model.config.words or asked.drafted):
         for found in asked.contradictions(args.prompt):
-            print(f"note: {found}; docs/uses.md tells which of two is followed")
-    columns = args.n + bool(asked.masks) + bool(asked.sources)
+            print(f"note: {found}{'' if asked.drafted else '; docs/uses.md tells which of two is followed'}")
+    columns = asked.n + bool(asked.masks) + bool(asked.sources)
     height, width = images.grid_size(len(asked.names), columns, *model.shape[1:])
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
@@ -174,7 +178,8 @@ def make_parser() -> Parser:
     add("--mask", nargs="?", const=EXAMPLES, metavar="PATH", help=f"{masks}; {without}")
     add("--n", type=int, help="images for each mask (default 6), or volumes (default 1)")
     add("--source", metavar="PATH", help="the picture that is translated, or a folder of them, named as their masks")
-    add("--prompt", metavar="TEXT", help='what to show, such as "axial FLAIR, large lesion, left frontal"')
+    says = 'what to show, such as "axial FLAIR, large lesion, left frontal"; for a model without --words, masks are drawn first'
+    add("--prompt", metavar="TEXT", help=says)
     add("--text-embeddings", metavar="FILE", help="where the prompt's vector is, of a model that was trained with such")
     values = (
         "one of its values as the checkpoint knows them; 'each' in turn, or 'none' (default each, with a prompt none)"

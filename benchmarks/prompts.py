@@ -1,6 +1,7 @@
 """Does an image show what a prompt asks for? Prompts that no description in training was like, and the judge.
 
-    make prompts ARGS="--ckpt RUN"     of a run with --words on the embedded data (about half an hour on one core)
+    make prompts ARGS="--ckpt RUN"          of a run with --words on the embedded data (about half an hour on one core)
+    make prompts ARGS="--ckpt pretrained"   of a model without: the mask is drawn first, by the model of masks in the box
 
 A combination of contrast, size, side and region that was held out (ddpm/data/descriptions.py) is asked for in whole, by
 words alone. The judge looks for the lesion, and the rules that made the descriptions say what it found. Beside it: what the
@@ -19,6 +20,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
+from ddpm.asked import by_masks_alone, drawn_masks, said_contrast
 from ddpm.data import descriptions, phantom
 from ddpm.data.images import grid, rgb, to_float, to_uint8, write_png
 from ddpm.data.sources import load_data
@@ -41,7 +43,7 @@ NOISES = (0.1, 0.2)
 @one_line_errors
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, help="a run with --words")
+    parser.add_argument("--ckpt", required=True, help="a run with --words, or with the phantom's masks")
     parser.add_argument("--n", type=int, default=300, help="prompts (default 300)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.25, 2.0], help="(default 1.25 2)")
     parser.add_argument(
@@ -51,8 +53,10 @@ def main(argv):
     parser.add_argument("--picture", help="write an image of each of 12 prompts to this PNG")
     args = parser.parse_args(argv)
     model = load_model(args.ckpt)
-    if "words" not in model.vocabulary.given:
-        raise UserError(f"{model.name} was trained without words; give a run with --words")
+    if by_masks_alone(model):
+        args.parts = ["asked"]  # of a mask that the prompt made, no other can be told
+    elif "words" not in model.vocabulary.given:
+        raise UserError(f"{model.name} was trained without words and without masks; give a run with --words")
     test, judge = load_data(model.config, "test"), load_segmenter()
     said = [descriptions.describe(*of) for of in zip(test.masks == 1, names_of(test), strict=True)]
     held_out = np.flatnonzero([descriptions.held_out(one) for one in said])
@@ -77,11 +81,18 @@ def words_of(model: Model, prompts: list[str]) -> np.ndarray:
 
 
 def drawn(model: Model, prompts: list[str], seed: int, guidance: float | None, masks=None) -> np.ndarray:
-    """An image (n, 1, H, W) uint8 for each prompt, and its mask if there are some."""
-    words, found = words_of(model, prompts), []
+    """An image (n, 1, H, W) uint8 for each prompt, and its mask if there are some. A model that knows no words is given a
+    mask that another one draws."""
+    drafter = load_model("pretrained-masks") if by_masks_alone(model) else None
+    words, found = words_of(drafter or model, prompts), []
     for part in progress(np.array_split(np.arange(len(prompts)), -(-len(prompts) // BATCH)), "drawing", unit="batch"):
-        condition = model.vocabulary.condition(None if masks is None else masks[part], words=words[part])
-        *_, (_, x_0) = draw(model, condition, [(seed, int(i)) for i in part], Sampling(guidance=guidance))
+        seeds = [(seed, int(i)) for i in part]
+        if drafter:
+            contrasts = [said_contrast(prompts[i]) for i in part]
+            condition = model.vocabulary.condition(drawn_masks(drafter, words[part], seeds), contrast=contrasts)
+        else:
+            condition = model.vocabulary.condition(None if masks is None else masks[part], words=words[part])
+        *_, (_, x_0) = draw(model, condition, seeds, Sampling(guidance=guidance))
         found.append(to_uint8(x_0))
     return np.concatenate(found)
 

@@ -11,7 +11,7 @@ from ddpm.conditions import LABELS, Condition
 from ddpm.data import descriptions, folders, images, phantom
 from ddpm.data.sources import COARSE
 from ddpm.data.volumes import is_nifti
-from ddpm.model import Model
+from ddpm.model import Model, draw, load_model
 from ddpm.runtime.command_line import label_values, words_of
 from ddpm.stack import Stack, read_stack
 
@@ -24,11 +24,13 @@ class Asked:
 
     model: Model
     names: tuple[str, ...]
+    n: int  # samples of each
     masks: dict[str, np.ndarray]  # labels (H, W) by name; {} if none are asked for
     sources: dict[str, np.ndarray]  # (C, H, W) uint8 by name; {} likewise
     labels: dict[str, list[str]]  # n values each
     words: np.ndarray | None  # (1, L) or (1, D), for all
     stack: Stack | None  # the volume that the masks are slices of
+    drafted: bool = False  # the masks were drawn, as a prompt asks
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -65,12 +67,41 @@ def read_asked(args, model: Model) -> Asked:
     # A prompt says itself which contrast, and so does a source, unless it is to be translated into another one.
     says_it = args.prompt is not None or (args.source is not None and model.config.source not in phantom.CONTRASTS)
     wanted = {name: getattr(args, name) or ("none" if says_it else "each") for name in LABELS}
-    labels = {name: label_values(name, value, model, args.n) for name, value in wanted.items()}
-    masks, stack = read_masks(args.mask, model)
+    drafted = args.prompt is not None and not args.mask and not args.restore and by_masks_alone(model)
+    if drafted:
+        wanted["contrast"] = args.contrast or said_contrast(args.prompt)
+    n = 1 if drafted else args.n  # a drawn mask is a name of its own
+    labels = {name: label_values(name, value, model, n) for name, value in wanted.items()}
+    masks, stack = (draft_masks(args, model), None) if drafted else read_masks(args.mask, model)
     masks, sources = by_common_names(masks, read_sources(args.source, model))
     names = tuple(masks or sources or ("unconditional",))
     labels = {name: values for name, values in labels.items() if values}
-    return Asked(model, names, masks, sources, labels, words_of(args, model, 1), stack)
+    words = None if drafted else words_of(args, model, 1)
+    return Asked(model, names, n, masks, sources, labels, words, stack, drafted)
+
+
+def by_masks_alone(model: Model) -> bool:
+    """Whether a prompt must become a mask first: the model knows no words, and the phantom's masks."""
+    return "words" not in model.vocabulary.given and model.vocabulary.classes == phantom.CLASSES["lesion"]
+
+
+def said_contrast(prompt: str) -> str:
+    """The contrast that a prompt names (of several, the first), or "none"."""
+    return descriptions.asked(prompt).get("contrast", ["none"])[0]
+
+
+def draft_masks(args, model: Model) -> dict[str, np.ndarray]:
+    """Name -> mask (H, W), --n of them, as --prompt asks for: drawn by the model of masks in the box. Raises UserError."""
+    drafter = load_model("pretrained-masks")
+    words = words_of(args, drafter, args.n)
+    maps = drawn_masks(drafter, words, [(args.seed, k) for k in range(args.n)])
+    return {f"prompt_{k}": images.resize_labels(mask, tuple(model.config.image_size)) for k, mask in enumerate(maps)}
+
+
+def drawn_masks(drafter: Model, words: np.ndarray, seeds: Sequence) -> np.ndarray:
+    """A mask for each row of words: 0 and 1, (B, H, W) uint8, drawn by a model of masks (train.py --segment --words)."""
+    *_, (_, x_0) = draw(drafter, drafter.vocabulary.condition(words=words), seeds)
+    return (x_0[:, 0] > 0).cpu().numpy().astype(np.uint8)
 
 
 def read_masks(wanted: str | Path | None, model: Model) -> tuple[dict[str, np.ndarray], Stack | None]:

@@ -123,7 +123,7 @@ def test_a_coarse_pixel_is_the_mean_of_those_it_covers():
 
 def test_turned_round_the_mask_is_drawn_and_the_image_is_the_source(small_phantom):
     data = phantom_of()
-    turned = turned_round(data)
+    turned = turned_round(data, sees=True)
     assert turned.images.shape == data.images.shape and set(np.unique(turned.images)) == {0, 255}
     assert np.array_equal(turned.images[:, 0] == 255, data.masks == 1) and turned.source is data.images
     assert turned.masks is None and turned.vocabulary.given == ("source", "contrast")
@@ -334,6 +334,12 @@ def test_a_source_of_another_size_is_resized_and_a_small_one_is_taken_as_coarse(
         assert sample.main(["--ckpt", trained("--source", "coarse"), *flags, f"{name}.png", "--out", out]) == 0
     assert np.array_equal(pixels("o-./c_0.png"), pixels("o-whole/c_0.png"))
     assert "resized" not in capsys.readouterr().out
+
+
+def test_masks_without_a_source_are_drawn_by_themselves(small_phantom):
+    sees, alone = (phantom_of(segment=True, words=True, source_drop=drop) for drop in (0.05, 1.0))
+    assert sees.vocabulary.given == ("source", "words", "contrast") and alone.vocabulary.given == ("words", "contrast")
+    assert alone.source is None and np.array_equal(alone.images, sees.images)
 
 
 def test_segmentation_draws_masks_and_says_what_most_of_them_say(trained, capsys):

@@ -196,7 +196,6 @@ def test_a_run_of_version_2_goes_on(tiny_run, tmp_path):
 # The file itself
 
 
-@pytest.mark.skipif(not checkpoint.PRETRAINED.exists(), reason="it is made by make pretrained")
 def test_the_model_in_the_box_knows_the_phantom_and_draws_its_lesions():
     """A lesion where the mask has one, and none where not, said by the judge."""
     from ddpm.data import phantom
@@ -216,3 +215,21 @@ def test_the_model_in_the_box_knows_the_phantom_and_draws_its_lesions():
     dice = 2 * (found & wanted).sum() / (found.sum() + wanted.sum())
     assert dice > 0.75
     assert (verdict.contrasts + 1 == held_out.labels["contrast"][large]).mean() > 0.8
+
+
+def test_the_model_of_masks_in_the_box_draws_what_prompts_ask_for():
+    """Its size and its side, by the rules that made the descriptions."""
+    from ddpm.asked import drawn_masks
+    from ddpm.data.descriptions import describe
+
+    assert checkpoint.find("pretrained-masks").stat().st_size < 4e6
+    drafter = load_model("pretrained-masks")
+    for prompt, part, value in (
+        ("lesion, left", "side", "left"),
+        ("lesion, right", "side", "right"),
+        ("large lesion", "size", "large"),
+        ("small lesion", "size", "small"),
+        ("no lesion", "presence", "no lesion"),
+    ):
+        masks = drawn_masks(drafter, drafter.vocabulary.numbers([prompt] * 8), range(8))
+        assert np.mean([describe(mask == 1).get(part) == value for mask in masks]) > 0.6, prompt

@@ -1,6 +1,7 @@
 """Words as a condition: what the phantom says of its images, and prompts."""
 
 import itertools
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from ddpm.data.descriptions import PARTS, WORDS, all_said, asked, contradictions
 from ddpm.data.sources import load_data
 from ddpm.data.texts import read_embeddings
 from ddpm.model import Sampling, draw, load_model, predictor
+from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
 from ddpm.training import draw_batch
 from ddpm.unet import UNet
@@ -300,7 +302,8 @@ def test_a_prompt_that_is_not_understood_draws_nothing(trained, prompt, says, ca
 @pytest.mark.parametrize(
     "flags, says",
     [
-        (["--prompt", "left"], "was trained without words; it can be asked for --mask, --contrast"),
+        (["--prompt", "left", "--mask"], "was trained without words; it can be asked for --mask, --contrast"),
+        (["--prompt", "glioma"], "--prompt: unknown: glioma; known are axial"),
         (["--text-embeddings", "f.npz"], "give that too"),
         (["--guided", "words", "--guidance", "2", "--mask"], "needs --prompt"),
     ],
@@ -308,6 +311,35 @@ def test_a_prompt_that_is_not_understood_draws_nothing(trained, prompt, says, ca
 def test_a_model_without_words_says_what_it_knows(ckpt, flags, says, capsys):
     assert sample.main(["--ckpt", ckpt, *flags, "--out", "o"]) == 2
     assert says in capsys.readouterr().err and not Path("o").exists()
+
+
+@pytest.fixture
+def masks_in_the_box(trained, tmp_path, monkeypatch):  # noqa: F811
+    """A tiny model of masks where that of the box lies."""
+    box = tmp_path / "box"
+    box.mkdir()
+    monkeypatch.setattr(checkpoint, "PRETRAINED", box / "pretrained.pt")
+    shutil.copy(trained("--segment", "--words", "--source-drop", "1"), box / "pretrained-masks.pt")
+
+
+def test_a_model_of_masks_alone_is_given_those_that_the_prompt_asks_for(ckpt, masks_in_the_box):
+    flags = ["--ckpt", ckpt, "--precision", "fp32"]
+    for out, prompt in (("a", "FLAIR, large lesion, left"), ("b", "T1, no lesion")):
+        assert sample.main([*flags, "--prompt", prompt, "--n", "3", "--out", out]) == 0
+    masks = {out: [pixels(f"{out}/masks/prompt_{k}.png") for k in range(3)] for out in "ab"}
+    assert all(set(np.unique(mask)) <= {0, 255} for mask in masks["a"])
+    assert any((a != b).any() for a, b in zip(masks["a"], masks["b"], strict=True))
+    assert any((a != masks["a"][0]).any() for a in masks["a"][1:])  # each of its own noise
+    # What was drawn is what the masks and the contrast give, asked for by themselves.
+    assert sample.main([*flags, "--mask", "a/masks", "--contrast", "FLAIR", "--n", "1", "--out", "c"]) == 0
+    for k in range(3):
+        assert np.array_equal(pixels(f"a/prompt_{k}_0.png"), pixels(f"c/prompt_{k}_0.png"))
+
+
+def test_the_benchmark_of_prompts_asks_a_model_of_masks_too(ckpt, masks_in_the_box, capsys):
+    assert prompts.main(["--ckpt", ckpt, "--n", "3", "--guidance", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "3 prompts of" in told and "a mask against" not in told
 
 
 @pytest.mark.parametrize(
@@ -459,6 +491,6 @@ def test_the_benchmark_of_prompts_runs(trained, capsys):  # noqa: F811
     assert pixels("p.png").ndim == 3
 
 
-def test_the_benchmark_wants_a_model_of_words(ckpt, capsys):
-    assert prompts.main(["--ckpt", ckpt]) == 2
-    assert "without words" in capsys.readouterr().err
+def test_the_benchmark_wants_a_model_of_words_or_of_masks(trained, capsys):  # noqa: F811
+    assert prompts.main(["--ckpt", trained("--labels", "none")]) == 2
+    assert "without words and without masks" in capsys.readouterr().err

@@ -20,7 +20,7 @@ def load_data(config, split: str) -> Slices:
     if config.source in ("noisy", "coarse"):
         spoilt = noisy(data.images, split) if config.source == "noisy" else coarse(data.images)
         data = with_source(data, spoilt, config.source)
-    return turned_round(data) if config.segment else data
+    return turned_round(data, config.source_drop < 1) if config.segment else data
 
 
 def load_phantom(config, split: str) -> Slices:
@@ -84,14 +84,14 @@ def coarse(images: np.ndarray) -> np.ndarray:
     return np.rint(blocks).astype(np.uint8).repeat(COARSE, axis=2).repeat(COARSE, axis=3)
 
 
-def turned_round(data: Slices) -> Slices:
+def turned_round(data: Slices, sees: bool) -> Slices:
     """Segmentation by diffusion (Wolleb et al. 2021, arXiv:2112.03145): x_0 is the mask, black and white, and the image
-    its source. Raises UserError."""
+    its source; or, if it never sees one, masks alone are drawn. Raises UserError."""
     if data.masks is None:
         raise UserError("--segment draws masks, and this data has none")
-    vocabulary = replace(data.vocabulary, classes=(), source=("image",))
+    vocabulary = replace(data.vocabulary, classes=(), source=("image",) if sees else ())
     masks = (data.masks * np.uint8(255))[:, None]
-    return replace(data, images=masks, masks=None, source=data.images, vocabulary=vocabulary)
+    return replace(data, images=masks, masks=None, source=data.images if sees else None, vocabulary=vocabulary)
 
 
 def with_words(data: Slices, lesions: np.ndarray, config, split: str) -> Slices:

@@ -22,7 +22,10 @@ from ddpm.runtime.config import Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
 VERSION = 4
-PRETRAINED = Path(__file__).parents[1] / "pretrained.pt"  # the model in the box: docs/model-card.md; `make pretrained`
+# The models in the box (docs/model-card.md; `make pretrained`): the one meant where none is named, and one that draws
+# the masks that prompts ask for. A file each, beside this package's code.
+IN_THE_BOX = ("pretrained", "pretrained-masks")
+PRETRAINED = Path(__file__).parents[1] / "pretrained.pt"
 KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
 
 
@@ -36,7 +39,9 @@ def save(path: str | Path, **parts) -> None:
 def load(path: str | Path) -> dict:
     """The checkpoint at `path`, on the CPU, its config a Config and its conditions a Vocabulary. Raises UserError if it
     is missing, damaged or not one of ours."""
-    missing = f"no such checkpoint; `make {'pretrained' if path == PRETRAINED else 'train'}` makes one"
+    missing = (
+        f"no such checkpoint; `make {'pretrained' if Path(path).parent == PRETRAINED.parent else 'train'}` makes one"
+    )
     with reading(path, "a checkpoint of this program", "name another", missing):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not is_whole(path):
@@ -105,12 +110,14 @@ def from_version_3(checkpoint: dict) -> dict:
 
 
 def find(path: str | Path | None = None) -> Path:
-    """The checkpoint that is meant: a file, the newest of a folder, "pretrained" (the model in the box), or (None) the
-    newest of results/, and the model in the box where there is none. Raises UserError."""
+    """The checkpoint that is meant: a file, the newest of a folder, one IN_THE_BOX by its name, or (None) the newest of
+    results/, and the model in the box where there is none. Raises UserError."""
     if path == "":
         raise UserError("an empty name for a checkpoint (an unset variable?); leave it out for the newest")
-    if path == "pretrained" or (path is None and not checkpoints_in(Path("results"))):
+    if path is None and not checkpoints_in(Path("results")):
         return PRETRAINED
+    if path in IN_THE_BOX:
+        return PRETRAINED.with_name(f"{path}.pt")
     return newest(path or "results") if path is None or Path(path).is_dir() else Path(path)
 
 

@@ -43,7 +43,10 @@ class Config:
         "Rician noise; coarse: a quarter of the pixels each way), or a folder's pairs (DIR/source beside DIR/images)",
         ("T1", "T2", "FLAIR", "noisy", "coarse", "pairs"),
     )
-    segment: bool = option(False, "the roles turned round: draw the mask (of two classes), the image is its source")
+    segment: bool = option(
+        False,
+        "the roles turned round: draw the mask (of two classes), the image is its source (none with --source-drop 1)",
+    )
     words: bool = option(False, "condition on the phantom's descriptions of its images, to ask with sample.py --prompt")
     text_embeddings: str = option("", "FILE.npz of texts and vectors (N, D) that stand for --words (tools/embed.py)")
     axis: str = option("axial", "along which a folder's volumes are cut into slices", AXES)
