@@ -172,8 +172,7 @@ def flag_of(kind: str) -> str:
 def one_hot(label_maps, num_classes: int) -> Tensor:
     """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included. Raises ValueError for others."""
     labels = torch.as_tensor(np.asarray(label_maps))[:, None]
-    if (
-        labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes
-    ):  # no channel would have it: as if no mask
+    # A class without a channel would be 0 in all of them, as if no mask was given.
+    if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"classes {labels.min()} to {labels.max()} in a mask; known are 0 to {num_classes - 1}")
     return (labels == torch.arange(num_classes).view(-1, 1, 1)).float()
