@@ -67,7 +67,7 @@ def read_asked(args, model: Model) -> Asked:
     # A prompt says itself which contrast, and so does a source, unless it is to be translated into another one.
     says_it = args.prompt is not None or (args.source is not None and model.config.source not in phantom.CONTRASTS)
     wanted = {name: getattr(args, name) or ("none" if says_it else "each") for name in LABELS}
-    drafted = args.prompt is not None and not args.mask and not args.restore and by_masks_alone(model)
+    drafted = args.prompt is not None and args.mask is None and not args.restore and by_masks_alone(model)
     if drafted:
         wanted["contrast"] = args.contrast or said_contrast(args.prompt)
     n = 1 if drafted else args.n  # a drawn mask is a name of its own
@@ -94,8 +94,12 @@ def draft_masks(args, model: Model) -> dict[str, np.ndarray]:
     """Name -> mask (H, W), --n of them, as --prompt asks for: drawn by the model of masks in the box. Raises UserError."""
     drafter = load_model("pretrained-masks")
     words = words_of(args, drafter, args.n)
-    maps = drawn_masks(drafter, words, [(args.seed, k) for k in range(args.n)])
-    return {f"prompt_{k}": images.resize_labels(mask, tuple(model.config.image_size)) for k, mask in enumerate(maps)}
+    masks, size = {}, tuple(model.config.image_size)
+    for start in range(0, args.n, args.batch_size):
+        part = range(args.n)[start : start + args.batch_size]
+        maps = drawn_masks(drafter, words[part.start : part.stop], [(args.seed, k) for k in part])
+        masks |= {f"prompt_{k}": images.resize_labels(mask, size) for k, mask in zip(part, maps, strict=True)}
+    return masks
 
 
 def drawn_masks(drafter: Model, words: np.ndarray, seeds: Sequence) -> np.ndarray:

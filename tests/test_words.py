@@ -323,7 +323,7 @@ def masks_in_the_box(trained, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_a_model_of_masks_alone_is_given_those_that_the_prompt_asks_for(ckpt, masks_in_the_box):
-    flags = ["--ckpt", ckpt, "--precision", "fp32"]
+    flags = ["--ckpt", ckpt, "--precision", "fp32", "--batch-size", "2"]
     for out, prompt in (("a", "FLAIR, large lesion, left"), ("b", "T1, no lesion")):
         assert sample.main([*flags, "--prompt", prompt, "--n", "3", "--out", out]) == 0
     masks = {out: [pixels(f"{out}/masks/prompt_{k}.png") for k in range(3)] for out in "ab"}
