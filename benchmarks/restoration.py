@@ -105,7 +105,7 @@ class Bench:
         for seed in range(draws):
             noise = self.noise(len(y), seed)
             *_, image = walk(self.predict(), self.model.schedule, noise(), times, noise, operator, y)
-            found.append(operator.lower(image).clamp(0, 1))
+            found.append(operator.shown(image).clamp(0, 1))
         return torch.stack(found)
 
     def row(self, name: str, images: Tensor, seconds: float = 0.0, calls: int = 0) -> None:
@@ -157,9 +157,10 @@ def total_variation(y: Tensor, known: Tensor, phase: Tensor, weight: float, roun
     """Compressed sensing: |y - A x|^2 / 2 + weight TV(x), by proximal gradient steps from the zero-filled image."""
     from skimage.restoration import denoise_tv_chambolle
 
-    operator = KSpace(known, phase)
+    operator = KSpace(known, phase, estimated=True)
     x = operator.lower(operator.pseudo_inverse(y))
     for _ in range(rounds):
+        operator = operator.refined(x, y)
         lifted = operator.lift(x)
         x = operator.lower(lifted + operator.pseudo_inverse(y - operator.apply(lifted)))
         x = each(lambda image, w: denoise_tv_chambolle(image, weight=w, max_num_iter=20), weight, x)
@@ -177,7 +178,7 @@ def kspace(bench: Bench, acceleration: float) -> None:
     weight = max(score, key=score.get)
     begun = time.perf_counter()
     bench.row(f"total variation ({weight:g})", total_variation(y, known, phase, weight), time.perf_counter() - begun)
-    ours = lambda y, k, p, **how: bench.drawn(KSpace(k, p), y, 0.0, **how).mean(0)  # noqa: E731
+    ours = lambda y, k, p, **how: bench.drawn(KSpace(k, p, estimated=True), y, 0.0, **how).mean(0)  # noqa: E731
     bench.ask("the network, one draw", partial(ours, count=1), y, known, phase)
     bench.ask(f"**the network, mean of {bench.draws} draws**", ours, y, known, phase)
 
@@ -197,7 +198,7 @@ def ways(bench: Bench) -> None:
         "zeta = 1, each 5 steps walked twice (RePaint)": dict(repeats=2),
         "predictor and corrector (Score-MRI), 50 steps": dict(walk=predictor_corrector, steps=50),
     }.items():
-        one = lambda y, k, p, how=how: bench.drawn(KSpace(k, p), y, 0.0, count=1, **how).mean(0)  # noqa: E731
+        one = lambda y, k, p, how=how: bench.drawn(KSpace(k, p, estimated=True), y, 0.0, count=1, **how).mean(0)  # noqa: E731
         bench.ask(name, one, y, known, phase)
 
 
@@ -334,7 +335,7 @@ def coverage(bench: Bench) -> None:
     y, known, phase = scans(bench.images, 4)
     draws = torch.cat(
         [
-            bench.drawn(KSpace(known[p], phase[p]), y[p], 0.0, count=16, draws=True)
+            bench.drawn(KSpace(known[p], phase[p], estimated=True), y[p], 0.0, count=16, draws=True)
             for p in torch.arange(len(y)).split(BATCH)
         ],
         dim=1,

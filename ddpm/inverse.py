@@ -51,6 +51,14 @@ class Operator:
         """Back: the real image that is nearest to it."""
         return lifted
 
+    def shown(self, lifted: Tensor) -> Tensor:
+        """The real image to look at."""
+        return self.lower(lifted)
+
+    def refined(self, image: Tensor, y: Tensor) -> "Operator":
+        """A, as well as it is known if y was measured of this image (B, 1, H, W)."""
+        return self
+
     def apply(self, x: Tensor) -> Tensor:
         """A x."""
         return x
@@ -95,14 +103,15 @@ class KSpace(Operator):
 
     lines (W,): 1 where a column of k-space was measured, zero frequency at W // 2. phase (H, W) in radians turns the real
     image into the complex one, x exp(i phase); a magnitude image has none, and then its k-space is Hermitian: each line
-    tells its mirror image too, which no scanner's does (Shimron et al. 2022, arXiv:2109.08237).
+    tells its mirror image too, which no scanner's does (Shimron et al. 2022, arXiv:2109.08237). estimated: the phase is a
+    first guess, which `refined` mends.
     """
 
     # The real part of a correction spreads it over a line and its mirror image: each round halves what is missing.
     rounds = 5
 
-    def __init__(self, lines: Tensor, phase: Tensor | None = None):
-        self.known = lines
+    def __init__(self, lines: Tensor, phase: Tensor | None = None, estimated: bool = False):
+        self.known, self.estimated = lines, estimated
         self.turn = torch.exp(1j * (torch.zeros(()) if phase is None else phase))
 
     def lift(self, image: Tensor) -> Tensor:
@@ -110,6 +119,27 @@ class KSpace(Operator):
 
     def lower(self, lifted: Tensor) -> Tensor:
         return (lifted * self.turn.conj()).real
+
+    def shown(self, lifted: Tensor) -> Tensor:
+        return lifted.abs() if self.estimated else self.lower(lifted)
+
+    def refined(self, image: Tensor, y: Tensor) -> "KSpace":
+        """With the phase, of those that differ from the present one by a polynomial, that explains y best: two steps of
+        Gauss and Newton on |y - A (image exp(i phase))|^2, damped (Marquardt 1963)."""
+        if not self.estimated:
+            return self
+        there = copy.copy(self)
+        terms = polynomials(*image.shape[-2:]).to(image)
+        for _ in range(2):
+            lifted = there.lift(image)
+            residual = (y - self.known * fourier(lifted)).flatten(1)  # (B, H W)
+            slope = (self.known * fourier(1j * lifted * terms)).flatten(2)  # (B, terms, H W): by each coefficient
+            normal = (slope.conj() @ slope.mT).real
+            size = normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+            damped = normal + 1e-3 * size.clamp(min=1e-12) * torch.eye(len(terms)).to(image)
+            step = torch.linalg.solve(damped, (slope.conj() @ residual[..., None]).real)
+            there.turn = there.turn * torch.exp(1j * (step[..., None] * terms).sum(1, keepdim=True))
+        return there
 
     def apply(self, x: Tensor) -> Tensor:
         return self.known * fourier(x)
@@ -175,6 +205,7 @@ def restore(
     trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / s^2 +
     1 / v), s^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk is exact. With v = inf, as in the
     papers, r^2 = s^2 is too large where s is, and the measurement counts for too much (and alpha_bar_T may not be 0).
+    What is not known of the operator, a phase, is found on the way: the better the image is known, the better that is.
     """
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
     x_t = x_T
@@ -184,6 +215,7 @@ def restore(
             x_t = ratio * x_t + math.sqrt(1 - ratio**2) * noise()
             continue
         image = (predict_x_0(x_t, now) + 1) / 2
+        operator = operator.refined(image, y)
         r = (strength * (a[now] / s[now]) ** 2 + 1 / prior_variance) ** -0.5 / 2  # [0, 1] is half of [-1, 1]
         z = operator.lift(noise()) if draws and then > 0 else None
         lifted = data_step(operator, y, operator.lift(image), r, sigma, z)
@@ -272,7 +304,9 @@ def predictor_corrector(
     x = x_T
     for now, then in pairwise(times):
         c_0, c_t, beta_tilde = schedule.posterior(now, then)
-        x = c_0 * predict_x_0(x, now) + c_t * x
+        x_0_hat = predict_x_0(x, now)
+        operator = operator.refined((x_0_hat + 1) / 2, y)
+        x = c_0 * x_0_hat + c_t * x
         x = x + math.sqrt(beta_tilde) * noise() if then > 0 else x
         image = impose(x, then)
         if then > 0:
@@ -326,9 +360,24 @@ def smooth_phase(height: int, width: int, generator: torch.Generator) -> Tensor:
     return torch.tensordot(torch.randn(6, generator=generator), terms, 1)
 
 
-def estimated_phase(y: Tensor, centre: Tensor) -> Tensor:
-    """The phase (H, W) of the image that the centre of k-space shows: low in resolution, as phase is smooth."""
+def polynomials(height: int, width: int) -> Tensor:
+    """(10, H, W): the polynomials of two variables up to the third degree, orthogonal on the pixels, of mean square 1."""
+    v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    terms = [u**i * v**j for i in range(4) for j in range(4 - i)]
+    columns = torch.linalg.qr(torch.stack(terms).flatten(1).double().T).Q
+    return (columns.T * math.sqrt(height * width)).view(-1, height, width).float()
+
+
+def estimated_phase(y: Tensor, centre: Tensor, rounds: int = 30) -> Tensor:
+    """A first guess of the phase (H, W): the polynomial that is nearest to the phase of the image that the centre of k-space
+    (H, W) shows, where that is bright. It is blurred, so `KSpace.refined` goes on from there."""
     half = centre.sum() / 2
     place = torch.arange(len(centre)) - len(centre) // 2
     window = torch.cos(torch.pi / 2 * (place / (half + 1)).clamp(-1, 1)) ** 2  # soft, or the edges would ring
-    return inverse_fourier(y * centre * window).angle()
+    seen = inverse_fourier(y * centre * window)
+    terms, bright = polynomials(*y.shape).flatten(1).T, seen.abs().flatten()[:, None]
+    phase = seen.sum().angle().expand(y.shape)
+    for _ in range(rounds):  # each fits what is left, as angles are known up to a whole turn only
+        left = (seen * torch.exp(-1j * phase)).angle().flatten()[:, None]
+        phase = phase + (terms @ torch.linalg.lstsq(bright * terms, bright * left).solution).view(y.shape)
+    return phase

@@ -136,7 +136,9 @@ def of_kspace(y: Tensor, truth: Tensor | None, real: bool, sigma: float, path: s
     if real:  # each line tells its mirror image too
         y, lines = symmetrised(y, lines)
         about += f"; a real image, so they count as {int(lines.sum())}"
-    operator = KSpace(lines.float(), None if real else estimated_phase(y[0, 0], centre))
+    operator = (
+        KSpace(lines.float()) if real else KSpace(lines.float(), estimated_phase(y[0, 0], centre), estimated=True)
+    )
     return Measurement(operator, y, sigma, operator.pseudo_inverse(y).abs(), about, truth)
 
 
@@ -320,7 +322,7 @@ def run(args, model: Model, how: Sampling) -> None:
     draws = draws_of(model, measured, condition, args, how, lambda k: [(args.seed, k)])
     walked = progress(draws, "restoring", total=count(args), unit="draw")
     lifted = torch.cat([draw.cpu() for draw in walked])
-    images = measured.operator.lower(lifted).clamp(0, 1)
+    images = measured.operator.shown(lifted).clamp(0, 1)
     result, deviation = images.mean(dim=0, keepdim=True), images.std(dim=0, correction=0, keepdim=True)
     shown = {"measured": measured.shown, "restored": result}
     if args.mode == "anomaly":

@@ -20,6 +20,7 @@ from ddpm.inverse import (
     heal,
     inverse_fourier,
     nearest_time,
+    polynomials,
     predictor_corrector,
     random_lines,
     resampled_times,
@@ -330,6 +331,63 @@ def test_a_smooth_phase_is_found_from_the_centre_of_k_space():
     assert phase.max() - phase.min() > 1 and error.abs().mean() < 0.15
     operator = KSpace(centre, phase)
     assert torch.allclose(operator.lower(operator.lift(image)), image, atol=1e-6)
+
+
+def undersampled(image, seed):
+    """Operator with a guessed phase, measurement, and the phase as it is."""
+    lines, phase = equispaced_lines(64, 4, 0.08, generator(seed)).float(), smooth_phase(64, 64, generator(seed))
+    y = KSpace(lines, phase).apply(image * torch.exp(1j * phase))
+    guess = estimated_phase(y[0, 0], centre_lines(64, 0.08))
+    return KSpace(lines, guess, estimated=True), y, phase
+
+
+def head():
+    v, u = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    return ((u**2 + v**2 < 0.6).float() * (0.6 + 0.2 * torch.cos(9 * u) * torch.sin(5 * v)))[None, None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_a_known_image_the_phase_is_found(seed):
+    image = head()
+    operator, y, phase = undersampled(image, seed)
+    turned = [operator.turn]
+    for _ in range(4):
+        operator = operator.refined(image, y)
+        turned.append(operator.turn)
+    first, last = (
+        ((turn * torch.exp(-1j * phase)).angle() * image).abs().mean().item() for turn in (turned[0], turned[-1])
+    )
+    assert first > 1e-3 and last < 1e-4
+    assert torch.allclose(operator.apply(operator.lift(image)), y, atol=1e-3)
+
+
+def test_a_phase_that_is_known_stays():
+    image = head()
+    operator, y, phase = undersampled(image, 0)
+    known = KSpace(operator.known, phase + 0.1)
+    assert known.refined(image, y) is known
+    assert torch.equal(known.shown(known.lift(image)), known.lower(known.lift(image)))
+
+
+def test_the_walk_finds_the_phase_on_its_way():
+    """A network that knows the image knows the phase after a few steps; with the first guess the image is spoilt."""
+    image, schedule = head(), make_schedule("cosine", 100)
+    operator, y, _ = undersampled(image, 1)
+    noise = lambda: torch.randn(1, 1, 64, 64, generator=generator(0))  # noqa: E731
+    errors = []
+    for one in (operator, KSpace(operator.known, operator.turn.angle())):
+        *_, lifted = restore(lambda x_t, t: 2 * image - 1, schedule, noise(), [90, 60, 30, 10, 0], noise, one, y)
+        errors.append((one.shown(lifted) - image).square().mean().sqrt().item())
+        assert torch.allclose(one.apply(lifted), y, atol=1e-4)
+    assert errors[0] < 1e-4 and errors[1] > 1e-3
+
+
+@pytest.mark.parametrize("n", [8, 64])
+def test_the_polynomials_of_a_phase_are_orthonormal_and_hold_its_planes_and_bowls(n):
+    terms = polynomials(n, n).double().flatten(1)
+    assert torch.allclose(terms @ terms.T / n**2, torch.eye(10, dtype=torch.float64), atol=1e-5)
+    phase = smooth_phase(n, n, generator(3)).double().flatten()
+    assert torch.allclose(terms.T @ (terms @ phase) / n**2, phase, atol=1e-5)
 
 
 def test_a_magnitude_image_tells_each_line_twice():
