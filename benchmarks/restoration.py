@@ -335,7 +335,14 @@ def coverage(bench: Bench) -> None:
     y, known, phase = scans(bench.images, 4)
     draws = torch.cat(
         [
-            bench.drawn(KSpace(known[p], phase[p], estimated=True), y[p], 0.0, count=16, draws=True)
+            bench.drawn(
+                KSpace(known[p], phase[p], estimated=True),
+                y[p],
+                0.0,
+                count=16,
+                draws=True,
+                prior_variance=restoration.DRAWN_VARIANCE,
+            )
             for p in torch.arange(len(y)).split(BATCH)
         ],
         dim=1,

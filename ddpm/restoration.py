@@ -45,6 +45,7 @@ DRAWS = 8  # averaged into the best point estimate, unless --n asks for draws
 STEPS = 30  # a draw
 STRETCH = 5  # steps that --resample walks anew
 PRIOR_VARIANCE = 0.1  # of images in [-1, 1], about their mean: see inverse.restore
+DRAWN_VARIANCE = 0.005  # for draws: of the fine detail, which is what they differ in
 HEAL_FROM = 0.5  # t / T to which an image is noised for its anomaly map: lesions go, the brain stays
 HEAL_GUIDANCE = 2.0
 SMOOTHED = 5  # pixels: the median of so many each way, so that the edges of folds do not count as anomalies
@@ -306,7 +307,7 @@ def draws_of(
             times = log_snr_times(schedule, args.sample_steps or min(STEPS, schedule.T))
             times = resampled_times(times, STRETCH, args.resample)
             # Means of the data step come closer to the truth, draws tell the spread.
-            settings = dict(draws=bool(args.n), prior_variance=PRIOR_VARIANCE)
+            settings = dict(draws=bool(args.n), prior_variance=DRAWN_VARIANCE if args.n else PRIOR_VARIANCE)
             *_, image = restore(predict_x_0, schedule, noise(), times, noise, operator, y, sigma, **settings)
             yield image
 

@@ -347,7 +347,8 @@ def test_estimates_are_means_and_what_n_asks_for_are_draws(tiny_run, picture, mo
     for flags in ([], ["--n", "1"]):
         restored(tiny_run, picture, "inpaint", "--region", region("r.png"), *flags)
     assert [how["draws"] for how in asked] == [False] * restoration.DRAWS + [True]
-    assert all(how["prior_variance"] == restoration.PRIOR_VARIANCE for how in asked)
+    kept, drawn = restoration.PRIOR_VARIANCE, restoration.DRAWN_VARIANCE
+    assert [how["prior_variance"] for how in asked] == [kept] * restoration.DRAWS + [drawn] and drawn < kept
 
 
 def test_a_map_heals_from_the_middle_of_the_walk(tiny_run, picture, monkeypatch):
