@@ -368,7 +368,7 @@ def polynomials(height: int, width: int) -> Tensor:
     return (columns.T * math.sqrt(height * width)).view(-1, height, width).float()
 
 
-def estimated_phase(y: Tensor, centre: Tensor, rounds: int = 30) -> Tensor:
+def estimated_phase(y: Tensor, centre: Tensor) -> Tensor:
     """A first guess of the phase (H, W): the polynomial that is nearest to the phase of the image that the centre of k-space
     (H, W) shows, where that is bright. It is blurred, so `KSpace.refined` goes on from there."""
     half = centre.sum() / 2
@@ -377,7 +377,7 @@ def estimated_phase(y: Tensor, centre: Tensor, rounds: int = 30) -> Tensor:
     seen = inverse_fourier(y * centre * window)
     terms, bright = polynomials(*y.shape).flatten(1).T, seen.abs().flatten()[:, None]
     phase = seen.sum().angle().expand(y.shape)
-    for _ in range(rounds):  # each fits what is left, as angles are known up to a whole turn only
+    for _ in range(30):  # each fits what is left, as angles are known up to a whole turn only
         left = (seen * torch.exp(-1j * phase)).angle().flatten()[:, None]
         phase = phase + (terms @ torch.linalg.lstsq(bright * terms, bright * left).solution).view(y.shape)
     return phase

@@ -137,9 +137,7 @@ def of_kspace(y: Tensor, truth: Tensor | None, real: bool, sigma: float, path: s
     if real:  # each line tells its mirror image too
         y, lines = symmetrised(y, lines)
         about += f"; a real image, so they count as {int(lines.sum())}"
-    operator = (
-        KSpace(lines.float()) if real else KSpace(lines.float(), estimated_phase(y[0, 0], centre), estimated=True)
-    )
+    operator = KSpace(lines.float(), None if real else estimated_phase(y[0, 0], centre), estimated=not real)
     return Measurement(operator, y, sigma, operator.pseudo_inverse(y).abs(), about, truth)
 
 

@@ -369,14 +369,15 @@ def test_a_phase_that_is_known_stays():
     assert torch.equal(known.shown(known.lift(image)), known.lower(known.lift(image)))
 
 
-def test_the_walk_finds_the_phase_on_its_way():
+@pytest.mark.parametrize("walk", [restore, predictor_corrector])
+def test_the_walk_finds_the_phase_on_its_way(walk):
     """A network that knows the image knows the phase after a few steps; with the first guess the image is spoilt."""
     image, schedule = head(), make_schedule("cosine", 100)
     operator, y, _ = undersampled(image, 1)
     noise = lambda: torch.randn(1, 1, 64, 64, generator=generator(0))  # noqa: E731
     errors = []
     for one in (operator, KSpace(operator.known, operator.turn.angle())):
-        *_, lifted = restore(lambda x_t, t: 2 * image - 1, schedule, noise(), [90, 60, 30, 10, 0], noise, one, y)
+        *_, lifted = walk(lambda x_t, t: 2 * image - 1, schedule, noise(), [90, 60, 30, 10, 0], noise, one, y)
         errors.append((one.shown(lifted) - image).square().mean().sqrt().item())
         assert torch.allclose(one.apply(lifted), y, atol=1e-4)
     assert errors[0] < 1e-4 and errors[1] > 1e-3

@@ -351,6 +351,12 @@ def test_estimates_are_means_and_what_n_asks_for_are_draws(tiny_run, picture, mo
     assert [how["prior_variance"] for how in asked] == [kept] * restoration.DRAWS + [drawn] and drawn < kept
 
 
+@pytest.mark.parametrize("real", [False, True])
+def test_the_phase_of_a_scan_is_refined_unless_it_is_real(real):
+    y = restoration.simulated_kspace(torch.rand(1, 1, 32, 32), 4, "equispaced", real, 0.0, torch.Generator())
+    assert restoration.of_kspace(y, None, real, 0.0, "scan.npy").operator.estimated is not real
+
+
 def test_a_map_heals_from_the_middle_of_the_walk(tiny_run, picture, monkeypatch):
     walks = []
     monkeypatch.setattr(restoration, "heal", lambda *args: walks.append(args[3]) or torch.zeros(1, 1, 32, 32))
