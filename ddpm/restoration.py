@@ -305,7 +305,9 @@ def draws_of(
             times = log_snr_times(schedule, args.sample_steps or min(STEPS, schedule.T))
             times = resampled_times(times, STRETCH, args.resample)
             # Means of the data step come closer to the truth, draws tell the spread.
-            settings = dict(draws=bool(args.n), prior_variance=DRAWN_VARIANCE if args.n else PRIOR_VARIANCE)
+            # With noise v is also the weight of what was measured, and a small one counts that for too little.
+            v = DRAWN_VARIANCE if args.n and sigma == 0 else PRIOR_VARIANCE
+            settings = dict(draws=bool(args.n), prior_variance=v)
             *_, image = restore(predict_x_0, schedule, noise(), times, noise, operator, y, sigma, **settings)
             yield image
 

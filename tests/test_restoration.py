@@ -344,11 +344,11 @@ def test_estimates_are_means_and_what_n_asks_for_are_draws(tiny_run, picture, mo
     monkeypatch.setattr(
         restoration, "restore", lambda *args, **how: iter([asked.append(how) or torch.zeros(1, 1, 32, 32)])
     )
-    for flags in ([], ["--n", "1"]):
+    for flags in ([], ["--n", "1"], ["--n", "1", "--noise", "0.1"]):
         restored(tiny_run, picture, "inpaint", "--region", region("r.png"), *flags)
-    assert [how["draws"] for how in asked] == [False] * restoration.DRAWS + [True]
+    assert [how["draws"] for how in asked] == [False] * restoration.DRAWS + [True, True]
     kept, drawn = restoration.PRIOR_VARIANCE, restoration.DRAWN_VARIANCE
-    assert [how["prior_variance"] for how in asked] == [kept] * restoration.DRAWS + [drawn] and drawn < kept
+    assert [how["prior_variance"] for how in asked] == [kept] * restoration.DRAWS + [drawn, kept] and drawn < kept
 
 
 @pytest.mark.parametrize("real", [False, True])
