@@ -52,6 +52,7 @@ TASKS = (
     "kspace-4",
     "kspace-8",
     "kspace-4-ways",
+    "kspace-4-bumps",
     "super-resolution-2",
     "inpaint",
     "lesions",
@@ -140,11 +141,14 @@ def head(title: str) -> None:
 # ---------------------------------------------------------------- the tasks
 
 
-def scans(images: Tensor, acceleration: float) -> tuple[Tensor, Tensor, Tensor]:
-    """k-space (n, 1, H, W) of each image, with a phase and lines of its own; the lines, and the phase found from the middle."""
+def scans(images: Tensor, acceleration: float, bumps: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """k-space (n, 1, H, W) of each image, with a phase and lines of its own; the lines, and the phase found from the middle.
+    bumps [radian]: the deviation of a random part of the phase, white noise smoothed by 10 pixels."""
     ys, known, phases = [], [], []
     for i, image in enumerate(images):
         random = torch.Generator().manual_seed(i)
+        bump = ndimage.gaussian_filter(np.random.default_rng(i).standard_normal(image.shape[1:]), 10, mode="reflect")
+        image = image * torch.exp(1j * torch.from_numpy(bumps * bump / bump.std()).float())
         y = restoration.simulated_kspace(image[None], acceleration, "equispaced", False, 0.0, random)
         lines = (y != 0).any(dim=-2)[0, 0]
         ys.append(y)
@@ -160,7 +164,7 @@ def total_variation(y: Tensor, known: Tensor, phase: Tensor, weight: float, roun
     operator = KSpace(known, phase, estimated=True)
     x = operator.lower(operator.pseudo_inverse(y))
     for _ in range(rounds):
-        operator = operator.refined(x, y)
+        operator = operator.refined(x, y, 0.05)
         lifted = operator.lift(x)
         x = operator.lower(lifted + operator.pseudo_inverse(y - operator.apply(lifted)))
         x = each(lambda image, w: denoise_tv_chambolle(image, weight=w, max_num_iter=20), weight, x)
@@ -181,6 +185,14 @@ def kspace(bench: Bench, acceleration: float) -> None:
     ours = lambda y, k, p, **how: bench.drawn(KSpace(k, p, estimated=True), y, 0.0, **how).mean(0)  # noqa: E731
     bench.ask("the network, one draw", partial(ours, count=1), y, known, phase)
     bench.ask(f"**the network, mean of {bench.draws} draws**", ours, y, known, phase)
+
+
+def bumpy(bench: Bench) -> None:
+    """A phase that is no polynomial, as of a scan."""
+    head("k-space, 4 times, a single walk, a phase with bumps")
+    for bumps in (0.0, 0.2, 0.5):
+        ours = lambda y, k, p: bench.drawn(KSpace(k, p, estimated=True), y, 0.0, count=1).mean(0)  # noqa: E731
+        bench.ask(f"bumps of {bumps:g} radian", ours, *scans(bench.images, 4, bumps))
 
 
 def ways(bench: Bench) -> None:
@@ -426,6 +438,8 @@ def main(argv):
         match task.split("-"):
             case ["kspace", acceleration]:
                 kspace(bench, float(acceleration))
+            case ["kspace", _, "bumps"]:
+                bumpy(bench)
             case ["kspace", _, "ways"]:
                 ways(bench)
             case ["super", *_]:

@@ -12,6 +12,7 @@ Images are in [0, 1] here, as a scanner's are, and sigma is a share of that full
 """
 
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -23,6 +24,9 @@ from torch.nn import functional as F
 from ddpm.forward import q_sample
 from ddpm.reverse import ddim
 from ddpm.schedule import Schedule
+
+PHASE_SPREAD = 2.5  # radian: the deviation of what is unknown of a phase, by `polynomials`
+ERRORS_GATHER = 50.0  # errors of x_0_hat are not white but gather in low frequencies, where a phase is found
 
 # ---------------------------------------------------------------------------------------------------------
 # What can be measured. Each operator's singular values are all `gain`, or 0: so A^T = gain^2 A^+, A A^T = gain^2 on what
@@ -55,8 +59,8 @@ class Operator:
         """The real image to look at."""
         return self.lower(lifted)
 
-    def refined(self, image: Tensor, y: Tensor) -> "Operator":
-        """A, as well as it is known if y was measured of this image (B, 1, H, W)."""
+    def refined(self, image: Tensor, y: Tensor, error: float) -> "Operator":
+        """A, as well as it is known if y was measured of this image (B, 1, H, W), but for an error of that deviation."""
         return self
 
     def apply(self, x: Tensor) -> Tensor:
@@ -112,6 +116,7 @@ class KSpace(Operator):
 
     def __init__(self, lines: Tensor, phase: Tensor | None = None, estimated: bool = False):
         self.known, self.estimated = lines, estimated
+        self.coefficients = torch.zeros(())  # of the polynomials that were added to the first guess, all 0 at first
         self.turn = torch.exp(1j * (torch.zeros(()) if phase is None else phase))
 
     def lift(self, image: Tensor) -> Tensor:
@@ -123,22 +128,24 @@ class KSpace(Operator):
     def shown(self, lifted: Tensor) -> Tensor:
         return lifted.abs() if self.estimated else self.lower(lifted)
 
-    def refined(self, image: Tensor, y: Tensor) -> "KSpace":
-        """With the phase, of those that differ from the present one by a polynomial, that explains y best: two steps of
-        Gauss and Newton on |y - A (image exp(i phase))|^2, damped (Marquardt 1963)."""
+    def refined(self, image: Tensor, y: Tensor, error: float) -> "KSpace":
+        """With a phase that explains y better: a step of Gauss and Newton towards the most probable one.
+
+        It is the first guess and `polynomials`, whose coefficients c are N(0, spread^2); and y - A (image exp(i phase)) is
+        noise of the variance ERRORS_GATHER error^2. So |y - A (image exp(i phase))|^2 / that + |c / spread|^2 shall be least.
+        """
         if not self.estimated:
             return self
         there = copy.copy(self)
-        terms = polynomials(*image.shape[-2:]).to(image)
-        for _ in range(2):
-            lifted = there.lift(image)
-            residual = (y - self.known * fourier(lifted)).flatten(1)  # (B, H W)
-            slope = (self.known * fourier(1j * lifted * terms)).flatten(2)  # (B, terms, H W): by each coefficient
-            normal = (slope.conj() @ slope.mT).real
-            size = normal.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-            damped = normal + 1e-3 * size.clamp(min=1e-12) * torch.eye(len(terms)).to(image)
-            step = torch.linalg.solve(damped, (slope.conj() @ residual[..., None]).real)
-            there.turn = there.turn * torch.exp(1j * (step[..., None] * terms).sum(1, keepdim=True))
+        terms, spread = (x.to(image) for x in polynomials(*image.shape[-2:]))
+        weight = (ERRORS_GATHER * error**2 / spread**2)[:, None]
+        lifted = self.lift(image)
+        residual = (y - self.known * fourier(lifted)).flatten(1)[..., None]  # (B, H W, 1)
+        slope = (self.known * fourier(1j * lifted * terms)).flatten(2)  # (B, terms, H W): by each coefficient
+        normal = (slope.conj() @ slope.mT).real + torch.diag(weight[:, 0])
+        step = torch.linalg.solve(normal, (slope.conj() @ residual).real - weight * self.coefficients)  # (B, terms, 1)
+        there.coefficients = self.coefficients + step
+        there.turn = self.turn * torch.exp(1j * (step[..., None] * terms).sum(1, keepdim=True))
         return there
 
     def apply(self, x: Tensor) -> Tensor:
@@ -215,8 +222,8 @@ def restore(
             x_t = ratio * x_t + math.sqrt(1 - ratio**2) * noise()
             continue
         image = (predict_x_0(x_t, now) + 1) / 2
-        operator = operator.refined(image, y)
         r = (strength * (a[now] / s[now]) ** 2 + 1 / prior_variance) ** -0.5 / 2  # [0, 1] is half of [-1, 1]
+        operator = operator.refined(image, y, math.hypot(r, sigma))
         z = operator.lift(noise()) if draws and then > 0 else None
         lifted = data_step(operator, y, operator.lift(image), r, sigma, z)
         if sigma == 0:
@@ -305,7 +312,7 @@ def predictor_corrector(
     for now, then in pairwise(times):
         c_0, c_t, beta_tilde = schedule.posterior(now, then)
         x_0_hat = predict_x_0(x, now)
-        operator = operator.refined((x_0_hat + 1) / 2, y)
+        operator = operator.refined((x_0_hat + 1) / 2, y, s[now] / 2)
         x = c_0 * x_0_hat + c_t * x
         x = x + math.sqrt(beta_tilde) * noise() if then > 0 else x
         image = impose(x, then)
@@ -360,12 +367,15 @@ def smooth_phase(height: int, width: int, generator: torch.Generator) -> Tensor:
     return torch.tensordot(torch.randn(6, generator=generator), terms, 1)
 
 
-def polynomials(height: int, width: int) -> Tensor:
-    """(10, H, W): the polynomials of two variables up to the third degree, orthogonal on the pixels, of mean square 1."""
+@functools.cache
+def polynomials(height: int, width: int, degree: int = 7) -> tuple[Tensor, Tensor]:
+    """(36, H, W): the polynomials of two variables up to that degree, orthogonal on the pixels, of mean square 1; and (36,)
+    the deviation of their coefficients in a phase [radian], which falls with the degree: phases are smooth."""
     v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    terms = [u**i * v**j for i in range(4) for j in range(4 - i)]
-    columns = torch.linalg.qr(torch.stack(terms).flatten(1).double().T).Q
-    return (columns.T * math.sqrt(height * width)).view(-1, height, width).float()
+    powers = [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
+    columns = torch.stack([u.double() ** i * v.double() ** j for i, j in powers]).flatten(1).T
+    terms = (torch.linalg.qr(columns).Q.T * math.sqrt(height * width)).view(-1, height, width)
+    return terms.float(), PHASE_SPREAD * 0.6 ** torch.tensor([float(i + j) for i, j in powers])
 
 
 def estimated_phase(y: Tensor, centre: Tensor) -> Tensor:
@@ -375,7 +385,7 @@ def estimated_phase(y: Tensor, centre: Tensor) -> Tensor:
     place = torch.arange(len(centre)) - len(centre) // 2
     window = torch.cos(torch.pi / 2 * (place / (half + 1)).clamp(-1, 1)) ** 2  # soft, or the edges would ring
     seen = inverse_fourier(y * centre * window)
-    terms, bright = polynomials(*y.shape).flatten(1).T, seen.abs().flatten()[:, None]
+    terms, bright = polynomials(*y.shape, degree=3)[0].flatten(1).T, seen.abs().flatten()[:, None]
     phase = seen.sum().angle().expand(y.shape)
     for _ in range(30):  # each fits what is left, as angles are known up to a whole turn only
         left = (seen * torch.exp(-1j * phase)).angle().flatten()[:, None]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddpm.inverse import (
+    ERRORS_GATHER,
     Inpainting,
     KSpace,
     Operator,
@@ -333,9 +334,11 @@ def test_a_smooth_phase_is_found_from_the_centre_of_k_space():
     assert torch.allclose(operator.lower(operator.lift(image)), image, atol=1e-6)
 
 
-def undersampled(image, seed):
-    """Operator with a guessed phase, measurement, and the phase as it is."""
+def undersampled(image, seed, bumps=0.0):
+    """Operator with a guessed phase, measurement, and the phase as it is: with bumps [radian] no cubic polynomial."""
     lines, phase = equispaced_lines(64, 4, 0.08, generator(seed)).float(), smooth_phase(64, 64, generator(seed))
+    wave = torch.sin(torch.linspace(-math.pi, math.pi, 64))
+    phase = phase + bumps * wave[:, None] * wave.roll(10)
     y = KSpace(lines, phase).apply(image * torch.exp(1j * phase))
     guess = estimated_phase(y[0, 0], centre_lines(64, 0.08))
     return KSpace(lines, guess, estimated=True), y, phase
@@ -352,7 +355,7 @@ def test_of_a_known_image_the_phase_is_found(seed):
     operator, y, phase = undersampled(image, seed)
     turned = [operator.turn]
     for _ in range(4):
-        operator = operator.refined(image, y)
+        operator = operator.refined(image, y, 1e-3)
         turned.append(operator.turn)
     first, last = (
         ((turn * torch.exp(-1j * phase)).angle() * image).abs().mean().item() for turn in (turned[0], turned[-1])
@@ -361,11 +364,42 @@ def test_of_a_known_image_the_phase_is_found(seed):
     assert torch.allclose(operator.apply(operator.lift(image)), y, atol=1e-3)
 
 
+@pytest.mark.parametrize("error", [0.01, 0.1])
+def test_of_an_image_the_most_probable_phase_is_found(error):
+    """There the gradient of minus the log of the probability is 0, by autograd. The phase has bumps, the image is wrong."""
+    operator, y, phase = undersampled(head(), 0, bumps=0.3)
+    image = head() + 0.05 * torch.randn(head().shape, generator=generator(1))
+    (terms, spread), guess = polynomials(64, 64), operator.turn.angle()
+    for _ in range(20):
+        operator = operator.refined(image, y, error)
+
+    def surprise(coefficients):
+        there = guess + (coefficients[:, None, None] * terms).sum(0)
+        residual = y - operator.known * fourier(image * torch.exp(1j * there))
+        return residual.abs().square().sum() / (ERRORS_GATHER * error**2) + (coefficients / spread).square().sum()
+
+    first, last = torch.zeros(36, requires_grad=True), operator.coefficients[0, :, 0].clone().requires_grad_()
+    slopes = [torch.autograd.grad(surprise(c), c)[0].abs().max() for c in (first, last)]
+    assert slopes[1] < 1e-3 * slopes[0] and surprise(last) < surprise(first)
+
+
+def test_the_less_an_image_is_known_the_less_it_says_of_the_fine_parts_of_a_phase():
+    operator, y, phase = undersampled(head(), 0, bumps=0.3)
+    wrong = []
+    for error in (1e-3, 100.0):
+        one = operator
+        for _ in range(4):
+            one = one.refined(head(), y, error)
+        wrong.append(((one.turn * torch.exp(-1j * phase)).angle() * head()).square().mean().sqrt().item())
+    start = ((operator.turn * torch.exp(-1j * phase)).angle() * head()).square().mean().sqrt().item()
+    assert wrong[0] < 0.3 * start and math.isclose(wrong[1], start, rel_tol=0.1)
+
+
 def test_a_phase_that_is_known_stays():
     image = head()
     operator, y, phase = undersampled(image, 0)
     known = KSpace(operator.known, phase + 0.1)
-    assert known.refined(image, y) is known
+    assert known.refined(image, y, 0.1) is known
     assert torch.equal(known.shown(known.lift(image)), known.lower(known.lift(image)))
 
 
@@ -377,18 +411,21 @@ def test_the_walk_finds_the_phase_on_its_way(walk):
     noise = lambda: torch.randn(1, 1, 64, 64, generator=generator(0))  # noqa: E731
     errors = []
     for one in (operator, KSpace(operator.known, operator.turn.angle())):
-        *_, lifted = walk(lambda x_t, t: 2 * image - 1, schedule, noise(), [90, 60, 30, 10, 0], noise, one, y)
+        *_, lifted = walk(lambda x_t, t: 2 * image - 1, schedule, noise(), [90, 60, 30, 10, 4, 2, 1, 0], noise, one, y)
         errors.append((one.shown(lifted) - image).square().mean().sqrt().item())
         assert torch.allclose(one.apply(lifted), y, atol=1e-4)
     assert errors[0] < 1e-4 and errors[1] > 1e-3
 
 
+@pytest.mark.parametrize("degree", [3, 7])
 @pytest.mark.parametrize("n", [8, 64])
-def test_the_polynomials_of_a_phase_are_orthonormal_and_hold_its_planes_and_bowls(n):
-    terms = polynomials(n, n).double().flatten(1)
-    assert torch.allclose(terms @ terms.T / n**2, torch.eye(10, dtype=torch.float64), atol=1e-5)
+def test_the_polynomials_of_a_phase_are_orthonormal_and_hold_its_planes_and_bowls(n, degree):
+    terms, spread = polynomials(n, n, degree)
+    terms, count = terms.double().flatten(1), (degree + 1) * (degree + 2) // 2
+    assert torch.allclose(terms @ terms.T / n**2, torch.eye(count, dtype=torch.float64), atol=1e-5)
     phase = smooth_phase(n, n, generator(3)).double().flatten()
-    assert torch.allclose(terms.T @ (terms @ phase) / n**2, phase, atol=1e-5)
+    assert torch.allclose(terms[:10].T @ (terms[:10] @ phase) / n**2, phase, atol=1e-5)
+    assert spread.shape == (count,) and (spread[1:] <= spread[:-1]).all()  # the higher the degree, the smaller
 
 
 def test_a_magnitude_image_tells_each_line_twice():
