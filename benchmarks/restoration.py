@@ -164,7 +164,7 @@ def total_variation(y: Tensor, known: Tensor, phase: Tensor, weight: float, roun
     operator = KSpace(known, phase, estimated=True)
     x = operator.lower(operator.pseudo_inverse(y))
     for _ in range(rounds):
-        operator = operator.refined(x, y, 0.05)
+        operator = operator.refined(x, y, 0.2)
         lifted = operator.lift(x)
         x = operator.lower(lifted + operator.pseudo_inverse(y - operator.apply(lifted)))
         x = each(lambda image, w: denoise_tv_chambolle(image, weight=w, max_num_iter=20), weight, x)
