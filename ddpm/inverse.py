@@ -375,7 +375,8 @@ def polynomials(height: int, width: int, degree: int = 7) -> tuple[Tensor, Tenso
     powers = [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
     columns = torch.stack([u.double() ** i * v.double() ** j for i, j in powers]).flatten(1).T
     terms = (torch.linalg.qr(columns).Q.T * math.sqrt(height * width)).view(-1, height, width)
-    return terms.float(), PHASE_SPREAD * 0.6 ** torch.tensor([float(i + j) for i, j in powers])
+    spread = PHASE_SPREAD * 0.6 ** torch.tensor([float(i + j) for i, j in powers])
+    return terms.float(), spread[: len(terms)]  # fewer where there are fewer pixels
 
 
 def estimated_phase(y: Tensor, centre: Tensor) -> Tensor:
