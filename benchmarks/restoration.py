@@ -164,7 +164,7 @@ def total_variation(y: Tensor, known: Tensor, phase: Tensor, weight: float, roun
     operator = KSpace(known, phase, estimated=True)
     x = operator.lower(operator.pseudo_inverse(y))
     for _ in range(rounds):
-        operator = operator.refined(x, y, 0.2)
+        operator = operator.refined(x, y, 0.2)  # the error at which it came nearest, of 0.05 to 2, on 20 slices
         lifted = operator.lift(x)
         x = operator.lower(lifted + operator.pseudo_inverse(y - operator.apply(lifted)))
         x = each(lambda image, w: denoise_tv_chambolle(image, weight=w, max_num_iter=20), weight, x)

@@ -312,7 +312,7 @@ def predictor_corrector(
     for now, then in pairwise(times):
         c_0, c_t, beta_tilde = schedule.posterior(now, then)
         x_0_hat = predict_x_0(x, now)
-        operator = operator.refined((x_0_hat + 1) / 2, y, s[now] / 2)
+        operator = operator.refined((x_0_hat + 1) / 2, y, s[now] / 2)  # of x_0 given x_t, were images N(0, I)
         x = c_0 * x_0_hat + c_t * x
         x = x + math.sqrt(beta_tilde) * noise() if then > 0 else x
         image = impose(x, then)
@@ -369,8 +369,8 @@ def smooth_phase(height: int, width: int, generator: torch.Generator) -> Tensor:
 
 @functools.cache
 def polynomials(height: int, width: int, degree: int = 7) -> tuple[Tensor, Tensor]:
-    """(36, H, W): the polynomials of two variables up to that degree, orthogonal on the pixels, of mean square 1; and (36,)
-    the deviation of their coefficients in a phase [radian], which falls with the degree: phases are smooth."""
+    """(N, H, W): the polynomials of two variables up to that degree (36 up to the seventh), orthogonal on the pixels, of mean
+    square 1; and (N,) the deviation of their coefficients in a phase [radian], which falls with the degree: phases are smooth."""
     v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     powers = [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
     columns = torch.stack([u.double() ** i * v.double() ** j for i, j in powers]).flatten(1).T
