@@ -51,6 +51,19 @@ class Schedule:
         alpha_bar = self.alpha_bar.flatten()
         return 0.5 * (alpha_bar.log() - (1 - alpha_bar).log())
 
+    def noisier(self, extra: float) -> "tuple[Schedule, Tensor]":
+        """A schedule with 1 + extra t / T times the noise for the same image, and how to get from its x_t to this one's: the
+        factor n (T+1, 1, 1, 1) by which that is longer.
+
+        x_t = sqrt(alpha_bar_t) x_0 + (1 + extra t / T) sqrt(1 - alpha_bar_t) eps is n_t times an x_t of the other
+        schedule, whose SNR is this one's over (1 + extra t / T)^2.
+        """
+        more = 1 + extra * torch.linspace(0, 1, self.T + 1, dtype=torch.float64).view(-1, 1, 1, 1)
+        squared = self.alpha_bar + more**2 * (1 - self.alpha_bar)
+        alpha_bar = self.alpha_bar / squared
+        alpha = torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+        return Schedule(1 - alpha, alpha, alpha_bar), squared.sqrt()
+
     # The network may be asked for the noise eps, for the image x_0, or for
     # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022, arXiv:2202.00512).
     # With x_t known, each of the three gives the other two.

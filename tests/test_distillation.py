@@ -320,6 +320,7 @@ def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
         (["--guidance", "1.5"], "distilled from a guided teacher"),
         (["--guided", "mask"], "distilled from a guided teacher"),
         (["--guidance-interval", "0", "1"], "distilled from a guided teacher"),
+        (["--extra-noise", "0.1"], "in what it learnt already"),
     ):
         assert sample.main(["--ckpt", str(student_run), "--mask", "--out", "p", *flags]) == 2
         error = capsys.readouterr().err

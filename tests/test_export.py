@@ -38,13 +38,15 @@ def shaken_model(vocabulary, **given) -> Model:
     return Model(config, vocabulary, schedule, unet)
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "distilled"])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "distilled", "default"])
 def test_the_example_of_the_docs_draws_our_images_without_torch(sampler, ckpt, tmp_path):
     if sampler == "distilled":  # with times of its own, not guided, not clipped
         raw = torch.load(ckpt, weights_only=True)
         raw["config"].update(teacher="pretrained", few_steps=3)
         torch.save(raw, tmp_path / "student.pt")
         ckpt, flags, how = "student.pt", [], Sampling()
+    elif sampler == "default":
+        flags, how = [], Sampling()
     else:
         flags = ["--sampler", sampler, "--sample-steps", "12", "--guidance", "2"]
         how = Sampling(sampler, 12, 2.0)
@@ -67,8 +69,8 @@ def test_a_step_says_how_x_0_hat_comes_from_the_output(objective):
     steps = export.walk(model, Sampling().complete(model, ()))["steps"]
     assert len(steps) == 10
     for step in steps:
-        assert abs(step["a"] ** 2 + step["s"] ** 2 - 1) < 1e-12 and len(step) == 10
-        ours = model.schedule.x_0_from(objective, output, x_t, step["t"])
+        assert abs(step["a"] ** 2 + step["s"] ** 2 - 1) < 1e-12 and len(step) == 11
+        ours = model.schedule.x_0_from(objective, output, step["scale"] * x_t, step["t"])
         assert torch.allclose(step["x_0_from_x_t"] * x_t + step["x_0_from_output"] * output, ours)
 
 

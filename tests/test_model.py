@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import ddpm.model
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.images import read_mask, to_uint8
-from ddpm.model import Model, Sampling, draw, load_model, make_unet
-from ddpm.reverse import log_snr_times
+from ddpm.model import EXTRA_NOISE, Model, Sampling, draw, load_model, make_unet
+from ddpm.reverse import SAMPLERS, log_snr_times
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import PRESETS, Config
 from ddpm.schedule import make_schedule
@@ -70,7 +71,8 @@ def test_bf16_stays_inside_the_network(model):
 
 def test_what_was_left_open_is_filled_in(model):
     times = tuple(log_snr_times(model.schedule, 10))
-    assert Sampling().complete(model, ("mask",)) == Sampling("dpm-solver", 10, 1.25, ("mask",), times=times)
+    whole = Sampling("dpm-solver", 10, 1.25, ("mask",), times=times, extra_noise=EXTRA_NOISE)
+    assert Sampling().complete(model, ("mask",)) == whole
     assert Sampling("ddim", 4).complete(model, ()).times == (1000, 750, 500, 250, 0)
     assert Sampling().complete(model, ("mask", "contrast")).guided == ("mask", "contrast")
     only_masks = replace(model, config=replace(model.config, label_drop=0.0, all_drop=0.0))
@@ -81,6 +83,37 @@ def test_what_was_left_open_is_filled_in(model):
     said = replace(model, config=replace(model.config, guidance=1.1))
     assert Sampling().complete(said, ("mask",)).guidance == 1.1  # train.py --guidance
     assert [Sampling(sampler).complete(model, ()).steps for sampler in ("ancestral", "ddim")] == [250, 100]
+
+
+def test_extra_noise_is_for_images_by_dpm_solver(model):
+    """The paper's sampler stays the paper's; a source tells how sharp its image is; a mask is smooth."""
+    extra_of = lambda how, given=(), of=model: how.complete(of, given).extra_noise  # noqa: E731
+    assert extra_of(Sampling()) == extra_of(Sampling("dpm-solver", 20), ("mask",)) == EXTRA_NOISE > 0
+    for how in (Sampling("ddim", 10), Sampling("ancestral", 10), Sampling(extra_noise=0.0)):
+        assert extra_of(how) == 0
+    assert extra_of(Sampling(), ("source",)) == 0
+    for changed in (dict(segment=True), dict(few_steps=10), dict(few_steps=4, teacher="t")):
+        assert extra_of(Sampling(), (), replace(model, config=replace(model.config, **changed))) == 0
+    assert Sampling("ddim", extra_noise=0.1).complete(model, ()).guidance_text == "guidance 1, extra noise 0.1"
+    assert Sampling("ddim").complete(model, ()).guidance_text == "guidance 1"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_extra_noise_is_what_the_network_is_not_told(model, sampler, monkeypatch):
+    """Data of one point, and a denoiser that knows it: each x_t, n_t times as long, is sqrt(alpha_bar_t) x_0 and
+    1 + extra t / T times the noise of time t; the image is the point itself."""
+    told = []
+    monkeypatch.setattr(
+        ddpm.model, "predictor", lambda *given: lambda x, t: told.append((t, x)) or torch.full_like(x, 0.3)
+    )
+    *_, (_, x_0) = draw(model, Condition(), [0], Sampling(sampler, 6, extra_noise=0.2))
+    assert torch.allclose(x_0, torch.full_like(x_0, 0.3), atol=1e-4)
+    for t, x in told:
+        a, s = model.schedule.signal_and_noise(t, x)
+        assert ((x - 0.3 * a).std() / ((1 + 0.2 * t / 1000) * s)).item() == pytest.approx(1, abs=0.08)
+    if sampler != "ancestral":  # without fresh noise, it is the same noise all the way
+        noises = [(x - 0.3 * model.schedule.signal_and_noise(t, x)[0]).flatten() for t, x in told]
+        assert all(torch.corrcoef(torch.stack([noises[0], noise]))[0, 1] > 0.999 for noise in noises)
 
 
 @pytest.mark.parametrize(

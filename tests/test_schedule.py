@@ -31,6 +31,18 @@ def test_other_lengths_have_the_published_values():
     assert (make_schedule("cosine").beta >= 0.999).sum() == 1
 
 
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_noisier_schedule_has_so_much_more_noise_for_the_same_image(kind):
+    schedule = make_schedule(kind)
+    other, longer = schedule.noisier(0.1)
+    for t in (0, 1, 500, 1000):
+        (a, s), (b, r) = (x.signal_and_noise(t, torch.ones(1, dtype=torch.float64)) for x in (schedule, other))
+        assert torch.allclose(longer[t] * b, a) and torch.allclose(longer[t] * r, (1 + 0.1 * t / 1000) * s)
+    assert torch.allclose(other.alpha.cumprod(0), other.alpha_bar) and torch.allclose(other.beta, 1 - other.alpha)
+    same, one = schedule.noisier(0)
+    assert torch.allclose(same.alpha_bar, schedule.alpha_bar, rtol=1e-14) and torch.allclose(one, torch.ones_like(one))
+
+
 def test_zero_terminal_snr():
     schedule = make_schedule("linear", zero_terminal_snr=True)
     found = [schedule.alpha_bar[t].item() for t in (0, 1, 501, 901)]

@@ -4,7 +4,7 @@
     make export ARGS="--ckpt pretrained --out DIR"
 
 Writes DIR/network.safetensors (the weights, with their configuration), DIR/network.onnx (the network, for any number of
-images of any size that suits it) and DIR/sampler.json (the walk, ten numbers a step). docs/export.md draws an image from
+images of any size that suits it) and DIR/sampler.json (the walk, eleven numbers a step). docs/export.md draws an image from
 the last two in 25 lines of NumPy.
 """
 
@@ -125,24 +125,28 @@ def onnx_of(model: Model) -> bytes:
 
 
 def walk(model: Model, sampling: Sampling) -> dict:
-    """What sampler.json holds: what the network takes, and for each step of the sampler ten numbers.
+    """What sampler.json holds: what the network takes, and for each step of the sampler eleven numbers.
 
+    output  = the network's answer to scale x_t, t and what is asked for
     output  = without + guidance (output - without)                       where guidance is not 1
     x_0_hat = clip(x_0_from_x_t x_t + x_0_from_output output, -1, 1)
     x_t     = from_x_t x_t + from_x_0_hat x_0_hat + from_x_0_before x_0_hat of the step before + noise z
     """
-    schedule, (low, high) = model.schedule, sampling.interval
+    told, (low, high) = model.schedule, sampling.interval
+    schedule, longer = told.noisier(sampling.extra_noise)
     zero, one = torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     steps = []
     for t, multipliers in zip(sampling.times, multipliers_of(sampling, schedule), strict=False):  # the last time is 0
         a, s = schedule.signal_and_noise(t, one)
+        scale = longer[t].item()
         numbers = {
             "t": t,
             "a": a.item(),
             "s": s.item(),
+            "scale": scale,
             "guidance": sampling.guidance if low <= t / schedule.T <= high else 1.0,
-            "x_0_from_x_t": schedule.x_0_from(model.config.objective, zero, one, t).item(),
-            "x_0_from_output": schedule.x_0_from(model.config.objective, one, zero, t).item(),
+            "x_0_from_x_t": scale * told.x_0_from(model.config.objective, zero, one, t).item(),
+            "x_0_from_output": told.x_0_from(model.config.objective, one, zero, t).item(),
         }
         names = ("from_x_t", "from_x_0_hat", "from_x_0_before", "noise")
         steps.append(numbers | dict(zip(names, multipliers, strict=True)))

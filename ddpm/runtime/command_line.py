@@ -5,7 +5,7 @@ import functools
 import sys
 import time
 import types
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from ddpm import UserError, printable
 from ddpm.conditions import KINDS, flag_of
 from ddpm.data.texts import read_embeddings
-from ddpm.model import INTERVAL, Model, Sampling
+from ddpm.model import EXTRA_NOISE, INTERVAL, Model, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
 from ddpm.runtime.config import PRESETS, Config, check_limits, flag
@@ -134,6 +134,8 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     add("--guided", nargs="+", choices=KINDS, help=guided)
     interval = "guide only where t / T is in between (default {} {})".format(*INTERVAL)
     add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), default=INTERVAL, help=interval)
+    more = "walk with this share more noise than the network is told, less below t = T: images are less smooth"
+    add("--extra-noise", type=float, help=f"{more} (default {EXTRA_NOISE:g} of dpm-solver, else 0)")
     bf16 = "inside the network; in bf16 the batch size may show (default auto: the quicker one here)"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=bf16)
     at_a_time = f"images at a time; changes no image by more than one grey level (default {batch_size})"
@@ -143,7 +145,9 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
 
 def check_range(args, **limits: tuple[float, float]) -> None:
     """Raises UserError if one of the named flags was given a number outside its limits (lowest, highest)."""
-    limits |= dict(batch_size=(1, 2**31), seed=(0, 2**63 - 1), sample_steps=(1, 10**6), guidance=(0, 1000))
+    limits |= dict(
+        batch_size=(1, 2**31), seed=(0, 2**63 - 1), sample_steps=(1, 10**6), guidance=(0, 1000), extra_noise=(0, 1)
+    )
     for name, (low, high) in limits.items():
         if (value := getattr(args, name)) is not None:
             check_limits(name, value, at_least=low, at_most=high)
@@ -156,7 +160,8 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
         raise UserError(f"--guidance-interval {low:g} {high:g}: give two shares of T, 0 <= LOW <= HIGH <= 1")
     precision = quicker_precision(pick_device(args.device)) if args.precision == "auto" else args.precision
     guided, eta = args.guided and tuple(args.guided), getattr(args, "eta", 0.0)
-    return Sampling(args.sampler, args.sample_steps, args.guidance, guided, (low, high), eta, precision)
+    how = Sampling(args.sampler, args.sample_steps, args.guidance, guided, (low, high), eta, precision)
+    return replace(how, extra_noise=args.extra_noise)
 
 
 def quicker_precision(device: torch.device) -> str:
