@@ -1,4 +1,4 @@
-"""The film at the top of the README: docs/figures/film.gif, from the model in the box (`make film`, about a minute)."""
+"""The pictures at the top of the README: docs/figures/{film.gif,samples.png}, from the model in the box (`make film`)."""
 
 import sys
 import tempfile
@@ -10,8 +10,11 @@ from PIL import Image, ImageSequence
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sample
-from ddpm.data.images import CELL_SIZE, write_gif
+from ddpm.data.images import CELL_SIZE, write_gif, write_png
+from ddpm.data.sources import load_data
+from ddpm.model import Sampling, load_model
 from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.run import sample_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 ASKED = "--mask --ckpt pretrained --seed 0 --n 3 --sample-steps 40 --precision fp32 --film"
@@ -44,7 +47,9 @@ def main(argv):
             frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(film)]
     *noisy, last = [frames[i][CELL_SIZE + 2 :] for i in FRAMES]  # the first row, a mask without lesion, left out
     write_gif(ROOT / "docs" / "figures" / "film.gif", [*map(few_greys, noisy), last], milliseconds=120)
-    print("docs/figures/film.gif")
+    model = load_model("pretrained")
+    write_png(ROOT / "docs" / "figures" / "samples.png", sample_grid(model, load_data(model.config, "val"), Sampling()))
+    print("docs/figures/film.gif and samples.png")
 
 
 if __name__ == "__main__":

@@ -135,18 +135,8 @@ class Run:
         return Model(self.config, self.held_out.vocabulary, schedule, ema, str(self.folder), step)
 
     def sample_grid(self, step: int) -> None:
-        """samples/step_N.png, a row for each of a few held-out masks: mask | real | samples. Same noise every time."""
-        rows = pick_rows(self.held_out)
-        condition = self.held_out.condition(np.repeat(rows, GRID_SAMPLES))
-        how = Sampling(precision=self.config.precision)
-        *_, (_, x_0) = draw(self.averaged(step), condition, range(GRID_SAMPLES * len(rows)), how)
-        samples = to_uint8(x_0)
-        cells = samples.reshape(len(rows), GRID_SAMPLES, *samples.shape[1:])
-        cells = rgb(np.concatenate([self.held_out.images[rows][:, None], cells], axis=1))
-        if self.held_out.masks is not None:
-            shown = colour_labels(self.held_out.masks[rows], len(self.held_out.classes))
-            cells = np.concatenate([shown[:, None], cells], axis=1)
-        picture = grid(cells)
+        """samples/step_N.png."""
+        picture = sample_grid(self.averaged(step), self.held_out, Sampling(precision=self.config.precision))
         write_png(self.folder / "samples" / f"step_{step:06d}.png", picture)
         if self.board:
             self.board.add_image("samples", picture, step, dataformats="HWC")
@@ -244,6 +234,20 @@ def step_of(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
+
+
+def sample_grid(model: Model, held_out: Slices, how: Sampling) -> np.ndarray:
+    """A row for each of a few held-out masks: mask | real | samples. (H, W, 3) uint8. Same noise every time."""
+    rows = pick_rows(held_out)
+    condition = held_out.condition(np.repeat(rows, GRID_SAMPLES))
+    *_, (_, x_0) = draw(model, condition, range(GRID_SAMPLES * len(rows)), how)
+    samples = to_uint8(x_0)
+    cells = samples.reshape(len(rows), GRID_SAMPLES, *samples.shape[1:])
+    cells = rgb(np.concatenate([held_out.images[rows][:, None], cells], axis=1))
+    if held_out.masks is not None:
+        shown = colour_labels(held_out.masks[rows], len(held_out.classes))
+        cells = np.concatenate([shown[:, None], cells], axis=1)
+    return grid(cells)
 
 
 def pick_rows(held_out: Slices) -> list[int]:
