@@ -201,7 +201,7 @@ def plot(points: list[tuple[str, float, float]], path: Path) -> None:
         import matplotlib.pyplot as plt
     except ImportError:
         return
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
     for name in dict.fromkeys(name for name, _, _ in points):
         own = sorted((calls, score) for other, calls, score in points if other == name)
         axis.plot(*zip(*own, strict=True), "o-", ms=4, lw=1, label=name)
@@ -210,7 +210,7 @@ def plot(points: list[tuple[str, float, float]], path: Path) -> None:
     axis.set_xticks(calls, map(str, calls))
     axis.minorticks_off()
     axis.set_xlim(0.9 * min(calls for _, calls, _ in points), 1.1 * max(calls for _, calls, _ in points))
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
