@@ -88,7 +88,7 @@ def main(argv):
     sets = damaged(pairs, train.images, "test", np.arange(args.n))
     for name, path in (("early model", args.early), ("late model", args.late)):
         if path:
-            how = Sampling(steps=20, guidance=1.0, precision=args.precision)
+            how = Sampling(steps=20, guidance=1.0, precision=args.precision, extra_noise=0.0)
             sets[name] = draw_for(load_model(path), pairs, np.arange(args.n), how)
     far = np.split(nearest_training(test.images, train.images)[0], [args.n])
     columns = {name: scores(images, test, args.n, train, far=far) for name, images in sets.items()}
