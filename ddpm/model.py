@@ -32,7 +32,8 @@ from ddpm.unet import UNet
 
 # For which t / T to guide unless asked otherwise: docs/ablations.md says why.
 INTERVAL = (0.25, 1.0)
-EXTRA_NOISE = 0.04  # of DPM-Solver++; also there
+# How much more noise a walk of DPM-Solver++ has than the network is told, unless asked otherwise: the same place says why.
+EXTRA_NOISE = 0.04
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,8 @@ class Sampling:
         if guidance != 1 and undroppable:
             raise UserError(f"{model.name} never learnt to do without {undroppable[0]}: it knows no --guidance by it")
         extra = self.extra_noise
-        if (
-            extra is None
-        ):  # the paper's sampler and DDIM stay as they are; a source tells how sharp it is; a mask is smooth
+        if extra is None:
+            # The paper's sampler and DDIM stay as they are; a source tells how sharp its image is; a mask is smooth.
             images = "source" not in given and not config.segment
             extra = EXTRA_NOISE if sampler == "dpm-solver" and images and not few else 0.0
         how = dict(sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided, extra_noise=extra)
