@@ -34,7 +34,7 @@ from ddpm.runtime.progress import progress
 from ddpm.stack import COHERENCE
 
 FILM_FRAMES = 60
-DRAWING_ALONE = ("film", "sampler", "eta")
+DRAWING_ALONE = ("film", "sampler", "eta", "extra_noise")
 RESTORATION_ALONE = {  # and the modes that use it
     "simulate": restoration.MODES,
     "region": ("inpaint",),

@@ -244,6 +244,7 @@ def test_mirroring_completes_the_k_space_of_a_real_image():
         (["--restore", "packed.npy", "--as", "kspace"], "complex numbers"),
         (["--restore", "few.npy", "--as", "kspace"], "32x32 or more"),
         (["--restore", "p.png", "--as", "denoise", "--film"], "--film does not go with --restore"),
+        (["--restore", "p.png", "--as", "denoise", "--extra-noise", "0.1"], "--extra-noise does not go with --restore"),
         (["--restore", "p.png", "--as", "denoise", "--sampler", "ddim"], "--sampler does not go with --restore"),
         (["--region", "p.png"], "--region belongs to --restore"),
         (["--noise", "0.1"], "--noise belongs to --restore"),
