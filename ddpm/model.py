@@ -32,8 +32,6 @@ from ddpm.unet import UNet
 
 # For which t / T to guide unless asked otherwise: docs/ablations.md says why.
 INTERVAL = (0.25, 1.0)
-# How much more noise a walk of DPM-Solver++ has than the network is told, unless asked otherwise: the same place says why.
-EXTRA_NOISE = 0.04
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Sampling:
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
     precision: str = "fp32"  # or "bf16", inside the network
     times: tuple[int, ...] = ()  # from T down to 0; (): as many as steps, where they suit the sampler
-    extra_noise: float | None = None  # a share, beyond what the network is told (`draw`); None: EXTRA_NOISE or 0
+    extra_noise: float | None = None  # a share, beyond what the network is told (`draw`); None: the model's own or 0
 
     @property
     def guidance_text(self) -> str:
@@ -149,7 +147,7 @@ class Sampling:
         if extra is None:
             # The paper's sampler and DDIM stay as they are; a source tells how sharp its image is; a mask is smooth.
             images = "source" not in given and not config.segment
-            extra = EXTRA_NOISE if sampler == "dpm-solver" and images and not few else 0.0
+            extra = config.extra_noise if sampler == "dpm-solver" and images and not few else 0.0
         how = dict(sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided, extra_noise=extra)
         return replace(self, **how)
 

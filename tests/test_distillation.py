@@ -163,9 +163,9 @@ def path(t, x_T, T):
     return a * 0.1 + shrinks * (x_T - a_T * 0.1)
 
 
-def test_lessons_are_the_path_of_a_known_teacher(monkeypatch):
-    monkeypatch.setattr("ddpm.model.EXTRA_NOISE", 0.0)  # the path is that of the equation as it is
-    teacher, config = gaussian_teacher(), Config(few_steps=4, teacher="t", teacher_steps=100, precision="fp32")
+def test_lessons_are_the_path_of_a_known_teacher():
+    teacher = gaussian_teacher(extra_noise=0.0)  # the path is that of the equation as it is
+    config = Config(few_steps=4, teacher="t", teacher_steps=100, precision="fp32")
     x_t, v = lessons(teacher, config, Condition(), seeds=[1, 2, 3])
     assert x_t.shape == v.shape == (4, 3, 1, 8, 8)
     assert teacher.unet.calls <= 100

@@ -11,7 +11,7 @@ import ddpm.model
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.images import read_mask, to_uint8
-from ddpm.model import EXTRA_NOISE, Model, Sampling, draw, load_model, make_unet
+from ddpm.model import Model, Sampling, draw, load_model, make_unet
 from ddpm.reverse import SAMPLERS, log_snr_times
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import PRESETS, Config
@@ -71,7 +71,7 @@ def test_bf16_stays_inside_the_network(model):
 
 def test_what_was_left_open_is_filled_in(model):
     times = tuple(log_snr_times(model.schedule, 10))
-    whole = Sampling("dpm-solver", 10, 1.25, ("mask",), times=times, extra_noise=EXTRA_NOISE)
+    whole = Sampling("dpm-solver", 10, 1.25, ("mask",), times=times, extra_noise=0.06)
     assert Sampling().complete(model, ("mask",)) == whole
     assert Sampling("ddim", 4).complete(model, ()).times == (1000, 750, 500, 250, 0)
     assert Sampling().complete(model, ("mask", "contrast")).guided == ("mask", "contrast")
@@ -80,15 +80,15 @@ def test_what_was_left_open_is_filled_in(model):
     assert Sampling().complete(model, ()).guidance == 1.0  # there is nothing to follow
     assert Sampling(guided=("contrast",)).complete(model, ("mask",)).guidance == 1.0
     assert Sampling(guided=("mask", "contrast")).complete(model, ("mask", "contrast")).guidance == 1.25
-    said = replace(model, config=replace(model.config, guidance=1.1))
-    assert Sampling().complete(said, ("mask",)).guidance == 1.1  # train.py --guidance
+    said = Sampling().complete(replace(model, config=replace(model.config, guidance=1.1, extra_noise=0.02)), ("mask",))
+    assert (said.guidance, said.extra_noise) == (1.1, 0.02)  # train.py --guidance, --extra-noise
     assert [Sampling(sampler).complete(model, ()).steps for sampler in ("ancestral", "ddim")] == [250, 100]
 
 
 def test_extra_noise_is_for_images_by_dpm_solver(model):
     """The paper's sampler stays the paper's; a source tells how sharp its image is; a mask is smooth."""
     extra_of = lambda how, given=(), of=model: how.complete(of, given).extra_noise  # noqa: E731
-    assert extra_of(Sampling()) == extra_of(Sampling("dpm-solver", 20), ("mask",)) == EXTRA_NOISE > 0
+    assert extra_of(Sampling()) == extra_of(Sampling("dpm-solver", 20), ("mask",)) == 0.06
     for how in (Sampling("ddim", 10), Sampling("ancestral", 10), Sampling(extra_noise=0.0)):
         assert extra_of(how) == 0
     assert extra_of(Sampling(), ("source",)) == 0

@@ -105,6 +105,12 @@ class Config:
         at_least=0,
         at_most=1000,
     )
+    extra_noise: float = option(
+        0.06,
+        "of their walk by dpm-solver, a share beyond what the network is told: the longer the training, the less",
+        at_least=0,
+        at_most=1,
+    )
 
     # The optimisation
     steps: int = option(0, "optimiser steps; 0 lets --minutes decide", at_least=0)
@@ -157,8 +163,8 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
-    *("guidance", "steps", "grad_accum", "compile", "device", "threads", "out", "data", "masks", "text_embeddings"),
-    *("log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
+    *("guidance", "extra_noise", "steps", "grad_accum", "compile", "device", "threads", "out", "data", "masks"),
+    *("text_embeddings", "log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
 )
 
 # What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
