@@ -128,8 +128,6 @@ class Sampling:
             raise UserError(f"{model.name} was distilled: it knows --sampler ddim without --eta, and no other")
         if distilled and (guidance not in (None, 1) or guided or self.interval != INTERVAL):
             raise UserError(f"{model.name} was distilled from a guided teacher: its guidance cannot be changed")
-        if distilled and self.extra_noise:
-            raise UserError(f"{model.name} was distilled: --extra-noise is in what it learnt already; leave it out")
         if distilled:
             guidance, guided = 1.0, ()
         times = self.times or config.few_times or tuple(times_for(sampler, model.schedule, steps))
@@ -147,7 +145,8 @@ class Sampling:
         if extra is None:
             # The paper's sampler and DDIM stay as they are; a source tells how sharp its image is; a mask is smooth.
             images = "source" not in given and not config.segment
-            extra = config.extra_noise if sampler == "dpm-solver" and images and not few else 0.0
+            ours = distilled or (sampler == "dpm-solver" and not few)
+            extra = config.extra_noise if ours and images else 0.0
         how = dict(sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided, extra_noise=extra)
         return replace(self, **how)
 

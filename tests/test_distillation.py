@@ -192,7 +192,7 @@ class Remembers(torch.nn.Module):
 @pytest.mark.parametrize("steps", [1, 2, 4, 9])
 def test_a_perfect_student_ends_where_its_teacher_does_in_one_call_a_step(steps):
     teacher = gaussian_teacher()
-    config = replace(teacher.config, few_steps=steps, teacher="t", precision="fp32")
+    config = replace(teacher.config, few_steps=steps, teacher="t", precision="fp32", extra_noise=0.0)
     _, v = lessons(teacher, config, Condition(), seeds=[1, 2])
     *_, (_, goal) = draw(teacher, Condition(), [1, 2])
     student = replace(teacher, config=config, unet=Remembers(config.few_times, v))
@@ -247,7 +247,7 @@ def test_each_walk_learns_what_its_condition_asks_for_and_guidance_is_in_it(tiny
     model = load_model(tiny_run)
     for weight in model.unet.parameters():  # 40 steps leave the last layers near 0: conditions would hardly show
         weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
-    config = replace(model.config, few_steps=2, teacher="t", precision="fp32")
+    config = replace(model.config, few_steps=2, teacher="t", precision="fp32", extra_noise=0.0)
     condition = load_data(model.config, "val").condition(np.arange(2))
     _, v = lessons(model, config, condition, [1, 2])
     *_, (_, guided) = draw(model, condition, [1, 2])
@@ -313,7 +313,7 @@ def test_a_student_starts_as_its_teacher_and_learns(tiny_run, small_phantom):
 def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
     assert sample.main(["--ckpt", str(student_run), "--mask", "--n", "1", "--out", "o"]) == 0
     out = capsys.readouterr().out
-    assert "4 ddim steps" in out and "guidance 1 " in out
+    assert "4 ddim steps" in out and "guidance 1, extra noise 0.02 " in out
     for flags, told in (
         (["--sample-steps", "5"], "was trained for 4 steps and no others"),
         (["--sampler", "dpm-solver"], "knows --sampler ddim"),
@@ -321,7 +321,6 @@ def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
         (["--guidance", "1.5"], "distilled from a guided teacher"),
         (["--guided", "mask"], "distilled from a guided teacher"),
         (["--guidance-interval", "0", "1"], "distilled from a guided teacher"),
-        (["--extra-noise", "0.1"], "in what it learnt already"),
     ):
         assert sample.main(["--ckpt", str(student_run), "--mask", "--out", "p", *flags]) == 2
         error = capsys.readouterr().err

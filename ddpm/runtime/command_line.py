@@ -135,7 +135,7 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     interval = "guide only where t / T is in between (default {} {})".format(*INTERVAL)
     add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), default=INTERVAL, help=interval)
     more = "walk with this share more noise than the network is told, less below t = T: images are less smooth"
-    add("--extra-noise", type=float, help=f"{more} (default: by dpm-solver the model's own, else 0)")
+    add("--extra-noise", type=float, help=f"{more} (default: by dpm-solver, or of a distilled model, its own; else 0)")
     bf16 = "inside the network; in bf16 the batch size may show (default auto: the quicker one here)"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=bf16)
     at_a_time = f"images at a time; changes no image by more than one grey level (default {batch_size})"

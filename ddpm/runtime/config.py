@@ -107,7 +107,8 @@ class Config:
     )
     extra_noise: float = option(
         0.06,
-        "of their walk by dpm-solver, a share beyond what the network is told: the longer the training, the less",
+        "of their walk by dpm-solver and of a student's, a share beyond what the network is told: the longer the training, the "
+        "less",
         at_least=0,
         at_most=1,
     )
@@ -169,7 +170,7 @@ CHANGEABLE = (
 
 # What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
 # teacher knows, so it takes smaller steps.
-STUDENT = dict(few_steps=4, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
+STUDENT = dict(few_steps=4, extra_noise=0.02, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
 
 # A line each for the network, the diffusion, the optimisation and the run.
 # fmt: off
