@@ -313,7 +313,7 @@ def test_a_student_starts_as_its_teacher_and_learns(tiny_run, small_phantom):
 def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
     assert sample.main(["--ckpt", str(student_run), "--mask", "--n", "1", "--out", "o"]) == 0
     out = capsys.readouterr().out
-    assert "4 ddim steps" in out and "guidance 1, extra noise 0.02 " in out
+    assert "4 ddim steps" in out and "guidance 1, extra noise 0.015 " in out
     for flags, told in (
         (["--sample-steps", "5"], "was trained for 4 steps and no others"),
         (["--sampler", "dpm-solver"], "knows --sampler ddim"),

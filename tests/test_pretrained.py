@@ -196,7 +196,8 @@ def test_a_run_of_version_2_goes_on(tiny_run, tmp_path):
 # The file itself
 
 
-def test_the_model_in_the_box_knows_the_phantom_and_draws_its_lesions():
+@pytest.mark.parametrize("name, steps", [("pretrained", 6), ("pretrained-fast", 4)])
+def test_the_model_in_the_box_knows_the_phantom_and_draws_its_lesions(name, steps):
     """A lesion where the mask has one, and none where not, said by the judge."""
     from ddpm.data import phantom
     from ddpm.data.sources import load_data
@@ -204,13 +205,13 @@ def test_the_model_in_the_box_knows_the_phantom_and_draws_its_lesions():
     from ddpm.metrics.segmenter import load_segmenter
     from ddpm.model import Sampling
 
-    assert checkpoint.PRETRAINED.stat().st_size < 12e6
-    model = load_model("pretrained")
+    assert checkpoint.find(name).stat().st_size < 12e6
+    model = load_model(name)
     assert model.vocabulary.classes == phantom.CLASSES["lesion"]
     assert model.vocabulary.labels["contrast"] == phantom.CONTRASTS
     held_out = load_data(model.config, "val")
     large = np.argsort(-(held_out.masks == 1).sum(axis=(1, 2)))[:8]
-    verdict = load_segmenter().judge(draw_for(model, held_out, large, Sampling(steps=6)))
+    verdict = load_segmenter().judge(draw_for(model, held_out, large, Sampling(steps=steps)))
     found, wanted = verdict.labels == 4, held_out.masks[large] == 1
     dice = 2 * (found & wanted).sum() / (found.sum() + wanted.sum())
     assert dice > 0.75

@@ -170,7 +170,7 @@ CHANGEABLE = (
 
 # What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
 # teacher knows, so it takes smaller steps.
-STUDENT = dict(few_steps=4, extra_noise=0.02, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
+STUDENT = dict(few_steps=4, extra_noise=0.015, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
 
 # A line each for the network, the diffusion, the optimisation and the run.
 # fmt: off
