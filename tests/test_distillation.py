@@ -328,6 +328,13 @@ def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
     assert sample.main(["--ckpt", str(student_run), "--mask", "--n", "1", "--sample-steps", "4", "--out", "q"]) == 0
 
 
+def test_an_older_student_that_names_no_extra_noise_has_a_students(student_run):
+    raw = torch.load(student_run / "checkpoints" / "step_000006.pt", weights_only=True)
+    assert raw["config"].pop("extra_noise") == 0.015
+    torch.save(raw, "older.pt")
+    assert load_model("older.pt").config.extra_noise == 0.015
+
+
 def test_what_asks_at_every_time_refuses_a_student(student_run, tmp_path, capsys):
     Image.fromarray(np.full((32, 32), 90, np.uint8)).save("x.png")
     flags = ["--ckpt", str(student_run), "--restore", "x.png", "--as", "denoise", "--noise", "0.1", "--out", "o"]

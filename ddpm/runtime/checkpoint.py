@@ -18,7 +18,7 @@ import torch
 
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
-from ddpm.runtime.config import Config
+from ddpm.runtime.config import STUDENT, Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
 VERSION = 4
@@ -60,8 +60,9 @@ def load(path: str | Path) -> dict:
     if unknown := checkpoint["conditions"].keys() - {"mask", "labels", "source", "words", "vectors"}:
         raise UserError(f"{path}: it follows {', '.join(sorted(unknown))}, which this program does not know")
     try:
-        checkpoint["config"] = Config(**checkpoint["config"])
-    except TypeError:
+        student = {"extra_noise": STUDENT["extra_noise"]} if checkpoint["config"].get("teacher") else {}
+        checkpoint["config"] = Config(**{**student, **checkpoint["config"]})  # older students do not name it
+    except (TypeError, AttributeError):
         raise UserError(f"{path}: its configuration is not one of this version; train again with train.py") from None
     conditions = checkpoint["conditions"]
     labels = {name: tuple(values) for name, values in conditions.get("labels", {}).items()}

@@ -107,8 +107,8 @@ class Config:
     )
     extra_noise: float = option(
         0.06,
-        "of their walk by dpm-solver and of a student's, a share beyond what the network is told: the longer the training, the "
-        "less",
+        "of their walks by dpm-solver, or of a student's: the share beyond what the network is told, unless they are told; "
+        "the longer the training, the less",
         at_least=0,
         at_most=1,
     )
