@@ -143,10 +143,11 @@ class Sampling:
             raise UserError(f"{model.name} never learnt to do without {undroppable[0]}: it knows no --guidance by it")
         extra = self.extra_noise
         if extra is None:
-            # The paper's sampler and DDIM stay as they are; a source tells how sharp its image is; a mask is smooth.
+            # The published ways (the paper's sampler, DDIM, Fast-DDPM) stay as they are; a student errs as its teacher
+            # does; a source tells how sharp its image is; a mask is smooth.
+            published = not distilled and (few or sampler != "dpm-solver")
             images = "source" not in given and not config.segment
-            ours = distilled or (sampler == "dpm-solver" and not few)
-            extra = config.extra_noise if ours and images else 0.0
+            extra = config.extra_noise if images and not published else 0.0
         how = dict(sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided, extra_noise=extra)
         return replace(self, **how)
 

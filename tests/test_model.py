@@ -85,7 +85,7 @@ def test_what_was_left_open_is_filled_in(model):
     assert [Sampling(sampler).complete(model, ()).steps for sampler in ("ancestral", "ddim")] == [250, 100]
 
 
-def test_extra_noise_is_for_images_by_dpm_solver(model):
+def test_extra_noise_is_for_images_by_dpm_solver_and_of_students(model):
     """The paper's sampler stays the paper's; a source tells how sharp its image is; a mask is smooth."""
     extra_of = lambda how, given=(), of=model: how.complete(of, given).extra_noise  # noqa: E731
     assert extra_of(Sampling()) == extra_of(Sampling("dpm-solver", 20), ("mask",)) == 0.06

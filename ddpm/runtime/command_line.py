@@ -5,7 +5,7 @@ import functools
 import sys
 import time
 import types
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -160,8 +160,8 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
         raise UserError(f"--guidance-interval {low:g} {high:g}: give two shares of T, 0 <= LOW <= HIGH <= 1")
     precision = quicker_precision(pick_device(args.device)) if args.precision == "auto" else args.precision
     guided, eta = args.guided and tuple(args.guided), getattr(args, "eta", 0.0)
-    how = Sampling(args.sampler, args.sample_steps, args.guidance, guided, (low, high), eta, precision)
-    return replace(how, extra_noise=args.extra_noise)
+    steps, extra = args.sample_steps, args.extra_noise
+    return Sampling(args.sampler, steps, args.guidance, guided, (low, high), eta, precision, extra_noise=extra)
 
 
 def quicker_precision(device: torch.device) -> str:
