@@ -165,6 +165,13 @@ def test_resume_takes_only_the_steps_that_are_left_and_uses_what_it_loads(tiny_r
     assert not same(last_checkpoint(changed)["model"], reference["model"])
 
 
+def test_how_a_run_is_drawn_from_may_change_where_it_goes_on(tiny_run, tmp_path):
+    flags = ["--steps", "41", "--guidance", "1.5", "--extra-noise", "0.02", "--out", str(tmp_path / "run")]
+    assert train.main(["--resume", str(tiny_run), *flags]) == 0
+    config = load_model(tmp_path / "run").config
+    assert (config.steps, config.guidance, config.extra_noise) == (41, 1.5, 0.02)
+
+
 def test_more_steps_go_on_training(tiny_run, tmp_path):
     path, folder = tiny_run / "checkpoints" / "step_000040.pt", tmp_path / "longer"
     assert train.main(["--resume", str(path), "--steps", "44", "--out", str(folder)]) == 0  # leaves the old run alone
