@@ -86,7 +86,7 @@ sweep: $(STAMP) $(STAMP)-plots ## which settings train best? ARGS="--grid lr=1e-
 soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that nothing is lost (about 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py $(ARGS)
 
-figures: $(STAMP)-plots ## docs/figures/{samples,loss}.png, from the newest run (ARGS="--progress 100 1000": progress.png instead)
+figures: $(STAMP)-plots ## loss.png in the folder of the newest run (ARGS="--progress 100 1000": progress.png, what it drew after those steps)
 	$(BIN)/python tools/figures.py $(ARGS)
 
 film: $(STAMP) ## the README's film and samples, from the model in the box

@@ -158,7 +158,7 @@ def prepare(args):
     asked = read_asked(args, model)
     sampling = sampling_of(args).complete(model, asked.given)
     how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
-    print(f"{model.name}: step {model.step}, {how}, {sampling.guidance_text} -> {args.out}")
+    print(f"{model.name}: step {model.step}, {how}, {sampling.in_words} -> {args.out}")
     if args.prompt is not None and (model.config.words or asked.drafted):
         for found in asked.contradictions(args.prompt):
             print(f"note: {found}{'' if asked.drafted else '; docs/uses.md tells which of two is followed'}")

@@ -99,7 +99,7 @@ class Sampling:
     extra_noise: float | None = None  # a share, beyond what the network is told (`draw`); None: the model's own or 0
 
     @property
-    def guidance_text(self) -> str:
+    def in_words(self) -> str:
         """ "guidance 1.25 by mask and contrast for t / T in 0.25 to 1, extra noise 0.04", for the reader."""
         extra = f", extra noise {self.extra_noise:g}" if self.extra_noise else ""
         if self.guidance == 1:

@@ -13,7 +13,7 @@ import torch
 from scipy.ndimage import median_filter
 from torch import Tensor
 
-from ddpm import UserError
+from ddpm import UserError, printable
 from ddpm.conditions import LABELS, Condition
 from ddpm.data.images import grid, read_image, read_mask, rgb, to_uint8, write_png
 from ddpm.data.volumes import read_hdf5
@@ -165,10 +165,12 @@ def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
         if y is None:
             raise UserError(f"{path}: no kspace in it; a file of fastMRI's single coil has one")
         y = y[len(y) // 2] if y.ndim == 3 else y
-        if y.ndim == 2:  # along the readout, which is the height, scanners take in twice the field of view
-            image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(y, 0), axis=0), 0)
-            quarter = len(y) // 4
-            y = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image[quarter : len(y) - quarter], 0), axis=0), 0)
+        if y.ndim == 2:
+            y = within_view(y)
+            aspect = y.shape[1] * size[0] / (y.shape[0] * size[1])
+            if abs(aspect - 1) > 0.01:
+                view = f"it shows {y.shape[0]}x{y.shape[1]} pixels, so one of {size[0]}x{size[1]}"
+                print(printable(f"note: {path}: {view} is {aspect:.2f} times as wide as high"))
     elif path.endswith(".npy"):
         with reading(path, "an array of NumPy", "save it again"):
             y = np.load(path, allow_pickle=False)
@@ -184,6 +186,16 @@ def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
     if not brightest:
         raise UserError(f"{path}: nothing was measured, all of it is 0")
     return y * (0.9 / brightest)
+
+
+def within_view(y: np.ndarray) -> np.ndarray:
+    """k-space (H, W) of square pixels, without what the readout, which is the height, takes in beside the field of view:
+    about as much again. As many rows of the image are kept as it has columns, but half of them at least."""
+    height, width = y.shape
+    kept = min(max(width, height // 2), height)
+    first = height // 2 - kept // 2
+    image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(y, 0), axis=0), 0)[first : first + kept]
+    return np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image, 0), axis=0), 0)
 
 
 def unbroken(lines: Tensor) -> Tensor:

@@ -252,18 +252,17 @@ def test_figures_of_a_run_without_grids_or_log_are_refused(tmp_path, capsys):
     refused(figures.main, ["--run", ""], "an empty name", capsys)
 
 
-def test_figures_of_progress_are_a_row_of_masks_then_one_a_step_then_the_real_images(tmp_path, monkeypatch, capsys):
+def test_figures_of_progress_are_a_row_of_masks_then_one_a_step_then_the_real_images(tmp_path, capsys):
     run = tmp_path / "run"
     (run / "samples").mkdir(parents=True)
     (run / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     cells = np.random.default_rng(0).integers(0, 255, (2, 3, 2 + GRID_SAMPLES, 3, 64, 64), dtype=np.uint8)
     for step, cell in zip((100, 500), cells, strict=True):
         write_png(run / "samples" / f"step_{step:06d}.png", grid(cell))
-    monkeypatch.setattr(figures, "ROOT", tmp_path)
     refused(figures.main, ["--run", run, "--progress", 100, 900], "step_000900.png: no such grid", capsys)
-    assert figures.main(["--run", str(run), "--progress", "100", "500"]) == 0
+    assert figures.main(["--run", str(run), "--progress", "100", "500", "--out", str(tmp_path / "figures")]) == 0
     expected = grid(np.stack([cells[0][:, 0], cells[0][:, 2], cells[1][:, 2], cells[0][:, 1]]))
-    assert np.array_equal(pixels(tmp_path / "docs" / "figures" / "progress.png"), expected)
+    assert np.array_equal(pixels(tmp_path / "figures" / "progress.png"), expected)
 
 
 def test_figures_leave_out_a_line_that_was_cut_off(tmp_path, monkeypatch):
@@ -271,11 +270,10 @@ def test_figures_leave_out_a_line_that_was_cut_off(tmp_path, monkeypatch):
     (tmp_path / "run" / "log.jsonl").write_text(
         '{"step": 1, "loss": 0.5}\n{"step": 1, "val_loss": 0.6}\n{"step": 2, "lo'
     )
-    plt, left, right = mock.MagicMock(), mock.MagicMock(), mock.MagicMock()
-    plt.subplots.return_value = mock.MagicMock(), (left, right)
+    figure, plt, left, right = mock.MagicMock(), mock.MagicMock(), mock.MagicMock(), mock.MagicMock()
+    plt.subplots.return_value = figure, (left, right)
     monkeypatch.setitem(sys.modules, "matplotlib", mock.MagicMock(pyplot=plt))
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", plt)
-    monkeypatch.setattr(figures, "ROOT", tmp_path)
     assert figures.main(["--run", str(tmp_path / "run")]) == 0
     assert [call.args[:2] for call in left.plot.call_args_list] == [([1], [0.5]), ([1], [0.6])]
-    assert np.array_equal(pixels(tmp_path / "docs" / "figures" / "samples.png"), noise(1))
+    assert figure.savefig.call_args.args == (tmp_path / "run" / "loss.png",)

@@ -99,8 +99,8 @@ def test_extra_noise_is_for_images_by_dpm_solver_and_of_students(model):
         (dict(few_steps=4, teacher="t", segment=True), 0),
     ):
         assert extra_of(Sampling(), (), replace(model, config=replace(model.config, **changed))) == extra
-    assert Sampling("ddim", extra_noise=0.1).complete(model, ()).guidance_text == "guidance 1, extra noise 0.1"
-    assert Sampling("ddim").complete(model, ()).guidance_text == "guidance 1"
+    assert Sampling("ddim", extra_noise=0.1).complete(model, ()).in_words == "guidance 1, extra noise 0.1"
+    assert Sampling("ddim").complete(model, ()).in_words == "guidance 1"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

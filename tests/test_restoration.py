@@ -155,7 +155,20 @@ def test_a_fastmri_file_gives_its_middle_slice(tiny_run, tmp_path, capsys):
     ratio = (y / expected)[:, known]
     assert known.sum() == 6 and torch.allclose(ratio, ratio[0, 0], rtol=1e-3)
     restored(tiny_run, "scan.h5", "kspace")
-    assert "6 of 32 lines: accelerated 5.33 times" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "6 of 32 lines: accelerated 5.33 times" in out
+    assert "note: scan.h5: it shows 40x36 pixels, so one of 32x32 is 0.90 times as wide as high" in out
+
+
+@pytest.mark.parametrize("width, kept", [(56, 56), (100, 80), (36, 40)])
+def test_of_a_readout_as_much_is_kept_as_the_scan_is_wide(width, kept):
+    """So that pixels stay square; at most all of it, and at least the half that is not oversampling."""
+    image = np.random.default_rng(0).uniform(size=(80, width))
+    y = restoration.within_view(fourier(torch.from_numpy(image)[None])[0].numpy())
+    first = 40 - kept // 2
+    expected = fourier(torch.from_numpy(image[first : first + kept])[None])[0].numpy()
+    ratio = y / expected  # the transform of rows alone has another unit
+    assert y.shape == (kept, width) and np.allclose(ratio, ratio[0, 0])
 
 
 def test_a_small_picture_is_enlarged_and_averages_back(tiny_run, tmp_path, picture):

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -595,6 +597,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tmp_path, capsys)
 def test_an_error_of_the_system_is_one_line_too(capsys):
     assert one_line_errors(lambda argv: os.stat("no\nwhere"))([]) == 2
     assert capsys.readouterr().err == "error: no\\nwhere: No such file or directory\n"
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """As in `sample.py | head -1`: nothing is said, and the status is that of a program that SIGPIPE ended."""
+    say = "import sys; from ddpm.runtime.command_line import one_line_errors; print('ready', flush=True); sys.stdin.read()"
+    say += "; sys.exit(one_line_errors(lambda argv: print('x', flush=True))([]))"
+    root, pipe = Path(train.__file__).parent, subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", say], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=root
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == "" and process.wait() == 141
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def main(argv):
         write_whole(Path(args.out) / name, lambda file, content=content: file.write(content))
         print(f"{args.out}/{name}: {len(content) / 1e3:,.0f} kB")
     print(
-        f"{path}: step {model.step}, averaged weights, {sampling.steps} {sampling.sampler} steps, {sampling.guidance_text}"
+        f"{path}: step {model.step}, averaged weights, {sampling.steps} {sampling.sampler} steps, {sampling.in_words}"
     )
 
 

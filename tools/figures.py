@@ -1,9 +1,8 @@
-"""Figures of a run: docs/figures/{samples,loss}.png (needs matplotlib: `make figures`), or progress.png."""
+"""Figures of a run, into its folder: loss.png (needs matplotlib: `make figures`), or progress.png."""
 
 import argparse
 import json
 import math
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
 from ddpm.runtime.run import GRID_SAMPLES, step_of
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @one_line_errors
 def main(argv):
@@ -28,6 +25,7 @@ def main(argv):
     parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
     what = "instead, progress.png: the first sample of each mask after these steps"
     parser.add_argument("--progress", type=int, nargs="+", metavar="STEP", help=what)
+    parser.add_argument("--out", type=Path, help="folder for the figure (default: the run's)")
     args = parser.parse_args(argv)
     if args.run == "":
         raise UserError("--run: an empty name for a run (an unset variable?); leave it out for the newest")
@@ -37,13 +35,13 @@ def main(argv):
     grids = sorted((run / "samples").glob("step_*.png"))
     if not grids or not lines:
         raise UserError(f"{run}: no sample grid or no log yet; let it train to its first validation")
-    out = ROOT / "docs" / "figures"
+    out = args.out or run
     out.mkdir(parents=True, exist_ok=True)
     if args.progress:
         pictures = [read_grid(run / "samples" / f"step_{step:06d}.png") for step in args.progress]
         rows = [column(pictures[0], 0), *(column(picture, 2) for picture in pictures), column(pictures[0], 1)]
         write_png(out / "progress.png", np.concatenate(rows))
-        print(f"{out.relative_to(ROOT)}/progress.png, from {run}")
+        print(f"{out}/progress.png, from {run}")
         return
     try:
         import matplotlib.pyplot as plt
@@ -66,9 +64,7 @@ def main(argv):
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "loss.png", dpi=110)
-
-    shutil.copy(grids[-1], out / "samples.png")
-    print(f"{out.relative_to(ROOT)}/loss.png and samples.png, from {run}")
+    print(f"{out}/loss.png, from {run}")
 
 
 def read_grid(path: Path) -> np.ndarray:

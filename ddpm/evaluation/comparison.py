@@ -151,7 +151,7 @@ def from_model(
         raise UserError(f"--n {wanted}: {split} gives {found}; try a smaller --n or another --seed")
     check_writable(out)
     how = how.complete(model, real.vocabulary.given)
-    drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, {how.guidance_text}"
+    drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, {how.in_words}"
     drawn += f", {how.precision}, seed {seed}"
     print(f"{model.name}: step {model.step}, ema weights; samples: {drawn}; {len(others)} other images of {split}")
     samples = draw_for(model, real, distributed.shard(chosen), how, seed, batch_size)

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import sys
 import time
 import types
@@ -42,6 +43,11 @@ def one_line_errors(main):
             return 0
         except UserError as error:
             told = error
+        except (
+            BrokenPipeError
+        ):  # whoever read what is printed has gone (`sample.py | head`); Python shall not try again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # 128 and the number of SIGPIPE, as of any other program there
         except OSError as error:  # a full disk, a folder that went away
             told = printable(f"{error.filename or 'disk'}: {error.strerror or error}")
         except (MemoryError, RuntimeError) as error:
