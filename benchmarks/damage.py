@@ -8,7 +8,7 @@ early and late in training, each scored as samples would be.
     copies           50 training images, over and over
     false lesions    a lesion in every subject that has none, the empty masks left as they were
 
-    python benchmarks/damage.py --n 1000 --early results/RUN/checkpoints/step_000500.pt --late results/RUN/checkpoints/step_004181.pt
+    python benchmarks/damage.py --n 1000 --early results/RUN/checkpoints/step_000500.pt --late results/RUN/checkpoints/step_003062.pt
 """
 
 import argparse
@@ -88,8 +88,7 @@ def main(argv):
     sets = damaged(pairs, train.images, "test", np.arange(args.n))
     for name, path in (("early model", args.early), ("late model", args.late)):
         if path:
-            how = Sampling(steps=20, guidance=1.0, precision=args.precision, extra_noise=0.0)
-            sets[name] = draw_for(load_model(path), pairs, np.arange(args.n), how)
+            sets[name] = draw_for(load_model(path), pairs, np.arange(args.n), Sampling(precision=args.precision))
     far = np.split(nearest_training(test.images, train.images)[0], [args.n])
     columns = {name: scores(images, test, args.n, train, far=far) for name, images in sets.items()}
     print(f"| {args.n} images each | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))

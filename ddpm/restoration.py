@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm import UserError, printable
 from ddpm.conditions import LABELS, Condition
-from ddpm.data.images import grid, read_image, read_mask, rgb, to_uint8, write_png
+from ddpm.data.images import grid, read_image, read_mask, resize, rgb, to_uint8, write_png
 from ddpm.data.volumes import read_hdf5
 from ddpm.inverse import (
     Inpainting,
@@ -80,7 +80,10 @@ def measure(args, model: Model) -> Measurement:
     expected = size if args.simulate else (size[0] // factor, size[1] // factor)
     if tuple(image.shape[2:]) != expected:
         found = f"{args.restore} is {image.shape[2]}x{image.shape[3]}"
-        raise UserError(f"{found}; {model.name} restores images of {expected[0]}x{expected[1]}")
+        if not args.simulate and args.mode != "anomaly":  # nothing else may come between a measurement and its image
+            raise UserError(f"{found}; {model.name} restores images of {expected[0]}x{expected[1]}")
+        print(printable(f"{found}, and resized to {expected[0]}x{expected[1]}"))
+        image = torch.tensor(resize(image[0].numpy(), expected))[None].clamp(0, 1)
     truth = image if args.simulate else None
     match args.mode:
         case "kspace":

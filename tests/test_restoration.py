@@ -160,6 +160,15 @@ def test_a_fastmri_file_gives_its_middle_slice(tiny_run, tmp_path, capsys):
     assert "note: scan.h5: it shows 40x36 pixels, so one of 32x32 is 0.90 times as wide as high" in out
 
 
+@pytest.mark.parametrize("mode", ["anomaly", "super-resolution"])
+def test_a_whole_picture_of_another_size_is_resized(mode, tiny_run, capsys):
+    """And a measurement is not: there that would be another measurement."""
+    large = write("large.png", np.random.default_rng(0).integers(0, 256, (48, 80)).astype(np.uint8))
+    simulated = ["--simulate"] if mode == "super-resolution" else []
+    assert restored(tiny_run, large, mode, *simulated).shape == (32, 32)
+    assert "large.png is 48x80, and resized to 32x32" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("width, kept", [(56, 56), (100, 80), (36, 40)])
 def test_of_a_readout_as_much_is_kept_as_the_scan_is_wide(width, kept):
     """So that pixels stay square; at most all of it, and at least the half that is not oversampling."""

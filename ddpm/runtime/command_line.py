@@ -118,7 +118,8 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     """The flags that sample.py and evaluate.py have in common; `batch_size` is the default of one of them."""
     add = parser.add_argument
     which = (
-        "a checkpoint, a run's folder, or pretrained: the model in the box (default: the newest in results/, or that)"
+        "a checkpoint, a run's folder, or pretrained: the model in the box (default: the newest in results/, or that); "
+        "pretrained-fast: its student of four steps"
     )
     add("--ckpt", help=which)
     add(
@@ -129,10 +130,8 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     )
     add("--sampler", choices=SAMPLERS, help="default dpm-solver (of a distilled model: ddim)")
     add("--sample-steps", type=int, help=f"steps an image (default {STEPS}, or as many as it was trained for)")
-    strength = (
-        "1 as trained, 0 not at all (default: the model's own, 1.25 unless train.py was told); other than 1, the "
-    )
-    strength += "network works twice"
+    strength = "1 as trained, 0 not at all (default: the model's own, 1.25 unless train.py was told, 1.2 of the one in "
+    strength += "the box; 1 with a source, or of a student); other than 1, the network works twice"
     add("--guidance", type=float, help=f"how strongly to follow what is guided: {strength}")
     guided = (
         "what guidance strengthens (default: all that is asked for); the rest of the condition stays in both halves"

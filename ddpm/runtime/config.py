@@ -18,7 +18,16 @@ def option(default, help: str, choices: tuple | None = None, **limits: float):
     return field(default_factory=lambda: copy(default), metadata=metadata)
 
 
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 AXES = ("axial", "coronal", "sagittal")
+
+# What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
+# teacher knows, so it takes smaller steps.
+STUDENT = dict(few_steps=4, extra_noise=0.015, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
+STUDENT_FLAGS = ", ".join(f"{flag(name)} {value}" for name, value in STUDENT.items())
 
 
 @dataclass
@@ -89,7 +98,9 @@ class Config:
     train_times: str = option(
         "uniform", "where those lie (Fast-DDPM); nonuniform: 60 % in the noisiest 30 % of T", ("uniform", "nonuniform")
     )
-    teacher: str = option("", "distil this checkpoint into --few-steps (default 4); pretrained: the model in the box")
+    teacher: str = option(
+        "", f"distil this checkpoint (pretrained: the model in the box); then the defaults are {STUDENT_FLAGS}"
+    )
     teacher_steps: int = option(
         10, "the teacher's steps in a walk; the student takes several at once", at_least=1, at_most=1000
     )
@@ -101,14 +112,14 @@ class Config:
 
     guidance: float = option(
         1.25,
-        "of sample.py and evaluate.py, unless they are told: the longer the training, the less",
+        "the default of sample.py and evaluate.py for this model; the longer the training, the less it wants",
         at_least=0,
         at_most=1000,
     )
     extra_noise: float = option(
         0.06,
-        "of their walks by dpm-solver, or of a student's: the share beyond what the network is told, unless they are told; "
-        "the longer the training, the less",
+        "the default of sample.py and evaluate.py for this model, by dpm-solver or a student's walk: the share of noise "
+        "beyond what the network is told; the longer the training, the less it wants",
         at_least=0,
         at_most=1,
     )
@@ -168,10 +179,6 @@ CHANGEABLE = (
     *("text_embeddings", "log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
 )
 
-# What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
-# teacher knows, so it takes smaller steps.
-STUDENT = dict(few_steps=4, extra_noise=0.015, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
-
 # A line each for the network, the diffusion, the optimisation and the run.
 # fmt: off
 PRESETS: dict[str, dict] = {
@@ -204,10 +211,6 @@ PRESETS: dict[str, dict] = {
     ),
 }
 # fmt: on
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def check_limits(name: str, value, at_least=None, above=None, at_most=None) -> None:
