@@ -16,6 +16,10 @@ from ddpm.metrics.features import make_extractor
 from ddpm.model import load_model
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import Parser, add_sampling_flags, check_range, one_line_errors, pick_device, sampling_of
+from ddpm.runtime.config import flag
+
+FOLDERS_ALONE = ("subject_pattern", "skip_bad")
+SAMPLING = ("ckpt", "sampler", "sample_steps", "guidance", "guided", "guidance_interval", "extra_noise", "precision")
 
 
 @one_line_errors
@@ -55,6 +59,10 @@ def compare(args) -> tuple[Comparison, str]:
     model = load_model(distributed.broadcast(checkpoint.find, args.ckpt), "ema", pick_device(args.device))
     if not model.vocabulary.classes and {QUESTIONS[name].needs for name in args.metrics} == {"masks"}:
         raise UserError(f"--metrics {args.metrics[0]}: {model.name} was trained without masks")
+    if not model.vocabulary.source and (model.config.segment or args.metrics == ["paired"]):
+        raise UserError(
+            f"{model.name}: what it draws has no one truth, as it has no source; --metrics paired cannot be asked"
+        )
     if model.config.segment:
         print(f"{model.name} draws masks: how like the true ones they are is asked, all else is of images")
         args.metrics = ["paired"]
@@ -86,11 +94,14 @@ def make_parser() -> Parser:
 
 def read_arguments(argv):
     """The command line, checked. Raises UserError."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     if bool(args.real) != bool(args.fake):
         raise UserError("--real and --fake go together: give two folders, or neither")
-    if args.real and args.ckpt:
-        raise UserError("--ckpt or --real and --fake, not both")
+    misplaced = SAMPLING if args.real else FOLDERS_ALONE
+    if wrong := [name for name in misplaced if getattr(args, name) != parser.get_default(name)]:
+        remedy = "two folders are compared, nothing is drawn" if args.real else "it is for --real and --fake"
+        raise UserError(f"{flag(wrong[0])}: {remedy}; leave it out")
     check_range(args, n=(40, 10**9))
     given = args.metrics or [name for name, question in QUESTIONS.items() if question.default]
     if args.real and args.metrics and (wrong := [name for name in given if name != "all" and QUESTIONS[name].needs]):

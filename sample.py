@@ -7,7 +7,6 @@ that training chose has to be repeated here: it is read from the checkpoint.
 
 import os
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -29,14 +28,14 @@ from ddpm.runtime.command_line import (
     sampling_of,
 )
 from ddpm.runtime.config import flag
-from ddpm.runtime.files import check_writable
+from ddpm.runtime.files import make_folder
 from ddpm.runtime.progress import progress
 from ddpm.stack import COHERENCE
 
 FILM_FRAMES = 60
 DRAWING_ALONE = ("film", "sampler", "eta", "extra_noise")
 RESTORATION_ALONE = {  # and the modes that use it
-    "simulate": restoration.MODES,
+    "simulate": tuple(mode for mode in restoration.MODES if mode != "anomaly"),
     "region": ("inpaint",),
     "resample": ("inpaint",),
     "acceleration": ("kspace",),
@@ -58,11 +57,9 @@ def main(argv):
         restore = volume_restoration if is_nifti(args.restore) else restoration
         restore.run(args, load_model(args.ckpt, args.weights, pick_device(args.device)), sampling_of(args))
         return
-    model, asked, sampling = distributed.broadcast(prepare, args)
+    model, asked, sampling, args.out = distributed.broadcast(prepare, args)
     model.unet.to(pick_device(args.device))
-    out = Path(args.out)
-    check_writable(args.out)
-    times = sampling.times
+    out, times = Path(args.out), sampling.times
     filmed = times[:: -(-len(times) // FILM_FRAMES)] if args.film else []
     frames = {t: {} for t in (*filmed, 0)}  # x_t of each image, as it comes by; x_0 is the image
     jobs = distributed.shard([(name, k) for name in asked.names for k in range(asked.n)])  # image k of a mask
@@ -91,9 +88,10 @@ def main(argv):
         shown = asked.stack.shown if asked.stack else asked.names
         return images.grid(np.stack([asked.row(name, of(name, cells)) for name in shown]))
 
-    if asked.sources and args.n > 1:
-        for name in asked.names:
-            write_summary(out, name, of(name, frames[0]), model.config.segment)
+    for name in asked.names if asked.sources else ():
+        for which, alike in asked.alike().items():
+            if len(alike) > 1:
+                write_summary(out / "summary", name + which, of(name, frames[0])[alike], model.config.segment)
     if asked.drafted:
         (out / "masks").mkdir(exist_ok=True)
         for name, mask in asked.masks.items():
@@ -148,25 +146,25 @@ def read_arguments(argv):
         raise UserError(f"--film: {args.mask} is a volume; leave one of them out")
     if not args.n and not args.restore:  # a restoration without --n is the best single estimate
         args.n = 1 if is_nifti(args.mask) else 6
-    args.out = args.out or f"results/samples-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
 
 def prepare(args):
-    """The model, what it is asked to draw, and how. Raises UserError."""
+    """The model, what it is asked to draw, how, and the folder for it. Raises UserError."""
     model = load_model(args.ckpt, args.weights)
     asked = read_asked(args, model)
     sampling = sampling_of(args).complete(model, asked.given)
-    how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
-    print(f"{model.name}: step {model.step}, {how}, {sampling.in_words} -> {args.out}")
-    if args.prompt is not None and (model.config.words or asked.drafted):
-        for found in asked.contradictions(args.prompt):
-            print(f"note: {found}{'' if asked.drafted else '; docs/uses.md tells which of two is followed'}")
     columns = asked.n + bool(asked.masks) + bool(asked.sources)
     height, width = images.grid_size(len(asked.names), columns, *model.shape[1:])
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
-    return model, asked, sampling
+    out = make_folder(args.out, "results/samples")
+    how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
+    print(f"{model.name}: step {model.step}, {how}, {sampling.in_words} -> {out}")
+    if args.prompt is not None and (model.config.words or asked.drafted):
+        for found in asked.contradictions(args.prompt):
+            print(f"note: {found}{'' if asked.drafted else '; docs/uses.md tells which of two is followed'}")
+    return model, asked, sampling, out
 
 
 def make_parser() -> Parser:
@@ -218,6 +216,7 @@ def make_parser() -> Parser:
 
 def write_summary(out: Path, name: str, drawn: np.ndarray, segment: bool) -> None:
     """The mean of several draws (n, C, H, W) uint8 for one source, how they differ, and, of masks, what most of them say."""
+    out.mkdir(exist_ok=True)
     images.write_png(out / f"{name}_mean.png", np.rint(drawn.mean(axis=0)).astype(np.uint8))
     spread = (restoration.AMPLIFIED * drawn.std(axis=0)).clip(0, 255)
     images.write_png(out / f"{name}_deviation.png", np.rint(spread).astype(np.uint8))

@@ -27,7 +27,7 @@ class Asked:
     n: int  # samples of each
     masks: dict[str, np.ndarray]  # labels (H, W) by name; {} if none are asked for
     sources: dict[str, np.ndarray]  # (C, H, W) uint8 by name; {} likewise
-    labels: dict[str, list[str]]  # n values each
+    labels: dict[str, list[str]]  # a value for each sample of a name, or for each name if the masks were drafted
     words: np.ndarray | None  # (1, L) or (1, D), for all
     stack: Stack | None  # the volume that the masks are slices of
     drafted: bool = False  # the masks were drawn, as a prompt asks
@@ -43,8 +43,15 @@ class Asked:
         masks = np.stack([self.masks[name] for name, _ in samples]) if self.masks else None
         sources = images.to_float(np.stack([self.sources[name] for name, _ in samples])) if self.sources else None
         words = None if self.words is None else self.words.repeat(len(samples), axis=0)
-        labels = {label: [values[k] for _, k in samples] for label, values in self.labels.items()}
+        number = [self.names.index(name) if self.drafted else k for name, k in samples]
+        labels = {label: [values[i] for i in number] for label, values in self.labels.items()}
         return self.model.vocabulary.condition(masks, sources, words, **labels)
+
+    def alike(self) -> dict[str, list[int]]:
+        """The samples of a name that are asked for the same, such as "_T2" -> [0, 2, 4]; "" if all are."""
+        asked = ["".join(f"_{values[k]}" for values in self.labels.values()) for k in range(self.n)]
+        several = len(set(asked)) > 1
+        return {kind * several: [k for k in range(self.n) if asked[k] == kind] for kind in dict.fromkeys(asked)}
 
     def contradictions(self, prompt: str) -> list[str]:
         """Where a prompt in the phantom's words says one thing, and a mask or the contrast another."""
@@ -71,7 +78,7 @@ def read_asked(args, model: Model) -> Asked:
     if drafted:
         wanted["contrast"] = args.contrast or said_contrast(args.prompt)
     n = 1 if drafted else args.n  # a drawn mask is a name of its own
-    labels = {name: label_values(name, value, model, n) for name, value in wanted.items()}
+    labels = {name: label_values(name, value, model, args.n) for name, value in wanted.items()}
     masks, stack = (draft_masks(args, model), None) if drafted else read_masks(args.mask, model)
     masks, sources = by_common_names(masks, read_sources(args.source, model))
     names = tuple(masks or sources or ("unconditional",))

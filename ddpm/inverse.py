@@ -71,10 +71,6 @@ class Operator:
         """A^+ y, the smallest image that measures like y."""
         return y
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """A^T y."""
-        return self.gain**2 * self.pseudo_inverse(y)
-
 
 class Inpainting(Operator):
     """y = the known pixels, 0 elsewhere. known (H, W): 1 where the image is known."""

@@ -136,7 +136,8 @@ class Sampling:
         missing = [flag_of(name) for name in guided if name not in given]
         undroppable = [flag_of(name) for name in guided if not config.withholds(name)]
         if guidance is None:  # guided draws are less alike than the truth is: of a source, their spread shall be right
-            guidance = 1.0 if missing or undroppable or "source" in given else config.guidance
+            cannot = not self.guided and (missing or undroppable)
+            guidance = 1.0 if cannot or "source" in given else config.guidance
         if guidance != 1 and missing:
             raise UserError(f"--guidance {guidance:g} needs {missing[0]}, and a checkpoint that was trained with it")
         if guidance != 1 and undroppable:

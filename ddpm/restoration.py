@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm import UserError, printable
 from ddpm.conditions import LABELS, Condition
-from ddpm.data.images import grid, read_image, read_mask, resize, rgb, to_uint8, write_png
+from ddpm.data.images import grid, overlaps, read_image, read_mask, resize, rgb, to_uint8, write_png
 from ddpm.data.volumes import read_hdf5
 from ddpm.inverse import (
     Inpainting,
@@ -37,7 +37,7 @@ from ddpm.metrics.paired import psnr, ssim
 from ddpm.model import Model, Sampling, noise_source, predictor
 from ddpm.reverse import log_snr_times, uniform_times
 from ddpm.runtime.command_line import label_values, words_of
-from ddpm.runtime.files import check_writable, reading, write_whole
+from ddpm.runtime.files import make_folder, reading, write_whole
 from ddpm.runtime.progress import progress
 
 MODES = ("inpaint", "kspace", "super-resolution", "denoise", "anomaly")
@@ -92,7 +92,7 @@ def measure(args, model: Model) -> Measurement:
             y = simulated_kspace(image, args.acceleration, args.lines, args.real, sigma, random)
             return of_kspace(y, truth, args.real, sigma, args.restore)
         case "inpaint":
-            known = torch.from_numpy(read_region(args.region, size) == 0)
+            known = torch.from_numpy(~read_region(args.region, size))
             operator, about = Inpainting(known.float()), f"{(~known).float().mean():.1%} of the pixels drawn anew"
             y = operator.apply(image + sigma * torch.randn(image.shape, generator=random) * args.simulate)
             return Measurement(operator, y, sigma, torch.where(known, y, 0.5), about, truth)
@@ -223,10 +223,12 @@ def symmetrised(y: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_region(path: str | None, size: tuple[int, int]) -> np.ndarray:
-    """(H, W): not 0 where the image shall be drawn anew. Raises UserError."""
+    """(H, W) bool: where the image shall be drawn anew. Raises UserError."""
     if path is None:
         raise UserError("--as inpaint needs --region: a mask that is white where the image shall be drawn anew")
-    region = read_mask(path, ("known", "new"), size)
+    region = read_mask(path, ("known", "new"))
+    down, across = (overlaps(*sizes) for sizes in zip(size, region.shape, strict=True))
+    region = down @ (region != 0) @ across.T  # any pixel some of whose area is marked
     if region.all() or not region.any():
         raise UserError(f"{path}: {'all' if region.all() else 'nothing'} of it is white; mark a part of the image")
     return region
@@ -272,7 +274,9 @@ def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -
     labels, words = {}, words_of(args, model, n)
     for label in LABELS:
         wanted = getattr(args, label)
-        labels[label] = label_values(label, "none" if wanted in (None, "each") else wanted, model, n)
+        if wanted == "each":
+            raise UserError(f"--{label} each: what was measured has one {label}; name it, or leave --{label} out")
+        labels[label] = label_values(label, wanted or "none", model, n)
         name += f", {label} {wanted}" * bool(labels[label])
     name += f", {args.prompt!r}" * (words is not None)
     labels = {label: values for label, values in labels.items() if values}
@@ -282,8 +286,10 @@ def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -
 def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Sampling:
     """How to ask the network in the mode at hand. Raises UserError."""
     if args.mode == "anomaly":
-        guides = how.guidance is None and model.config.withholds("mask")
-        how = replace(how, guided=how.guided or ("mask",), guidance=HEAL_GUIDANCE if guides else how.guidance)
+        guidance = how.guidance
+        if guidance is None:
+            guidance = HEAL_GUIDANCE if model.config.withholds("mask") else 1.0
+        how = replace(how, guided=how.guided or ("mask",), guidance=guidance)
     how = how.complete(model, given)
     if model.config.few_times:
         raise UserError(
@@ -332,7 +338,7 @@ def run(args, model: Model, how: Sampling) -> None:
     measured = measure(args, model)
     condition, asked = asked_for(args, model)
     how = completed(args, model, how, condition.given)
-    check_writable(args.out)
+    args.out = make_folder(args.out, "results/samples")
     out = Path(args.out)
     print(f"{model.name}: step {model.step}; {args.mode}: {measured.about}; {asked} -> {args.out}")
     draws = draws_of(model, measured, condition, args, how, lambda k: [(args.seed, k)])

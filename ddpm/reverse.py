@@ -162,7 +162,8 @@ def nonuniform_times(T: int, n: int) -> list[int]:
     """n steps from T down to 0, of which 60 % lie in the noisiest 30 % of T: n + 1 integers (Jiang et al. 2025,
     arXiv:2405.14802, the non-uniform sampler of Fast-DDPM)."""
     if not 2 <= n <= T // 4:
-        raise ValueError(f"a schedule of {T} steps can be walked in 2 to {T // 4} such steps, not {n}")
+        most = f"2 to {T // 4} such steps" if T >= 8 else "no such steps, being under 8"
+        raise ValueError(f"a schedule of {T} steps can be walked in {most}, not {n}")
     late = min(max(round(0.4 * n), 1), n - 1)
     knee = round(0.7 * T)
     return [knee + t for t in uniform_times(T - knee, n - late)[:-1]] + uniform_times(knee, late)

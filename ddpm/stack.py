@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm import UserError, printable
-from ddpm.data.images import MAX_PIXELS, crop_or_pad, resize, resize_labels
+from ddpm.data.images import MAX_PIXELS, crop_or_pad, overlaps, resize, resize_labels
 from ddpm.data.phantom import FOV
 from ddpm.data.scans import to_labels
 from ddpm.data.volumes import along, from_slices, pixel_mm, read_nifti, stem, write_nifti
@@ -77,12 +77,6 @@ class Stack:
     def write(self, path: str | Path, slices: np.ndarray) -> None:
         """Slices (N, h, w) -> a NIfTI file on this grid. Raises OSError."""
         write_nifti(path, from_slices(slices, self.axis), self.path)
-
-
-def overlaps(n: int, m: int) -> np.ndarray:
-    """(n, m) bool: which of n equal parts of a line share some of it with which of m."""
-    i, j = np.arange(n)[:, None], np.arange(m)
-    return (i * m < (j + 1) * n) & (j * n < (i + 1) * m)
 
 
 def stack_of(path: str, slices: np.ndarray, affine: np.ndarray, model: Model) -> Stack:

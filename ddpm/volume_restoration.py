@@ -28,7 +28,7 @@ from ddpm.restoration import (
     noise_in_air,
     of_noisy,
 )
-from ddpm.runtime.files import check_writable
+from ddpm.runtime.files import make_folder
 from ddpm.runtime.progress import progress
 from ddpm.stack import SHOWN, Stack, stack_of
 
@@ -44,7 +44,7 @@ def run(args, model: Model, how: Sampling) -> None:
     stack = stack_of(args.restore, scan, affine, model)
     low, high = window(args.restore, volume)
     if args.mode == "denoise":
-        if volume.min() < 0:
+        if volume.min() < 0 and not args.gaussian:
             raise UserError(f"{args.restore}: values under 0, where a magnitude image has none; shift or clip them")
         low = 0.0  # noise is Rician from there on
     todo, new = np.flatnonzero(foreground_share(scan) >= MIN_BRAIN), np.ones(scan.shape, np.uint8)
@@ -55,7 +55,7 @@ def run(args, model: Model, how: Sampling) -> None:
     masks = None if args.mask is None else read_masks(args.mask, stack, volume, affine, model)[todo]
     condition, asked = asked_for(args, model, len(todo), masks)
     how = completed(args, model, how, condition.given)
-    check_writable(args.out)
+    args.out = make_folder(args.out, "results/samples")
     work = f"{len(todo)} of {len(scan)} {stack.axis} slices of {scan.shape[1]}x{scan.shape[2]}"
     print(printable(f"{model.name}: step {model.step}; {args.mode}: {work}; {measured.about}; {asked} -> {args.out}"))
 

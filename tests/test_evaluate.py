@@ -338,7 +338,8 @@ class NaN(torch.nn.Module):
         (pictures, ["--features", "inception", "--inception-weights", "no.pth"], "no.pth: no such weights file"),
         (pictures, ["--inception-weights", "no.pth"], "--inception-weights belongs to --features inception"),
         (pictures, ["--metrics", "mask"], "--metrics mask needs --ckpt"),
-        (pictures, ["--ckpt", "x.pt"], "not both"),
+        (pictures, ["--ckpt", "x.pt"], "--ckpt: two folders are compared, nothing is drawn; leave it out"),
+        (pictures, ["--guidance", "3"], "--guidance: two folders are compared"),
         (pictures, ["--n", "3"], "--n is 3"),
         (pictures, ["--n", "many"], "invalid int value"),
         (pictures, ["--out", "taken/below"], "cannot write there"),
@@ -363,6 +364,8 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys, make_fake, flags, expected
     [
         (["--real", "a"], "--real and --fake go together"),
         (["--n", "70"], "--n 70: give 40 to 56"),
+        (["--skip-bad"], "--skip-bad: it is for --real and --fake"),
+        (["--metrics", "paired"], "no one truth"),
         (["--ckpt", "no.pt"], "no.pt: no such checkpoint"),
         (["--sample-steps", "2000"], "--sample-steps 2000 is more than the 1000 steps"),
     ],

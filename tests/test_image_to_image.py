@@ -288,15 +288,21 @@ def test_a_source_changes_the_image_and_its_draws_are_summed_up(trained, tmp_pat
     ckpt = trained("--source", "T1")
     for name in ("a", "b"):
         write_source(tmp_path / "in" / f"{name}.png", ord(name))
-    flags = ["--ckpt", ckpt, "--sample-steps", "3", "--n", "2"]
+    flags = ["--ckpt", ckpt, "--sample-steps", "3", "--n", "2", "--contrast", "T2"]
     assert sample.main([*flags, "--source", "in", "--out", "o"]) == 0
     assert "guidance 1 " in capsys.readouterr().out  # unless asked for: the spread of the draws shall be right
-    expected = {f"{name}_{what}.png" for name in "ab" for what in ("0", "1", "mean", "deviation")} | {"grid.png"}
+    # Apart from the draws, so that who compares a folder of samples (evaluate.py --fake) finds nothing else in it.
+    expected = {f"{name}_{k}.png" for name in "ab" for k in range(2)} | {"grid.png", "summary"}
     assert {path.name for path in Path("o").iterdir()} == expected
     draws = np.stack([pixels(f"o/a_{k}.png") for k in range(2)])
-    assert np.abs(pixels("o/a_mean.png") - draws.mean(0)).max() <= 0.5
-    assert np.abs(pixels("o/a_deviation.png") - (5 * draws.std(0)).clip(0, 255)).max() <= 0.5
+    assert np.abs(pixels("o/summary/a_mean.png") - draws.mean(0)).max() <= 0.5
+    assert np.abs(pixels("o/summary/a_deviation.png") - (5 * draws.std(0)).clip(0, 255)).max() <= 0.5
     assert pixels("o/grid.png").shape == (2 * 130, 3 * 130, 3)
+    assert sample.main([*flags, "--n", "5", "--contrast", "each", "--source", "in/a.png", "--out", "turns"]) == 0
+    draws = np.stack([pixels(f"turns/a_{k}.png") for k in range(5)])  # T2 and FLAIR in turn: no mean of both
+    kept = {f"a_{contrast}_{what}.png" for contrast in ("T2", "FLAIR") for what in ("mean", "deviation")}
+    assert {path.name for path in Path("turns/summary").iterdir()} == kept
+    assert np.abs(pixels("turns/summary/a_FLAIR_mean.png") - draws[1::2].mean(0)).max() <= 0.5
     assert sample.main([*flags, "--source", "in/b.png", "--out", "other"]) == 0
     assert np.abs(pixels("other/b_0.png") - pixels("o/b_0.png")).max() <= 1
     write_source(tmp_path / "b.png", 9)
@@ -346,7 +352,7 @@ def test_segmentation_draws_masks_and_says_what_most_of_them_say(trained, capsys
     write_source("brain.png")
     flags = ["--ckpt", trained("--segment"), "--sample-steps", "2", "--source", "brain.png", "--n", "3", "--out", "o"]
     assert sample.main(flags) == 0
-    mean, mask = (np.mean([pixels(f"o/brain_{k}.png") for k in range(3)], axis=0), pixels("o/brain_mask.png"))
+    mean, mask = (np.mean([pixels(f"o/brain_{k}.png") for k in range(3)], axis=0), pixels("o/summary/brain_mask.png"))
     assert set(np.unique(mask)) <= {0, 255} and np.array_equal(mask == 255, mean >= 127.5)
 
 
@@ -438,6 +444,9 @@ def test_evaluate_asks_a_translation_for_closeness_and_a_segmentation_for_nothin
     assert evaluate.main(["--ckpt", trained("--segment"), *flags, "--out", "b"]) == 0
     metrics = [row["metric"] for row in json.loads(Path("b/report.json").read_text())["rows"]]
     assert metrics == ["Dice of the mask that is drawn"] and "draws masks" in capsys.readouterr().out
+    alone = trained("--segment", "--words", "--source-drop", "1")
+    assert evaluate.main(["--ckpt", alone, *flags, "--out", "c"]) == 2
+    assert "no one truth" in capsys.readouterr().err and not Path("c").exists()  # said before anything is drawn
 
 
 # The benchmark

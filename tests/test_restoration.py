@@ -169,6 +169,16 @@ def test_a_whole_picture_of_another_size_is_resized(mode, tiny_run, capsys):
     assert "large.png is 48x80, and resized to 32x32" in capsys.readouterr().out
 
 
+def test_what_is_white_in_a_finer_region_is_drawn_anew():
+    """Any pixel some of whose area is marked; by the nearest neighbour a thin line would be lost."""
+    line = np.zeros((64, 48), np.uint8)
+    line[21, 10:30] = 255
+    region = restoration.read_region(write("line.png", line), (32, 32))
+    expected = np.zeros((32, 32), bool)
+    expected[10, 6:20] = True  # columns of 1.5 pixels each
+    assert np.array_equal(region, expected)
+
+
 @pytest.mark.parametrize("width, kept", [(56, 56), (100, 80), (36, 40)])
 def test_of_a_readout_as_much_is_kept_as_the_scan_is_wide(width, kept):
     """So that pixels stay square; at most all of it, and at least the half that is not oversampling."""

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_not_one_of_those_kept(tiny_run, tmp_path):
     flip(run / "checkpoints" / "step_000040.pt", 0.5)
     (run / "log.jsonl").write_text('{"step": 20, "val_loss": 1e-9}\n')  # the best is another one
     assert train.main(["--resume", str(run), "--steps", "24", "--save-every", "2", "--keep", "1"]) == 0
-    assert names(run) == ["abandoned", "step_000020.pt", "step_000024.pt"]
+    assert names(run) == ["abandoned-1", "step_000020.pt", "step_000024.pt"]
     assert checkpoint.newest(run).name == "step_000024.pt"
 
 
@@ -204,7 +204,7 @@ def test_after_going_back_and_a_stop_the_new_branch_goes_on(damage, six, tmp_pat
     back = ["--resume", str(run / "checkpoints" / "step_000002.pt"), "--steps", "8"]
     assert train.main([*back, "--out", "branch"]) == 0  # elsewhere: the run is left alone
     assert names(run) == names(six) and steps_of(run) == [1, 2, 3, 4, 5, 6]
-    assert steps_of(Path("branch")) == [3, 4, 5, 6, 7, 8] and "abandoned" not in names(Path("branch"))
+    assert steps_of(Path("branch")) == [3, 4, 5, 6, 7, 8] and "abandoned-1" not in names(Path("branch"))
     if damage:
         flip(run / "checkpoints" / "step_000006.pt", 0.5)
 
@@ -219,9 +219,10 @@ def test_after_going_back_and_a_stop_the_new_branch_goes_on(damage, six, tmp_pat
     assert train.main(back) == 0
     assert "2 checkpoint(s) of steps after 2 moved to" in capsys.readouterr().out
     monkeypatch.setattr(train.Run, "record", record)
-    assert names(run) == ["abandoned", "step_000002.pt", "step_000004.pt"] and steps_of(run) == [1, 2, 3, 4]
-    moved = sorted(path.name for path in (run / "checkpoints" / "abandoned").iterdir())
-    assert moved == ["step_000004.pt", "step_000006.pt"]
+    assert names(run) == ["abandoned-1", "step_000002.pt", "step_000004.pt"] and steps_of(run) == [1, 2, 3, 4]
+    abandoned = run / "checkpoints" / "abandoned-1"
+    assert sorted(path.name for path in abandoned.iterdir()) == ["log.jsonl", "step_000004.pt", "step_000006.pt"]
+    assert '"step": 6' in (abandoned / "log.jsonl").read_text()
     assert train.main(["--resume", str(run)]) == 0
     assert "resumed at step 4 of 8" in capsys.readouterr().out
     assert steps_of(run) == [1, 2, 3, 4, 5, 6, 7, 8] and steps_of(run, "val_loss") == [2, 4, 6, 8]
@@ -319,3 +320,13 @@ def test_twenty_kills(tmp_path):
     told = soak(20, [[*flags, "fp32"], [*flags, "bf16"]], tmp_path)
     kills, inside_a_save = [int(word) for word in told.split() if word.isdigit()][:2]
     assert kills == 20 and inside_a_save >= 3, told
+
+
+def test_what_was_abandoned_once_stays_when_another_branch_is_abandoned(tmp_path):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--save-every", "1", "--sample-every", "9", "--keep", "9"]
+    assert train.main([*flags, "--steps", "2", "--out", "run"]) == 0
+    for steps in ("3", "4"):  # other learning rates, so other weights
+        assert train.main(["--resume", "run/checkpoints/step_000001.pt", "--steps", steps]) == 0
+    first, second = (Path("run/checkpoints") / f"abandoned-{n}" for n in (1, 2))
+    assert [len(list(place.glob("step_*.pt"))) for place in (first, second)] == [1, 2]
+    assert (first / "step_000002.pt").read_bytes() != (second / "step_000002.pt").read_bytes()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,10 @@ from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, progress, start
 from ddpm.runtime.command_line import one_line_errors
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
+from ddpm.runtime.files import make_folder
 from ddpm.runtime.run import Run
 from ddpm.schedule import make_schedule
+from ddpm.training import training_step
 from ddpm.unet import UNet
 from tools.soak import same
 
@@ -569,8 +572,11 @@ def test_the_next_command_names_this_python_also_on_another_drive(tmp_path, monk
         (["--device", "cuda"], "--device cpu"),
         (["--seed", str(2**64)], "at most 9,223,372,036,854,775,807"),
         (["--seed", "-1"], "at least 0"),
-        (["--minutes", "inf"], "at most 1,000,000"),
-        (["--minutes", "nan"], "greater than 0"),
+        (["--minutes", "inf"], "a finite number"),
+        (["--minutes", "nan"], "a finite number"),
+        (["--lr", "inf"], "a finite number"),
+        (["--data", ""], "an empty name"),
+        (["--segment", "--evaluate-every", "1"], "--segment draws masks"),
         (["--channels", "10000000"], "at most 4,096"),
         (["--timesteps", "1000000000000"], "at most 1,000,000"),
         (["--batch-size", "1000000000"], "at most 65,536"),
@@ -602,7 +608,7 @@ def test_an_error_of_the_system_is_one_line_too(capsys):
 def test_a_reader_that_goes_away_is_no_error():
     """As in `sample.py | head -1`: nothing is said, and the status is that of a program that SIGPIPE ended."""
     say = "import sys; from ddpm.runtime.command_line import one_line_errors; print('ready', flush=True); sys.stdin.read()"
-    say += "; sys.exit(one_line_errors(lambda argv: print('x', flush=True))([]))"
+    say += "; sys.exit(one_line_errors(lambda argv: print('x'))([]))"
     root, pipe = Path(train.__file__).parent, subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", say], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=root
@@ -645,7 +651,9 @@ def test_a_small_evaluation_of_too_few_images_is_refused_at_the_start(tmp_path, 
         status = train.main([*flags, "--evaluate-every", "1", "--out", f"run{n}"])
         error = capsys.readouterr().err
         assert status == (2 if n < 4 else 0), error
-        assert ("--evaluate-every needs 4 validation images or more" in error and error.count("\n") == 1) == (n < 4)
+        assert (
+            "--evaluate-every needs two samples and two images of other subjects" in error and error.count("\n") == 1
+        ) == (n < 4)
     assert not Path("run3").exists() and [line["step"] for line in log_of(Path("run4"), "kid")] == [1, 2]
 
 
@@ -811,3 +819,24 @@ def test_each_step_draws_its_own_times_and_noise(small_phantom, monkeypatch):
     assert train.main(["--preset", "tiny", "--steps", "5", "--precision", "fp32", "--out", "run"]) == 0
     times, noises = zip(*drawn, strict=True)
     assert len(drawn) == 5 == len(set(times)) == len(set(noises))
+
+
+def test_two_trainings_of_one_second_have_folders_of_their_own(small_phantom, tmp_path, monkeypatch):
+    ticks = iter(["a", "a", "a", "b", "c"])
+    monkeypatch.setattr(time, "strftime", lambda form: next(ticks))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert [make_folder("", "results/run") for _ in range(2)] == ["results/run-a", "results/run-b"]
+    assert make_folder("results/run-a", "") == "results/run-a"  # what is named is taken
+
+
+def test_weights_that_the_last_step_destroyed_are_not_saved(small_phantom, monkeypatch, capsys):
+    """The loss of that step was that of the weights before it."""
+
+    def destroys(training, data, step):
+        figures = training_step(training, data, step)
+        next(training.unet.parameters()).data.fill_(np.nan)
+        return figures
+
+    monkeypatch.setattr(train, "training_step", destroys)
+    assert train.main(["--preset", "tiny", "--steps", "1", "--precision", "fp32", "--out", "run"]) == 2
+    assert "no longer finite" in capsys.readouterr().err and not list(Path("run/checkpoints").iterdir())

@@ -17,6 +17,7 @@ import sample
 import train
 from benchmarks import prompts
 from ddpm import UserError
+from ddpm.asked import read_asked
 from ddpm.conditions import Condition, Vocabulary, split_words
 from ddpm.data import descriptions, phantom
 from ddpm.data.descriptions import PARTS, WORDS, all_said, asked, contradictions, describe, held_out, some, text
@@ -334,6 +335,13 @@ def test_a_model_of_masks_alone_is_given_those_that_the_prompt_asks_for(ckpt, ma
     assert sample.main([*flags, "--mask", "a/masks", "--contrast", "FLAIR", "--n", "1", "--out", "c"]) == 0
     for k in range(3):
         assert np.array_equal(pixels(f"a/prompt_{k}_0.png"), pixels(f"c/prompt_{k}_0.png"))
+
+
+def test_contrasts_of_drawn_masks_come_in_turn_too(ckpt, masks_in_the_box):
+    args = sample.read_arguments(["--prompt", "large lesion", "--contrast", "each", "--n", "4", "--ckpt", ckpt])
+    asked_for = read_asked(args, load_model(ckpt))
+    labels = asked_for.condition([(name, 0) for name in asked_for.names]).labels["contrast"]
+    assert labels.tolist() == [1, 2, 3, 1]
 
 
 def test_the_benchmark_of_prompts_asks_a_model_of_masks_too(ckpt, masks_in_the_box, capsys):

@@ -94,6 +94,12 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
+def overlaps(n: int, m: int) -> np.ndarray:
+    """(n, m) bool: which of n equal parts of a line share some of it with which of m."""
+    i, j = np.arange(n)[:, None], np.arange(m)
+    return (i * m < (j + 1) * n) & (j * n < (i + 1) * m)
+
+
 def crop_or_pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(..., h, w) -> (..., H, W) of `size`, about the same centre, with 0 where there was nothing."""
     for axis, wanted in ((-2, size[0]), (-1, size[1])):

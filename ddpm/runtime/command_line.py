@@ -40,6 +40,7 @@ def one_line_errors(main):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()  # now, while an error of that can be told
             return 0
         except UserError as error:
             told = error

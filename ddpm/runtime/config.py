@@ -1,5 +1,6 @@
 """What a run is made of: one dataclass, whose fields are the flags of train.py, and the presets."""
 
+import math
 from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -138,7 +139,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm", above=0)
     ema_decay: float = option(0.995, "decay of the averaged weights, after a warm-up", at_least=0, at_most=1)
     precision: str = option("auto", "auto: the fastest of those measured at start", ("auto", "fp32", "bf16"))
-    compile: bool = option(False, "torch.compile the network: worth its minute on a GPU")
+    compile: bool = option(False, "torch.compile the network: worth its minute on a GPU (--minutes plans without it)")
     threads: int = option(0, "CPU threads; 0: PyTorch's choice, or one where that is faster", at_least=0, at_most=1024)
     init: str = option("", "start from the averaged weights of this checkpoint; pretrained: of the model in the box")
     seed: int = option(0, "of the weights, the data order and the noise", at_least=0, at_most=2**63 - 1)
@@ -216,6 +217,8 @@ PRESETS: dict[str, dict] = {
 def check_limits(name: str, value, at_least=None, above=None, at_most=None) -> None:
     """Raises UserError if the value of a flag (or one of its values, in a list) is beyond a limit."""
     for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{flag(name)} is {value}; it must be a finite number")
         for limit, holds, words in ((at_least, ge, "at least"), (above, gt, "greater than"), (at_most, le, "at most")):
             if limit is not None and not holds(number, limit):
                 raise UserError(f"{flag(name)} is {value}; it must be {words} {limit:,}")
@@ -234,6 +237,8 @@ def make_config(preset: str, given: dict) -> Config:
     config = Config(**{**PRESETS[preset], **(STUDENT if given.get("teacher") else {}), **given})
     if "minutes" in given and "steps" not in given:
         config.steps = 0
+    if not config.data:
+        raise UserError("--data: an empty name (an unset variable?); name a folder, or leave it out")
     multiple = size_multiple(config.patch, config.mults)
     for size in config.image_size:
         if size < multiple or size % multiple:
@@ -257,11 +262,16 @@ def make_config(preset: str, given: dict) -> Config:
         fewer = "to sample in fewer steps use sample.py --sample-steps"
         raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
     check_few_steps(config, given)
-    if config.grad_accum > config.batch_size:
-        raise UserError(f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} images")
+    check_parts(config)
     if not all(0 <= level < len(config.mults) for level in config.attention):
         raise UserError(f"--attention {config.attention} names a level that --mults {config.mults} does not have")
     return config
+
+
+def check_parts(config: Config) -> None:
+    """Raises UserError for more parts of a batch than it has images."""
+    if config.grad_accum > config.batch_size:
+        raise UserError(f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} images")
 
 
 def check_conditions(config: Config) -> None:
@@ -278,6 +288,8 @@ def check_conditions(config: Config) -> None:
         )
     if config.segment and config.labels != "lesion":
         raise UserError(f"--segment draws masks of two classes, not the label set {config.labels}; leave --labels out")
+    if config.segment and config.evaluate_every:
+        raise UserError("--evaluate-every judges images, and --segment draws masks; leave one of them out")
     if config.segment and config.num_classes != 2:
         raise UserError(f"--segment draws masks of two classes, not of --num-classes {config.num_classes}")
     if (config.words or config.text_embeddings) and not phantom:
@@ -294,6 +306,8 @@ def check_few_steps(config: Config, given: dict) -> None:
         raise UserError("--train-times says how --few-steps lie; give their number too")
     if "teacher_steps" in given and not config.teacher:
         raise UserError("--teacher-steps has no meaning without --teacher; leave it out")
+    if config.teacher and config.teacher_steps > config.timesteps:
+        raise UserError(f"--teacher-steps {config.teacher_steps} is more than --timesteps {config.timesteps}")
     if config.teacher and not config.few_steps:
         raise UserError("--few-steps 0: with --teacher, give the steps of the student, such as 4")
     try:

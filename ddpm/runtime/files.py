@@ -81,3 +81,20 @@ def check_writable(folder: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None
+
+
+def make_folder(named: str, stem: str) -> str:
+    """The folder to write to: the one that --out names, or a new one, stem-TIME, which is nobody else's: of two programs
+    that start in one second the second one waits for the next. Raises UserError if it cannot be written to."""
+    folder = named or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    while not named:
+        try:
+            os.makedirs(folder)
+            break
+        except FileExistsError:
+            time.sleep(0.1)
+            folder = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        except OSError:
+            break  # check_writable says why
+    check_writable(folder)
+    return folder

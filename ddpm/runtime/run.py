@@ -1,9 +1,11 @@
 """What a training run leaves behind: results/RUN/{config.json, log.jsonl, samples/*.png, checkpoints/*.pt}, and tensorboard/
 if that is asked for."""
 
+import itertools
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -43,9 +45,9 @@ class Run:
         for name in ("samples", "checkpoints"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
             remove_left_overs(self.folder / name, days=0)
+        self.log_path = self.folder / "log.jsonl"
         self.set_aside_after(step)
         write_text(self.folder / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
-        self.log_path = self.folder / "log.jsonl"
         if self.log_path.exists():  # what was logged after the checkpoint will be logged again
             lines = [line for line in self.log_path.read_text().splitlines() if step_of(line) <= step]
             write_text(self.log_path, "".join(line + "\n" for line in lines))
@@ -58,16 +60,21 @@ class Run:
         """Move checkpoints of later steps out of the way: from here on another branch is trained, and the newest
         checkpoint must be one of its own, also if it is stopped before it gets as far as they did."""
         later = [path for n, path in self.saved().items() if n > step]
+        if not later:
+            return
+        places = (self.folder / "checkpoints" / f"abandoned-{n}" for n in itertools.count(1))
+        place = next(place for place in places if not place.exists())  # what was abandoned before stays, too
+        place.mkdir()
+        if self.log_path.exists():
+            shutil.copy(self.log_path, place)
         for path in later:
-            (path.parent / "abandoned").mkdir(exist_ok=True)
-            os.replace(path, path.parent / "abandoned" / path.name)
-        if later:
-            print(f"{len(later)} checkpoint(s) of steps after {step} moved to {self.folder}/checkpoints/abandoned")
+            os.replace(path, place / path.name)
+        print(f"{len(later)} checkpoint(s) of steps after {step} moved to {place}, with a copy of the log")
 
     def record(self, step: int, figures: Step, bar, last: bool) -> None:
         """Keep a step's figures; every log_every steps, average them into a line of log.jsonl.
 
-        Also before each save, so that weights are never saved after a loss that was not finite: UserError.
+        Also before each save, so that weights are never saved that are not finite, or after a loss that was not: UserError.
         """
         self.window.append(figures)
         bar.update()
@@ -75,7 +82,8 @@ class Run:
             return
         figures = [[torch.atleast_1d(x).cpu() for x in column] for column in zip(*self.window, strict=True)]
         t, losses, grad_norms = (torch.cat([x.flatten() for x in column]) for column in figures)
-        if not (losses.isfinite().all() and grad_norms.isfinite().all()):
+        weights = self.training.unet.parameters()
+        if not (losses.isfinite().all() and grad_norms.isfinite().all() and all(w.isfinite().all() for w in weights)):
             found = f"the loss is no longer finite near step {step}; checkpoints before it are whole"
             raise UserError(f"{self.folder}: {found}; start again with a lower --lr, or with --precision fp32")
         seconds, images = time.perf_counter() - self.window_began, sum(step.losses.shape[-1] for step in self.window)
@@ -204,7 +212,10 @@ class Run:
             asks = " --source PATH"
         elif self.config.words:
             asks = " --prompt TEXT"
-        print(f"samples: {self.folder}/samples; next: {python} sample.py{asks}")
+        newest = self.folder.resolve().parent == Path("results").resolve()
+        print(
+            f"samples: {self.folder}/samples; next: {python} sample.py{asks}{'' if newest else f' --ckpt {self.folder}'}"
+        )
 
 
 class Onlooker:

@@ -15,7 +15,7 @@ from ddpm.model import load_model
 from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
-from ddpm.runtime.config import CHANGEABLE, PRESETS, STUDENT, Config, check_fields, flag, make_config
+from ddpm.runtime.config import CHANGEABLE, PRESETS, STUDENT, Config, check_fields, check_parts, flag, make_config
 from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES, VALIDATION_WALKS, summary_writer
 from ddpm.training import Training, make_optimizers, training_step
 
@@ -30,12 +30,11 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
             config.teacher and Path(config.teacher).is_dir()
         ):  # its newest file, now: this may be resumed when it has others
             config.teacher = str(checkpoint.find(config.teacher))
-        config.out = config.out or f"results/{Path(config.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     else:
         config, resumed, home = resume(args, given)
     if config.batch_size < (n := distributed.size()):
         raise UserError(f"--batch-size {config.batch_size} is for all {n} processes together; give each an image")
-    if Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
+    if config.out and Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
         raise UserError(f"--out {config.out} already holds a run; go on with --resume, or name another folder")
     if config.tensorboard:
         summary_writer()  # where it is not installed, that is said before the work
@@ -68,11 +67,15 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
         was = getattr(trained, name)
         if name not in CHANGEABLE and value not in (was, "auto"):
             remedy = "leave it out, or start a new run without --resume"
-            raise UserError(f"{flag(name)} {value} contradicts {path}, which was trained with {was}; {remedy}")
+            raise UserError(
+                f"{flag(name)} {value} contradicts {path}, which was trained with {was or 'none'}; {remedy}"
+            )
     home = path.parent.parent
     changes = {name: value for name, value in given.items() if name in CHANGEABLE}
     changes["out"] = given.get("out") or str(home)
-    return replace(trained, **changes), resumed, home.resolve()
+    config = replace(trained, **changes)
+    check_parts(config)
+    return config, resumed, home.resolve()
 
 
 def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
