@@ -22,6 +22,8 @@ from ddpm.reverse import (
     denoiser,
     dpm_solver,
     log_snr_times,
+    middle_times,
+    nonuniform_times,
     times_for,
     trajectory,
     uniform_times,
@@ -415,3 +417,50 @@ def test_ten_steps_of_dpm_solver_keep_noise_as_fine_as_a_scans(deviation):
         predict_x_0, schedule, torch.ones(1, 1, 1, 1, dtype=torch.float64), log_snr_times(schedule, 10)
     )
     assert abs(20 * math.log10(x_0.item() / deviation)) < 0.3
+
+
+# Few times
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(SCHEDULES), st.integers(30, 1000), st.integers(2, 30))
+def test_the_student_stops_on_the_teachers_walk_and_fewer_stops_are_among_more(kind, T, steps):
+    schedule = make_schedule(kind, T)
+    walk = log_snr_times(schedule, steps)
+    before = {walk[0], 0}
+    for n in range(1, len(walk)):
+        times = middle_times(schedule, walk, n)
+        assert len(times) == n + 1 and times == sorted(times, reverse=True) and before <= set(times) <= set(walk)
+        before = set(times)
+    assert times == walk
+
+
+def test_the_middle_of_a_walk_is_kept():
+    schedule = make_schedule("cosine")
+    walk = log_snr_times(schedule, 10)
+    assert walk == [996, 988, 962, 884, 672, 329, 111, 32, 7, 1, 0]
+    assert [middle_times(schedule, walk, n)[1:-1] for n in (1, 2, 3, 4)] == [[], [672], [672, 329], [884, 672, 329]]
+    assert middle_times(schedule, walk, 10) == walk
+    for n in (0, 11):
+        with pytest.raises(ValueError, match=f"1 to 10 steps, not {n}"):
+            middle_times(schedule, walk, n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 1000), st.integers(2, 12))
+def test_nonuniform_times_are_dense_where_there_is_noise(T, n):
+    n = min(n, T // 4)
+    times = nonuniform_times(T, n) if n >= 2 else nonuniform_times(T, 2)
+    n = max(n, 2)
+    assert len(times) == n + 1 == len(set(times)) and times[0] == T and times[-1] == 0 and round(0.7 * T) in times
+    assert times == sorted(times, reverse=True)
+    assert abs(sum(t > round(0.7 * T) for t in times) - 0.6 * n) <= 0.5 + 0.4 * (n < 3)
+
+
+def test_ten_nonuniform_times():
+    assert nonuniform_times(1000, 10) == [1000, 950, 900, 850, 800, 750, 700, 525, 350, 175, 0]
+    assert nonuniform_times(8, 2) == [8, 6, 0] and nonuniform_times(1000, 3) == [1000, 850, 700, 0]
+    assert len(nonuniform_times(1000, 250)) == 251
+    for T, n, most in ((1000, 1, "2 to 250 such steps"), (11, 3, "2 to 2 such steps"), (7, 2, "no such steps")):
+        with pytest.raises(ValueError, match=f"{most}.*, not {n}"):
+            nonuniform_times(T, n)
