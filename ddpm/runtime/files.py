@@ -86,15 +86,14 @@ def check_writable(folder: str) -> None:
 def make_folder(named: str, stem: str) -> str:
     """The folder to write to: the one that --out names, or a new one, stem-TIME, which is nobody else's: of two programs
     that start in one second the second one waits for the next. Raises UserError if it cannot be written to."""
-    folder = named or f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     while not named:
+        folder = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             os.makedirs(folder)
-            break
+            named = folder
         except FileExistsError:
             time.sleep(0.1)
-            folder = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         except OSError:
-            break  # check_writable says why
-    check_writable(folder)
-    return folder
+            named = folder  # check_writable says why
+    check_writable(named)
+    return named

@@ -66,10 +66,8 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
     for name, value in {**preset, **given}.items():
         was = getattr(trained, name)
         if name not in CHANGEABLE and value not in (was, "auto"):
-            remedy = "leave it out, or start a new run without --resume"
-            raise UserError(
-                f"{flag(name)} {value} contradicts {path}, which was trained with {was or 'none'}; {remedy}"
-            )
+            trained_with, remedy = "none" if was == "" else was, "leave it out, or start a new run without --resume"
+            raise UserError(f"{flag(name)} {value} contradicts {path}, which was trained with {trained_with}; {remedy}")
     home = path.parent.parent
     changes = {name: value for name, value in given.items() if name in CHANGEABLE}
     changes["out"] = given.get("out") or str(home)
