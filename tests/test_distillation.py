@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 import evaluate
@@ -22,7 +20,7 @@ from ddpm.data.sources import load_data
 from ddpm.distillation import angle, distillation_loss, lessons, velocity_between
 from ddpm.forward import denoising_loss, draw_times
 from ddpm.model import Model, Sampling, draw, load_model
-from ddpm.reverse import ddim, uniform_times
+from ddpm.reverse import ddim
 from ddpm.runtime.config import Config
 from ddpm.runtime.run import Run
 from ddpm.runtime.start import share_of_validation
@@ -85,17 +83,6 @@ def test_the_angle_is_that_of_signal_and_noise(kind):
         a, s = schedule.signal_and_noise(t, X)
         assert math.cos(angle(schedule, t)) == pytest.approx(a.item(), abs=1e-12)
         assert math.sin(angle(schedule, t)) == pytest.approx(s.item(), abs=1e-12)
-
-
-# The times
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 10), st.integers(1, 64))
-def test_few_times_are_drawn_equally_often_and_no_others(n, batch):
-    times = tuple(uniform_times(1000, n))[:-1]
-    t = draw_times(n * batch, 1000, -0.5, 1.2, times)
-    assert sorted(t.tolist()) == sorted(times * batch)
 
 
 # A teacher that is known exactly: data N(m, v) has the closed form x_0_hat, and the ODE a closed-form path

@@ -154,3 +154,11 @@ def test_times_can_be_logit_normal(mean, std):
         assert (t <= k).double().mean().item() == pytest.approx(0.5 * (1 + math.erf(z / 2**0.5)), abs=1.01 / n)
     assert t.min() >= 1 and t.max() <= T
     assert torch.corrcoef(torch.stack([t.double(), torch.arange(n).double()]))[0, 1].abs() < 0.1  # in random order
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_few_times_are_drawn_equally_often_and_no_others(n, monkeypatch):
+    few = tuple(range(100 * n, 0, -100))
+    assert sorted(draw_times(6 * n, 1000, -0.5, 1.2, few).tolist()) == sorted(6 * few)
+    monkeypatch.setattr(torch, "rand", lambda n, dtype: torch.full((n,), 1 - 2**-53, dtype=dtype))
+    assert set(draw_times(8, 1000, few=few).tolist()) <= set(few)  # 1 - 2^-53 may be rounded to 1
