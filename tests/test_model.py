@@ -78,7 +78,8 @@ def test_what_was_left_open_is_filled_in(model):
     only_masks = replace(model, config=replace(model.config, label_drop=0.0, all_drop=0.0))
     assert Sampling().complete(only_masks, ("mask", "contrast")).guided == ("mask",)
     assert Sampling().complete(model, ()).guidance == 1.0  # there is nothing to follow
-    assert Sampling(guided=("contrast",)).complete(model, ("mask",)).guidance == 1.0
+    with pytest.raises(UserError, match="needs --contrast"):  # what is named shall be heard
+        Sampling(guided=("contrast",)).complete(model, ("mask",))
     assert Sampling(guided=("mask", "contrast")).complete(model, ("mask", "contrast")).guidance == 1.25
     said = Sampling().complete(replace(model, config=replace(model.config, guidance=1.1, extra_noise=0.02)), ("mask",))
     assert (said.guidance, said.extra_noise) == (1.1, 0.02)  # train.py --guidance, --extra-noise

@@ -41,6 +41,8 @@ def test_the_scale_of_the_gradient_does_not_matter_and_a_zero_gradient_is_no_ste
     G = torch.randn(2, 5, 7)
     assert torch.allclose(orthogonal(1000 * G), orthogonal(G), atol=1e-4)
     assert torch.equal(orthogonal(torch.zeros(2, 5, 7)), torch.zeros(2, 5, 7))
+    for scale in (1e-9, 1e-7):  # so small that it counts as nothing: a step in its direction all the same, or none
+        assert (orthogonal(scale * G / G.norm()) * G).sum() > 0
 
 
 def test_each_of_several_matrices_is_made_orthogonal_by_itself():
@@ -61,6 +63,13 @@ def test_a_step_is_nesterov_momentum_made_orthogonal():
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * G
         expected = expected - 0.1 * 2**0.5 * orthogonal((1 - MOMENTUM) * G + MOMENTUM * momentum)
     assert torch.allclose(weight.data.flatten(1), expected, atol=1e-5)
+
+
+def test_a_weight_without_a_gradient_stays_and_those_after_it_learn():
+    weights = [torch.nn.Parameter(torch.zeros(4, 6)) for _ in range(2)]
+    weights[1].grad = torch.randn(4, 6)
+    Muon(weights, lr=1.0).step()
+    assert not weights[0].any() and torch.allclose(weights[1].data, -orthogonal(weights[1].grad), atol=1e-5)
 
 
 def test_parts_of_a_weight_are_matrices_of_their_own_and_the_gradient_is_left_alone():
