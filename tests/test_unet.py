@@ -1,9 +1,12 @@
 """The network of appendix B: size, shapes, conditions."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from unet_vector import VECTOR, answer, fixed_input, ho_network
 
@@ -257,6 +260,18 @@ def test_a_lean_block_scales_and_shifts_by_the_time():
     assert torch.allclose(block(x, time) - x, torch.nn.functional.silu(h * (1 + scale) + shift), atol=1e-5)
 
 
+def test_every_norm_of_a_network_is_of_its_kind():
+    """Where no level is named lean, none is: that is the paper's network."""
+
+    def smallest(unet):
+        return min(
+            layer.num_channels // layer.num_groups for layer in unet.modules() if isinstance(layer, nn.GroupNorm)
+        )
+
+    assert smallest(small(channels=64)) == 4 and smallest(small(channels=64, lean=True)) == 16
+    assert ResBlock(64, 64, 8, dropout=0.0).norm_2.num_groups == 16 == Attention(64).norm.num_groups
+
+
 def test_lean_norms_have_16_channels_a_group():
     assert [norm(channels, lean=True).num_groups for channels in (16, 64, 128, 512, 1024)] == [1, 4, 8, 32, 32]
 
@@ -289,3 +304,60 @@ def test_the_layout_is_not_heard(lean):
     answer = unet(x, t)
     unet.lean = False  # the input stays as it is, and so do all layers after it
     assert torch.allclose(unet.to(memory_format=torch.contiguous_format)(x, t), answer, atol=1e-5)
+
+
+# Words
+
+
+def test_words_enter_with_the_time_their_order_does_not_and_none_is_null():
+    unet = UNet(1, Vocabulary(words=("a", "b", "c")), channels=16, mults=(1, 2), blocks=1, attention=())
+    for weight in unet.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    unet.words.table.weight.data[0] = 0
+    x, t = torch.zeros(1, 1, 8, 8), torch.tensor([3])
+
+    def answer(*numbers):
+        return unet(x, t, Condition(words=torch.tensor([numbers])))
+
+    assert torch.allclose(answer(1, 2), answer(2, 1, 0), atol=1e-5) and torch.equal(answer(0, 0), unet(x, t))
+    answers = [answer(0), answer(1), answer(2), answer(1, 2), answer(1, 1)]
+    assert all((a - b).abs().max() > 1e-4 for a, b in itertools.combinations(answers, 2))
+    for wrong in (torch.tensor([[0.5]]), torch.tensor([[1], [2]]), torch.tensor([1])):
+        with pytest.raises(ValueError, match="words are"):
+            unet(x, t, Condition(words=wrong))
+    with pytest.raises(ValueError, match="this network takes none"):
+        UNet(1, channels=16, mults=(1, 2), blocks=1, attention=())(x, t, Condition(words=torch.tensor([[1]])))
+
+
+def test_with_words_the_network_is_told_where_each_pixel_lies():
+    unet, x = (
+        UNet(1, Vocabulary(words=("a",)), channels=16, mults=(1, 2), blocks=1, attention=()),
+        torch.zeros(2, 1, 4, 6),
+    )
+    right, down = unet.places(x)[1]
+    assert torch.allclose(right, torch.tensor([-1, -0.6, -0.2, 0.2, 0.6, 1]).expand(4, 6))
+    assert torch.allclose(down, torch.tensor([[-1], [-1 / 3], [1 / 3], [1]]).expand(4, 6))
+    assert (
+        unet.conv_in.weight.shape[1] == 3 and UNet(1, channels=16, mults=(1, 2), attention=()).places(x).shape[1] == 0
+    )
+    torch.nn.init.zeros_(unet.conv_in.weight)
+    unet.conv_in.weight.data[:, 1, 1, 1] = 1  # what comes in then is right alone
+    seen = []
+    unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    unet(torch.randn(2, 1, 4, 6), torch.tensor([3, 4]))
+    assert torch.allclose(seen[0], right.expand_as(seen[0]))
+
+
+def test_the_null_word_learns_nothing():
+    words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
+    assert words(torch.tensor([[1, 0]])).any() and not words(torch.tensor([[0, 0]])).any()
+    words(torch.tensor([[1, 0]])).sum().backward()
+    gradient = words.table.weight.grad
+    assert gradient[1].abs().max() > 0 and gradient[0].abs().max() == gradient[2].abs().max() == 0
+
+
+def test_words_add_up_each_by_a_row_of_its_own():
+    words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
+    both, a, b = words(torch.tensor([[2, 1], [1, 0], [2, 0]]))
+    assert torch.allclose(both, a + b) and not torch.allclose(a, b)
+    assert [name for name, _ in words.named_parameters()] == ["table.weight"]

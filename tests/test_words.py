@@ -27,7 +27,6 @@ from ddpm.model import Sampling, draw, load_model, predictor
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
 from ddpm.training import draw_batch
-from ddpm.unet import UNet
 from tools import embed
 
 MM = phantom.FOV / 64  # a pixel of 64 x 64
@@ -143,63 +142,6 @@ def test_training_sees_no_combination_that_is_held_out_and_words_that_are_true(s
 def test_contradictions_are_found(prompt, mask, says):
     found = contradictions(prompt, [] if mask is None else [("the mask", describe(mask))])
     assert found == ([] if says is None else [says]) or (says is not None and says in found)
-
-
-# The network
-
-
-def test_words_enter_with_the_time_their_order_does_not_and_none_is_null():
-    unet = UNet(1, Vocabulary(words=("a", "b", "c")), channels=16, mults=(1, 2), blocks=1, attention=())
-    for weight in unet.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
-    unet.words.table.weight.data[0] = 0
-    x, t = torch.zeros(1, 1, 8, 8), torch.tensor([3])
-
-    def answer(*numbers):
-        return unet(x, t, Condition(words=torch.tensor([numbers])))
-
-    assert torch.allclose(answer(1, 2), answer(2, 1, 0), atol=1e-5) and torch.equal(answer(0, 0), unet(x, t))
-    answers = [answer(0), answer(1), answer(2), answer(1, 2), answer(1, 1)]
-    assert all((a - b).abs().max() > 1e-4 for a, b in itertools.combinations(answers, 2))
-    for wrong in (torch.tensor([[0.5]]), torch.tensor([[1], [2]]), torch.tensor([1])):
-        with pytest.raises(ValueError, match="words are"):
-            unet(x, t, Condition(words=wrong))
-    with pytest.raises(ValueError, match="this network takes none"):
-        UNet(1, channels=16, mults=(1, 2), blocks=1, attention=())(x, t, Condition(words=torch.tensor([[1]])))
-
-
-def test_with_words_the_network_is_told_where_each_pixel_lies():
-    unet, x = (
-        UNet(1, Vocabulary(words=("a",)), channels=16, mults=(1, 2), blocks=1, attention=()),
-        torch.zeros(2, 1, 4, 6),
-    )
-    right, down = unet.places(x)[1]
-    assert torch.allclose(right, torch.tensor([-1, -0.6, -0.2, 0.2, 0.6, 1]).expand(4, 6))
-    assert torch.allclose(down, torch.tensor([[-1], [-1 / 3], [1 / 3], [1]]).expand(4, 6))
-    assert (
-        unet.conv_in.weight.shape[1] == 3 and UNet(1, channels=16, mults=(1, 2), attention=()).places(x).shape[1] == 0
-    )
-    torch.nn.init.zeros_(unet.conv_in.weight)
-    unet.conv_in.weight.data[:, 1, 1, 1] = 1  # what comes in then is right alone
-    seen = []
-    unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    unet(torch.randn(2, 1, 4, 6), torch.tensor([3, 4]))
-    assert torch.allclose(seen[0], right.expand_as(seen[0]))
-
-
-def test_the_null_word_learns_nothing():
-    words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
-    assert words(torch.tensor([[1, 0]])).any() and not words(torch.tensor([[0, 0]])).any()
-    words(torch.tensor([[1, 0]])).sum().backward()
-    gradient = words.table.weight.grad
-    assert gradient[1].abs().max() > 0 and gradient[0].abs().max() == gradient[2].abs().max() == 0
-
-
-def test_words_add_up_each_by_a_row_of_its_own():
-    words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
-    both, a, b = words(torch.tensor([[2, 1], [1, 0], [2, 0]]))
-    assert torch.allclose(both, a + b) and not torch.allclose(a, b)
-    assert [name for name, _ in words.named_parameters()] == ["table.weight"]
 
 
 # All conditions in one model
