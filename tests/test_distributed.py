@@ -123,10 +123,9 @@ def test_alone_nothing_is_exchanged():
 
 
 def test_process_0_alone_tries_the_folder_of_the_run(monkeypatch):
-    config = Config(image_size=[32, 32], out="run")
     for rank in (1, 0):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        train.open_data(config)
+        train.open_data(Config(image_size=[32, 32], out="run"))
         assert Path("run").exists() == (rank == 0)
 
 
