@@ -361,3 +361,17 @@ def test_words_add_up_each_by_a_row_of_its_own():
     both, a, b = words(torch.tensor([[2, 1], [1, 0], [2, 0]]))
     assert torch.allclose(both, a + b) and not torch.allclose(a, b)
     assert [name for name, _ in words.named_parameters()] == ["table.weight"]
+
+
+def test_vectors_of_texts_pass_two_layers_and_begin_as_nothing():
+    unet = UNet(1, Vocabulary(vectors=5), channels=16, mults=(1, 2), blocks=1, attention=())
+    x, t, texts = torch.zeros(2, 1, 8, 8), torch.tensor([3, 3]), torch.randn(2, 5)
+    assert not unet.words(texts).any()  # so that a network that knew none goes on as it was
+    torch.nn.init.normal_(unet.words.layer_2.weight)
+    hidden = texts @ unet.words.layer_1.weight.T
+    assert torch.allclose(unet.words(texts), hidden * hidden.sigmoid() @ unet.words.layer_2.weight.T, atol=1e-5)
+    one, other = alive(unet)(x, t, Condition(words=texts))
+    assert not torch.allclose(one, other, atol=1e-3)
+    for wrong in (torch.randn(2, 4), torch.tensor([[1], [2]])):
+        with pytest.raises(ValueError, match=r"takes vectors \(2, 5\)"):
+            unet(x, t, Condition(words=wrong))
