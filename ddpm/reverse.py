@@ -164,7 +164,7 @@ def nonuniform_times(T: int, n: int) -> list[int]:
     if not 2 <= n <= T // 4:
         most = f"2 to {T // 4} such steps" if T >= 8 else "no such steps, being under 8"
         raise ValueError(f"a schedule of {T} steps can be walked in {most}, not {n}")
-    late = min(max(round(0.4 * n), 1), n - 1)
+    late = round(0.4 * n)
     knee = round(0.7 * T)
     return [knee + t for t in uniform_times(T - knee, n - late)[:-1]] + uniform_times(knee, late)
 

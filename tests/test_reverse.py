@@ -461,6 +461,6 @@ def test_ten_nonuniform_times():
     assert nonuniform_times(1000, 10) == [1000, 950, 900, 850, 800, 750, 700, 525, 350, 175, 0]
     assert nonuniform_times(8, 2) == [8, 6, 0] and nonuniform_times(1000, 3) == [1000, 850, 700, 0]
     assert len(nonuniform_times(1000, 250)) == 251
-    for T, n, most in ((1000, 1, "2 to 250 such steps"), (11, 3, "2 to 2 such steps"), (7, 2, "no such steps")):
-        with pytest.raises(ValueError, match=f"{most}.*, not {n}"):
+    for T, n, most in ((1000, 1, "2 to 250 such steps"), (8, 3, "2 to 2 such steps"), (7, 2, "no such steps")):
+        with pytest.raises(ValueError, match=f"walked in {most}.*, not {n}"):
             nonuniform_times(T, n)

@@ -294,6 +294,8 @@ def test_a_lean_network_computes_in_channels_last_throughout():
             )
     unet(torch.randn(2, 1, 32, 32), torch.tensor([3, 4]), of_contrast(1, 2, mask=torch.zeros(2, 2, 32, 32)))
     assert len(layouts) > 20 and all(layouts.values())
+    weights = [weight for weight in unet.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
 @pytest.mark.parametrize("lean", [False, True])
@@ -323,8 +325,12 @@ def test_words_enter_with_the_time_their_order_does_not_and_none_is_null():
     answers = [answer(0), answer(1), answer(2), answer(1, 2), answer(1, 1)]
     assert all((a - b).abs().max() > 1e-4 for a, b in itertools.combinations(answers, 2))
     for wrong in (torch.tensor([[0.5]]), torch.tensor([[1], [2]]), torch.tensor([1])):
-        with pytest.raises(ValueError, match="words are"):
+        with pytest.raises(ValueError, match=r"words are .*takes numbers \(1, L\)"):
             unet(x, t, Condition(words=wrong))
+    time = unet.time_2(nn.functional.silu(unet.time_1(time_embedding(t, 16))))
+    numbers = torch.tensor([[1, 2]])
+    whole = nn.functional.silu(time + unet.words(numbers))
+    assert torch.allclose(unet.embed(t, Condition(words=numbers)), whole, atol=1e-5)
     with pytest.raises(ValueError, match="this network takes none"):
         UNet(1, channels=16, mults=(1, 2), blocks=1, attention=())(x, t, Condition(words=torch.tensor([[1]])))
 
@@ -360,7 +366,7 @@ def test_words_add_up_each_by_a_row_of_its_own():
     words = UNet(1, Vocabulary(words=("a", "b")), channels=16, mults=(1, 2), blocks=1, attention=()).words
     both, a, b = words(torch.tensor([[2, 1], [1, 0], [2, 0]]))
     assert torch.allclose(both, a + b) and not torch.allclose(a, b)
-    assert [name for name, _ in words.named_parameters()] == ["table.weight"]
+    assert [(name, len(rows)) for name, rows in words.named_parameters()] == [("table.weight", 3)]  # and of no word
 
 
 def test_vectors_of_texts_pass_two_layers_and_begin_as_nothing():
@@ -372,6 +378,17 @@ def test_vectors_of_texts_pass_two_layers_and_begin_as_nothing():
     assert torch.allclose(unet.words(texts), hidden * hidden.sigmoid() @ unet.words.layer_2.weight.T, atol=1e-5)
     one, other = alive(unet)(x, t, Condition(words=texts))
     assert not torch.allclose(one, other, atol=1e-3)
+    assert torch.equal(unet(x, t), unet(x, t, Condition(words=torch.zeros(2, 5))))  # no text
     for wrong in (torch.randn(2, 4), torch.tensor([[1], [2]])):
         with pytest.raises(ValueError, match=r"takes vectors \(2, 5\)"):
             unet(x, t, Condition(words=wrong))
+
+
+def test_a_source_enters_beside_the_image_and_the_mask():
+    unet = alive(small(vocabulary=Vocabulary(classes=KNOWN.classes, source=("T1", "T2"))))
+    assert unet.conv_in.weight.shape[1] == 1 + 2 + 2
+    x, t, source = torch.zeros(1, 1, 8, 8), torch.tensor([3]), torch.randn(1, 2, 8, 8)
+    assert not torch.allclose(unet(x, t), unet(x, t, Condition(source=source)), atol=1e-3)
+    assert torch.equal(unet(x, t), unet(x, t, Condition(source=0 * source)))
+    with pytest.raises(ValueError, match=r"source is \(1, 1, 8, 8\), not \(1, 2, 8, 8\)"):
+        unet(x, t, Condition(source=source[:, :1]))
