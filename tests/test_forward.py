@@ -153,6 +153,9 @@ def test_times_can_be_logit_normal(mean, std):
         z = (math.log(k / T / (1 - k / T)) - mean) / std
         assert (t <= k).double().mean().item() == pytest.approx(0.5 * (1 + math.erf(z / 2**0.5)), abs=1.01 / n)
     assert t.min() >= 1 and t.max() <= T
+    assert draw_times(n, T, std=std).double().median().item() == pytest.approx(
+        T / 2, abs=2
+    )  # a mean of 0, unless given
     assert torch.corrcoef(torch.stack([t.double(), torch.arange(n).double()]))[0, 1].abs() < 0.1  # in random order
 
 
