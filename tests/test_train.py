@@ -199,10 +199,14 @@ def test_resume_refuses_contradictions_and_accepts_repetition(tiny_run, tmp_path
         ["--preset", "ho"],
         ["--minutes", "3"],
         ["--objective", "eps"],
+        ["--init", "pretrained"],
     ):
         assert train.main(["--resume", str(folder), *flags]) == 2
         error = capsys.readouterr().err
         assert "contradicts" in error and error.count("\n") == 1
+    assert "which was trained with none; leave it out" in error
+    assert train.main(["--resume", str(folder), "--grad-accum", "1000"]) == 2
+    assert "--grad-accum 1000 is more parts than" in capsys.readouterr().err
     assert len(list((folder / "checkpoints").iterdir())) == 1
     assert train.main(["--preset", "tiny", "--out", str(folder), "--precision", "auto", "--resume"]) == 0
 
@@ -541,7 +545,8 @@ def test_the_next_command_names_this_python_also_on_another_drive(tmp_path, monk
                           (f"{tmp_path}/.venv/bin/python", ".venv/bin/python")):  # fmt: skip
         monkeypatch.setattr(ddpm.runtime.run.sys, "executable", python)
         assert train.main([*flags, f"run{len(shown)}"]) == 0
-        assert f"next: {shown} sample.py --mask" in capsys.readouterr().out
+        out = f"run{len(shown)}"  # not in results/, where sample.py would look
+        assert f"next: {shown} sample.py --mask --ckpt {out}\n" in capsys.readouterr().out
 
 
 # Bad input

@@ -8,6 +8,7 @@ import pytest
 from test_stack import AFFINES, changed, commands, save
 
 import sample
+from benchmarks import volumes
 from ddpm import restoration
 from ddpm.data import phantom
 from ddpm.data.volumes import along, from_slices, read_nifti
@@ -247,3 +248,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(mode, flags, says, plain, caps
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
     assert not Path("o").exists()
+
+
+def test_gaussian_noise_may_be_under_0_where_a_magnitude_may_not(plain, capsys):
+    values = np.random.default_rng(0).normal(0, 10, (2, 32, 32)).astype(np.float32)
+    values[:, 8:24, 8:24] += 100
+    stored("below.nii.gz", values, AFFINES["LPS"])
+    flags = ["--ckpt", plain, "--restore", "below.nii.gz", "--as", "denoise", "--noise", "0.1"]
+    assert sample.main([*flags, "--out", "no"]) == 2 and "values under 0" in capsys.readouterr().err
+    assert sample.main([*flags, "--gaussian", "--out", "o"]) == 0 and Path("o/restored.nii.gz").exists()
+
+
+def test_the_benchmark_of_volumes_runs(plain, monkeypatch, capsys):
+    for name, value in dict(SIZE=32, FINE=40, HEIGHTS=np.arange(3), APART=(1, 2)).items():
+        monkeypatch.setattr(volumes, name, value)
+    assert volumes.main(["--ckpt", plain, "--n", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "| the phantom |" in told and "denoised" in told and "the rest is exactly the scan" in told
