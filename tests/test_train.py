@@ -615,8 +615,9 @@ def test_a_reader_that_goes_away_is_no_error():
     say = "import sys; from ddpm.runtime.command_line import one_line_errors; print('ready', flush=True); sys.stdin.read()"
     say += "; sys.exit(one_line_errors(lambda argv: print('x'))([]))"
     root, pipe = Path(train.__file__).parent, subprocess.PIPE
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [sys.executable, "-c", say], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=root
+        [sys.executable, "-c", say], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=root, env=buffered
     ) as process:
         assert process.stdout.readline() == "ready\n"
         process.stdout.close()
