@@ -23,7 +23,7 @@ from ddpm.runtime.command_line import one_line_errors
 
 CHOICES = {
     "default": "",
-    "before": "--no-lean --muon-lr 0 --lr 8e-4 --time-std 0 --batch-size 16",
+    "before": "--no-lean --muon-lr 0 --lr 8e-4 --time-std 0 --batch-size 16 --foreground-weight 1",
     "adamw": "--muon-lr 0 --lr 8e-4",
     "paper-network": "--no-lean",
     "uniform": "--time-std 0",
@@ -33,6 +33,9 @@ CHOICES = {
     "batch-64": "--batch-size 64",
     "muon-0.01": "--muon-lr 0.01",
     "muon-0.02": "--muon-lr 0.02",
+    "no-decay": "--muon-decay 0",
+    "decay-0.3": "--muon-decay 0.3",
+    "plain-foreground": "--foreground-weight 1",
     "lr-2e-3": "--lr 2e-3",
     "lr-8e-4": "--lr 8e-4",
     "ema-0.99": "--ema-decay 0.99",

@@ -33,17 +33,31 @@ def training_target(schedule: Schedule, objective: str, x_0: Tensor, t: Tensor, 
 
 
 def denoising_loss(
-    schedule: Schedule, unet, objective: str, x_0: Tensor, t: Tensor, eps: Tensor, condition: Condition
+    schedule: Schedule,
+    unet,
+    objective: str,
+    x_0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    condition: Condition,
+    foreground_weight: float = 1.0,
 ) -> Tensor:
     """Each sample's squared error || target - unet(x_t, t, condition) ||^2, a mean over its pixels; (B,) float32.
 
     Its mean over the batch is L_simple (Eq. 14) if the objective is eps. The mean over pixels (not a sum) keeps the
     gradient's size, hence the clipping threshold, free of the image size.
+
+    foreground_weight: so often an error counts where the mask shows another class than the background. Lesions are a few
+    pixels of an image, and would be learnt last. The best answer to (x_t, t, condition) is the mean of the targets it may
+    come from, pixel by pixel, with any weights that the condition alone decides: so what is learnt stays the same.
     """
     x_t = q_sample(schedule, x_0, t, eps)
     target = training_target(schedule, objective, x_0, t, eps)
     output = unet(x_t, t.to(x_t.device), condition)
-    return (output.float() - target).square().mean(dim=(1, 2, 3))
+    error = (output.float() - target).square()
+    if condition.mask is not None and foreground_weight != 1:  # of a mask that is withheld all channels are 0
+        error = error * (1 + (foreground_weight - 1) * condition.mask[:, 1:].sum(dim=1, keepdim=True))
+    return error.mean(dim=(1, 2, 3))
 
 
 LOSS_WEIGHTS = ("plain", "min-snr")

@@ -39,10 +39,13 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised. For weights of two or more dimensions.
 
     A group may say `parts`, as how many matrices stacked by rows its weights count (3 for q, k and v in one layer).
+    weight_decay: W <- (1 - lr * weight_decay) W before each step, as in AdamW (Liu et al. 2025, arXiv:2502.16982,
+    section 2.2). All steps have one length and point anywhere, so weights would grow, and the same step turn them less
+    and less; where a norm follows, nothing but their direction counts.
     """
 
-    def __init__(self, params, lr: float):
-        super().__init__(params, {"lr": lr, "parts": 1})
+    def __init__(self, params, lr: float, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "parts": 1, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self):
@@ -58,6 +61,7 @@ class Muon(torch.optim.Optimizer):
                 ahead = weight.grad.lerp(momentum, MOMENTUM)
                 matrices = ahead.reshape(group["parts"], weight.shape[0] // group["parts"], -1).float()
                 alike[matrices.shape].append((weight, group["lr"], matrices))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
         for (_, m, n), found in alike.items():
             weights, rates, matrices = zip(*found, strict=True)
             # A tall matrix has fewer singular values than rows: the factor keeps the size of a row's change.

@@ -63,7 +63,7 @@ def make_optimizers(unet: UNet, config: Config) -> list[torch.optim.Optimizer]:
     optimizers = [torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, fused=fused)]
     if inner:
         groups = [{"params": [weight], "parts": parts} for weight, parts in inner.items()]
-        optimizers.append(Muon(groups, lr=config.muon_lr))
+        optimizers.append(Muon(groups, lr=config.muon_lr, weight_decay=config.muon_decay))
     return optimizers
 
 
@@ -71,7 +71,7 @@ class Step(NamedTuple):
     """What a step tells of itself."""
 
     t: Tensor  # (B,) the times; (N, B) in a distillation into N steps
-    losses: Tensor  # each sample's loss, without its weight; shaped like t
+    losses: Tensor  # each sample's loss, without the weight of its t; shaped like t
     grad_norm: Tensor  # () before clipping
 
 
@@ -101,7 +101,8 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
                 seeds = [(config.seed, step, i) for i in part.tolist()]
                 loss = distillation_loss(unet, training.teacher, config, condition_part, seeds)
             else:
-                loss = denoising_loss(schedule, unet, config.objective, x_0_part, t[part], eps_part, condition_part)
+                asked = config.objective, x_0_part, t[part], eps_part, condition_part
+                loss = denoising_loss(schedule, unet, *asked, config.foreground_weight)
         # A sum over the part, divided by the whole batch: so uneven parts count rightly.
         (weight[..., part].to(loss) * loss).sum().div(losses.numel()).backward()
         losses[..., part] = loss.detach()

@@ -70,6 +70,36 @@ def test_loss_is_the_mean_over_pixels_of_each_sample():
     assert torch.allclose(loss, torch.full((2,), 0.25))
 
 
+def test_an_error_in_the_foreground_counts_as_often_as_it_is_told():
+    """An error of 1 in 2 of 8 pixels; of three classes the mask of the first image has the second and third there, that of
+    the second nothing but background, and that of the third is withheld."""
+    labels = torch.zeros(3, 2, 4).long()
+    labels[0, 0, :2] = torch.tensor([1, 2])
+    mask = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
+    mask[2] = 0
+    eps = torch.randn(3, 2, 2, 4)
+    wrong = eps.clone()
+    wrong[:, :, 0, :2] += 1
+    given = make_schedule("linear"), lambda *inputs: wrong, "eps", torch.zeros(3, 2, 2, 4), torch.tensor([5, 5, 5]), eps
+    for weight, expected in ((1, [0.25, 0.25, 0.25]), (4, [1, 0.25, 0.25]), (0.5, [0.125, 0.25, 0.25])):
+        assert torch.allclose(denoising_loss(*given, Condition(mask), weight), torch.tensor(expected)), weight
+    assert torch.allclose(denoising_loss(*given, Condition(), 4.0), torch.tensor([0.25] * 3))
+
+
+def test_the_foreground_weight_leaves_the_best_answer_where_it_is():
+    """Many x_0 of one mask and one x_t: at their mean the loss has no slope, with the weight as without."""
+    mask = torch.zeros(500, 2, 4, 4)
+    mask[:, 1, 1:3, 1:3], mask[:, 0] = 1, 1 - mask[0, 1]
+    x_0, t = torch.randn(500, 1, 4, 4, dtype=torch.float64) ** 3, torch.full((500,), 400)  # a skewed distribution
+    for weight in (1.0, 7.0):
+        answer = x_0.mean(dim=0, keepdim=True).requires_grad_()
+        network = lambda *inputs: answer.expand(500, -1, -1, -1)  # noqa: B023, E731
+        loss = denoising_loss(make_schedule("cosine"), network, "x_0", x_0, t, x_0, Condition(mask), weight).mean()
+        loss.backward()
+        assert answer.grad.abs().max() < 1e-6
+        assert loss > 0.1
+
+
 def test_the_network_gets_the_time_where_the_image_is():
     """Times are drawn on the CPU. (On the device `meta` there are shapes and no values.)"""
     x_0, eps = torch.empty(2, 2, 1, 4, 4, device="meta")

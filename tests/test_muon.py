@@ -65,6 +65,15 @@ def test_a_step_is_nesterov_momentum_made_orthogonal():
     assert torch.allclose(weight.data.flatten(1), expected, atol=1e-5)
 
 
+def test_decay_shrinks_a_weight_before_its_step_by_the_rate_times_the_decay():
+    G, start = torch.randn(4, 6), torch.randn(4, 6)
+    weights = [torch.nn.Parameter(start.clone()), torch.nn.Parameter((1 - 0.1 * 0.5) * start)]
+    for weight, decay in zip(weights, (0.5, 0.0), strict=True):
+        weight.grad = G.clone()
+        Muon([weight], lr=0.1, weight_decay=decay).step()
+    assert torch.allclose(*weights, atol=1e-6)
+
+
 def test_a_weight_without_a_gradient_stays_and_those_after_it_learn():
     weights = [torch.nn.Parameter(torch.zeros(4, 6)) for _ in range(2)]
     weights[1].grad = torch.randn(4, 6)
@@ -120,6 +129,8 @@ def test_muon_has_the_inner_convolutions_and_adamw_all_else():
     assert parts.keys() == inner - {"conv_in.weight", "conv_out.weight"}
     assert {name for name, number in parts.items() if number == 3} == {name for name in parts if "qkv" in name}
     assert all(number in (1, 3) for number in parts.values())
+    assert {group["weight_decay"] for group in muon.param_groups} == {config.muon_decay} != {0}
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0}
 
 
 def test_without_muon_adamw_has_everything():

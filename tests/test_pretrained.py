@@ -1,6 +1,7 @@
 """The model in the box, and starting from the weights of another."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,26 @@ def test_a_run_of_version_2_goes_on(tiny_run, tmp_path):
     assert (config.mask_drop, config.label_drop, config.all_drop) == (0.1, 0.2, 0)
     assert train.main(["--resume", "old", "--steps", "22"]) == 0
     assert log_of(Path("old"))[-1]["step"] == 22 and json.loads(Path("old/config.json").read_text())["lean"] is False
+
+
+def test_a_run_of_version_4_goes_on_as_it_began(tiny_run, tmp_path):
+    """Without decay and with a foreground that counts as all else: neither was known."""
+    flags = "--preset tiny --muon-decay 0 --foreground-weight 1 --precision fp32 --threads 1 --steps 22 --save-every 20"
+    assert train.main([*flags.split(), "--out", "whole"]) == 0
+    shutil.copytree("whole", "old")
+    Path("old/checkpoints/step_000022.pt").unlink()
+    path = checkpoint.newest("old")
+    raw = torch.load(path, weights_only=True)
+    raw["version"] = 4
+    for name in ("muon_decay", "foreground_weight"):
+        raw["config"].pop(name)
+    for group in raw["opt"][1]["param_groups"]:
+        del group["weight_decay"]
+    torch.save(raw, path)
+    assert train.main(["--resume", "old"]) == 0
+    old, whole = (checkpoint.load(checkpoint.newest(folder)) for folder in ("old", "whole"))
+    assert (old["config"].muon_decay, old["config"].foreground_weight, old["step"]) == (0, 1, 22)
+    assert all(torch.equal(value, whole["model"][name]) for name, value in old["model"].items())
 
 
 # The file itself

@@ -329,6 +329,12 @@ def test_min_snr_changes_the_gradient(tiny_run, tmp_path):
     assert weighted.norm() < 0.95 * plain.norm()  # every weight is below 1
 
 
+def test_the_weight_of_the_foreground_changes_the_gradient(tiny_run, tmp_path):
+    plain = moments_after_one_step(tiny_run, tmp_path / "plain", clip=1e9, foreground_weight=1.0)
+    weighted = moments_after_one_step(tiny_run, tmp_path / "weighted", clip=1e9, foreground_weight=50.0)
+    assert (weighted - plain).norm() > 0.1 * plain.norm()
+
+
 @pytest.mark.parametrize("objective", ["eps", "x_0", "v"])
 def test_min_snr_weighs_by_the_objective_and_the_gamma_asked_for(objective, tiny_run, tmp_path, monkeypatch):
     asked = dict(objective=objective, gamma=0.7, clip=1e9)

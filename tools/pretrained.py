@@ -27,10 +27,10 @@ from ddpm.runtime.command_line import one_line_errors
 FLAGS = {
     "pretrained": "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 "
     "--time-std 1.4 --ema-decay 0.9985 --warmup 400 --precision bf16 --compile --sample-every 1000 "
-    "--guidance 1.2 --extra-noise 0.04",
+    "--guidance 1.2 --extra-noise 0.04 --muon-decay 0 --foreground-weight 1",
     "pretrained-fast": "--teacher pretrained --phantom-images 20000 --steps 3000 --seed 1",
     "pretrained-masks": "--segment --words --source-drop 1 --label-drop 0.3 --all-drop 0.05 --time-mean 1 "
-    "--channels 32 --phantom-images 40000 --steps 4200 --seed 1 --guidance 2",
+    "--channels 32 --phantom-images 40000 --steps 4200 --seed 1 --guidance 2 --muon-decay 0",
 }
 
 

@@ -12,6 +12,7 @@ a save: that would ask the memory in front of the disk, not the disk. A damaged 
 the run's older checkpoints are there for that moment.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import STUDENT, Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
-VERSION = 4
+VERSION = 5
 # The models in the box (docs/model-card.md; `make pretrained`): the one meant where none is named, its student that takes
 # four steps, and one that draws the masks that prompts ask for. A file each, beside this package's code.
 IN_THE_BOX = ("pretrained", "pretrained-fast", "pretrained-masks")
@@ -54,6 +55,8 @@ def load(path: str | Path) -> dict:
         checkpoint = from_version_2(checkpoint)
     if checkpoint["version"] == 3:
         checkpoint = from_version_3(checkpoint)
+    if checkpoint["version"] == 4:
+        checkpoint = from_version_4(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
         raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
@@ -107,7 +110,16 @@ def from_version_3(checkpoint: dict) -> dict:
     changes what a run that goes on withholds by a few in a thousand."""
     config = dict(checkpoint["config"])
     config["all_drop"] = config.pop("both_drop")
-    return {**checkpoint, "version": VERSION, "config": config}
+    return {**checkpoint, "version": 4, "config": config}
+
+
+def from_version_4(checkpoint: dict) -> dict:
+    """Version 4 knew neither weights of the foreground nor Muon's decay; a run that goes on goes on without them."""
+    opt = copy.deepcopy(checkpoint["opt"])
+    for group in (group for optimizer in opt[1:] for group in optimizer["param_groups"]):
+        group["weight_decay"] = 0.0
+    config = {**checkpoint["config"], "foreground_weight": 1.0, "muon_decay": 0.0}
+    return {**checkpoint, "version": VERSION, "config": config, "opt": opt}
 
 
 def find(path: str | Path | None = None) -> Path:

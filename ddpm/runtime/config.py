@@ -27,7 +27,9 @@ AXES = ("axial", "coronal", "sagittal")
 
 # What a student's defaults are (--teacher). Its batch counts walks, each of --few-steps lessons; it starts from what its
 # teacher knows, so it takes smaller steps.
-STUDENT = dict(few_steps=4, extra_noise=0.015, batch_size=8, lr=1.5e-3, muon_lr=4e-3, warmup=20, ema_decay=0.98)
+STUDENT = dict(
+    few_steps=4, extra_noise=0.015, batch_size=8, lr=1.5e-3, muon_lr=4e-3, muon_decay=0.0, warmup=20, ema_decay=0.98
+)
 STUDENT_FLAGS = ", ".join(f"{flag(name)} {value}" for name, value in STUDENT.items())
 
 
@@ -86,6 +88,12 @@ class Config:
     objective: str = option("v", "what the network predicts", OBJECTIVES)
     loss_weight: str = option("plain", "the weight of each sample's loss; plain is the paper's", LOSS_WEIGHTS)
     gamma: float = option(5.0, "of the min-SNR weight", above=0)
+    foreground_weight: float = option(
+        4.0,
+        "how often an error counts where the mask is not background, so that lesions are learnt early; 1: as any other",
+        above=0,
+        at_most=1000,
+    )
     time_mean: float = option(-0.5, "of logit(t / T) in training, which is normal", at_least=-10, at_most=10)
     time_std: float = option(
         1.2, "of logit(t / T) in training; 0: t is uniform, as in the paper", at_least=0, at_most=10
@@ -133,6 +141,9 @@ class Config:
     lr: float = option(5e-3, "AdamW's rate: a linear warm-up to it, then a straight line to 0 at the end", above=0)
     muon_lr: float = option(
         0.015, "Muon's, which trains the inner convolutions; 0: AdamW trains all (with --lr 8e-4)", at_least=0
+    )
+    muon_decay: float = option(
+        0.1, "Muon's weight decay; a training of a third of the steps wants three times as much", at_least=0, at_most=10
     )
     warmup: int = option(200, "steps of warm-up", at_least=0)
     weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)", at_least=0)
@@ -195,7 +206,7 @@ PRESETS: dict[str, dict] = {
     # that images have one channel (theirs: three) and that the learning rate decays. For one GPU; not yet run in full.
     "ho": dict(
         image_size=[32, 32], channels=128, mults=[1, 2, 2, 2], blocks=2, attention=[1], patch=1, dropout=0.1,
-        lean=False, schedule="linear", objective="eps", time_std=0.0,
+        lean=False, schedule="linear", objective="eps", time_std=0.0, foreground_weight=1.0,
         steps=800_000, batch_size=128, lr=2e-4, muon_lr=0.0, warmup=5000, ema_decay=0.9999,
         log_every=100, save_every=50_000, sample_every=5000,
     ),
@@ -320,5 +331,5 @@ def check_few_steps(config: Config, given: dict) -> None:
         return
     if config.objective != "v":
         raise UserError(f"--objective {config.objective}: a student learns v; leave it out")
-    if misplaced := [name for name in ("init", "train_times", "loss_weight") if name in given]:
+    if misplaced := [name for name in ("init", "train_times", "loss_weight", "foreground_weight") if name in given]:
         raise UserError(f"{flag(misplaced[0])} has no meaning with --teacher; leave it out")
