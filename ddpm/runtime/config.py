@@ -126,7 +126,7 @@ class Config:
         at_most=1000,
     )
     extra_noise: float = option(
-        0.06,
+        0.08,
         "the default of sample.py and evaluate.py for this model, by dpm-solver or a student's walk: the share of noise "
         "beyond what the network is told; the longer the training, the less it wants",
         at_least=0,
