@@ -12,7 +12,6 @@ a save: that would ask the memory in front of the disk, not the disk. A damaged 
 the run's older checkpoints are there for that moment.
 """
 
-import copy
 from pathlib import Path
 
 import torch
@@ -115,11 +114,11 @@ def from_version_3(checkpoint: dict) -> dict:
 
 def from_version_4(checkpoint: dict) -> dict:
     """Version 4 knew neither weights of the foreground nor Muon's decay; a run that goes on goes on without them."""
-    opt = copy.deepcopy(checkpoint["opt"])
-    for group in (group for optimizer in opt[1:] for group in optimizer["param_groups"]):
-        group["weight_decay"] = 0.0
+    for muon in checkpoint["opt"][1:]:
+        for group in muon["param_groups"]:
+            group["weight_decay"] = 0.0
     config = {**checkpoint["config"], "foreground_weight": 1.0, "muon_decay": 0.0}
-    return {**checkpoint, "version": VERSION, "config": config, "opt": opt}
+    return {**checkpoint, "version": VERSION, "config": config}
 
 
 def find(path: str | Path | None = None) -> Path:
