@@ -55,7 +55,7 @@ def denoising_loss(
     target = training_target(schedule, objective, x_0, t, eps)
     output = unet(x_t, t.to(x_t.device), condition)
     error = (output.float() - target).square()
-    if condition.mask is not None and foreground_weight != 1:  # of a mask that is withheld all channels are 0
+    if condition.mask is not None:  # of a mask that is withheld all channels are 0
         error = error * (1 + (foreground_weight - 1) * condition.mask[:, 1:].sum(dim=1, keepdim=True))
     return error.mean(dim=(1, 2, 3))
 
