@@ -265,6 +265,10 @@ def make_config(preset: str, given: dict) -> Config:
     if misplaced:
         raise UserError(f"{flag(misplaced[0])} has no meaning with --data {config.data}; leave it out")
     check_conditions(config)
+    if "muon_decay" in given and not config.muon_lr:
+        raise UserError("--muon-decay has no meaning with --muon-lr 0, where AdamW trains all; see --weight-decay")
+    if "foreground_weight" in given and (config.segment or config.labels == "none"):
+        raise UserError("--foreground-weight has no meaning where no mask is followed; leave it out")
     if config.objective == "eps" and config.zero_terminal_snr:
         raise UserError("--objective eps is undefined with --zero-terminal-snr (x_T holds no signal); use v or x_0")
     try:
