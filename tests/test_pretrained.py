@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,16 @@ def test_a_run_of_version_4_goes_on_as_it_began(tiny_run, tmp_path):
 
 
 # The file itself
+
+
+@pytest.mark.parametrize("name", checkpoint.IN_THE_BOX)
+def test_the_recipe_is_what_the_model_in_the_box_was_trained_with(name):
+    """Whatever became the default since. (A student or a model of masks has no foreground to weigh.)"""
+    config, _ = start.read_command_line([*pretrained.FLAGS[name].split(), "--out", "run"])
+    trained = checkpoint.load(Path(checkpoint.__file__).parents[1] / f"{name}.pt")["config"]
+    learnt = {f.name for f in fields(config)} - {"out", "precision", "save_every", "sample_every"}
+    learnt -= {"foreground_weight", "guidance"} if name != "pretrained" else set()
+    assert {key: getattr(config, key) for key in learnt} == {key: getattr(trained, key) for key in learnt}
 
 
 @pytest.mark.parametrize("name, steps", [("pretrained", 6), ("pretrained-fast", 4)])
