@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ddpm.metrics.fid import frechet_distance_of_features
 from ddpm.metrics.margin import margin
 
 
@@ -46,6 +47,13 @@ def test_one_subject_has_no_margin_and_many_values_have_one_each():
     assert margin(lambda a, b: 0.0, (x, np.arange(20)), (x, np.zeros(20))) is None
     three = margin(lambda a: np.array([a.mean(), 2 * a.mean(), 5.0]), (x, np.arange(20)))
     assert three[1] == pytest.approx(2 * three[0]) and three[2] == 0
+
+
+def test_a_half_too_small_for_the_score_costs_the_margin_alone():
+    """One subject of two has one picture: half of the halves are that one, and a Frechet distance wants two."""
+    x, whose = np.random.default_rng(0).normal(size=(61, 3)), np.repeat([0, 1], [1, 60])
+    assert margin(frechet_distance_of_features, (x, whose), (x + 1, whose)) is None
+    assert margin(frechet_distance_of_features, (x, whose % 1 + np.arange(61)), (x + 1, np.arange(61))) > 0
 
 
 def test_a_seed_gives_the_same_margin():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import stdtrit
 
+from ddpm import UserError
 from ddpm.seeds import generator
 
 
@@ -20,7 +21,7 @@ def margin(statistic: Callable, *sides, rounds: int = 100, seed: int = 0):
     sides: for each argument of the statistic (array, subjects), rows (N, ...) and whose they are (N,). Each side is
     halved on its own, subject by subject; of an odd number one more is taken every other time. Student's t has as many
     degrees of freedom as the smallest side has subjects, less one. A float, or an array (K,) if the statistic has K
-    values; None if a side has one subject: nothing is known.
+    values; None if a side has one subject, or if a half is too small for the statistic: nothing is known.
     """
     sides = [(np.asarray(array), *np.unique(subjects, return_inverse=True)) for array, subjects in sides]
     fewest = min(len(names) for _, names, _ in sides)
@@ -34,6 +35,9 @@ def margin(statistic: Callable, *sides, rounds: int = 100, seed: int = 0):
             taken = np.zeros(len(names), dtype=bool)
             taken[rng.permutation(len(names))[: (len(names) + r % 2) // 2]] = True
             halves.append(array[taken[number]])
-        values.append(statistic(*halves))
+        try:
+            values.append(statistic(*halves))
+        except UserError:
+            return None
     half = stdtrit(fewest - 1, 0.975) * np.std(values, axis=0, ddof=1)
     return float(half) if half.ndim == 0 else half
