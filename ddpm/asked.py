@@ -77,10 +77,11 @@ def read_asked(args, model: Model) -> Asked:
     drafted = args.prompt is not None and args.mask is None and not args.restore and by_masks_alone(model)
     if drafted:
         wanted["contrast"] = args.contrast or said_contrast(args.prompt)
-    n = 1 if drafted else args.n  # a drawn mask is a name of its own
-    labels = {name: label_values(name, value, model, args.n) for name, value in wanted.items()}
+    sources = read_sources(args.source, model)
+    n, several = (1, max(args.n, len(sources))) if drafted else (args.n, args.n)  # a drawn mask is a name of its own
+    labels = {name: label_values(name, value, model, several) for name, value in wanted.items()}
     masks, stack = (draft_masks(args, model), None) if drafted else read_masks(args.mask, model)
-    masks, sources = by_common_names(masks, read_sources(args.source, model))
+    masks, sources = by_common_names(masks, sources)
     names = tuple(masks or sources or ("unconditional",))
     labels = {name: values for name, values in labels.items() if values}
     words = None if drafted else words_of(args, model, 1)

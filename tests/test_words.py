@@ -286,6 +286,16 @@ def test_contrasts_of_drawn_masks_come_in_turn_too(ckpt, masks_in_the_box):
     assert labels.tolist() == [1, 2, 3, 1]
 
 
+def test_a_drawn_mask_goes_with_every_source(trained, masks_in_the_box, tmp_path):  # noqa: F811
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        Image.new("L", (32, 32), 90).save(tmp_path / "in" / f"{name}.png")
+    ckpt = trained("--source", "coarse")
+    flags = ["--prompt", "T2, large lesion", "--source", "in", "--n", "1", "--sample-steps", "2"]
+    assert sample.main(["--ckpt", ckpt, *flags, "--out", "o"]) == 0
+    assert {path.name for path in Path("o").glob("?_0.png")} == {"a_0.png", "b_0.png", "c_0.png"}
+
+
 def test_the_benchmark_of_prompts_asks_a_model_of_masks_too(ckpt, masks_in_the_box, capsys):
     assert prompts.main(["--ckpt", ckpt, "--n", "3", "--guidance", "1"]) == 0
     told = capsys.readouterr().out
