@@ -53,7 +53,8 @@ def key(*parts) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            digest.update(repr((part.shape, part.dtype.str)).encode() + np.ascontiguousarray(part).data)
+            digest.update(repr((part.shape, part.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(part).data)
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()[:20]
