@@ -23,8 +23,8 @@ from ddpm import UserError
 from ddpm.seeds import torch_seed
 
 # How long to wait for a process that neither answers nor has died (one that has is noticed at once). Process 0 may
-# take its time over an evaluation while the others wait.
-PATIENCE = timedelta(hours=1)
+# take its time over a large folder, a judge or an evaluation while the others wait.
+PATIENCE = timedelta(days=1)
 
 
 def rank() -> int:
