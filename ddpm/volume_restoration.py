@@ -46,12 +46,15 @@ def run(args, model: Model, how: Sampling) -> None:
     if args.mode == "denoise":
         if volume.min() < 0 and not args.gaussian:
             raise UserError(f"{args.restore}: values under 0, where a magnitude image has none; shift or clip them")
-        low = 0.0  # noise is Rician from there on
+        below, low = -low, 0.0  # noise is Rician from there on
     todo, new = np.flatnonzero(foreground_share(scan) >= MIN_BRAIN), np.ones(scan.shape, np.uint8)
     if args.mode == "inpaint":
         new = read_region(args.region, stack, volume, affine)
         todo = np.flatnonzero(new[:, stack.looked_at()].any(axis=1))
     measured = measure(args, stack, ((scan[todo] - low) / (high - low)).clip(0, 1), new[todo])
+    if args.mode == "denoise" and below > 3 * measured.sigma * high:
+        found = f"1 % of its values are under {-below:g}, too far down for noise of {measured.sigma:.1%} of {high:g}"
+        raise UserError(f"{args.restore}: {found} on a black of 0; shift it until air is 0, or give another --noise")
     masks = None if args.mask is None else read_masks(args.mask, stack, volume, affine, model)[todo]
     condition, asked = asked_for(args, model, len(todo), masks)
     how = completed(args, model, how, condition.given)

@@ -222,6 +222,11 @@ def test_the_commands_of_the_docs(flags, plain):
         ("denoise", ["--restore", "stripped.nii.gz"], "no noise found in its corners; give it with --noise"),
         ("denoise", ["--restore", "fine.nii.gz"], "slices of 64x64 would become 32x32"),
         ("denoise", ["--restore", "negative.nii.gz"], "values under 0"),
+        (
+            "denoise",
+            ["--restore", "negative.nii.gz", "--gaussian", "--noise", "0.05"],
+            "too far down for noise of 5.0%",
+        ),
         ("kspace", [], "a volume is restored as inpaint, denoise, anomaly"),
         ("super-resolution", [], "tools/slices.py"),
         ("denoise", ["--restore", "slice.png", "--coherence", "5"], "--coherence is for volumes"),
