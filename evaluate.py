@@ -19,7 +19,10 @@ from ddpm.runtime.command_line import Parser, add_sampling_flags, check_range, o
 from ddpm.runtime.config import flag
 
 FOLDERS_ALONE = ("subject_pattern", "skip_bad")
-SAMPLING = ("ckpt", "sampler", "sample_steps", "guidance", "guided", "guidance_interval", "extra_noise", "precision")
+SAMPLING = (
+    *("ckpt", "sampler", "sample_steps", "guidance", "guided", "guidance_interval", "extra_noise"),
+    *("precision", "batch_size", "device"),
+)
 
 
 @one_line_errors
@@ -96,7 +99,7 @@ def read_arguments(argv):
     """The command line, checked. Raises UserError."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if bool(args.real) != bool(args.fake):
+    if bool(args.real) != bool(args.fake) or "" in (args.real, args.fake):
         raise UserError("--real and --fake go together: give two folders, or neither")
     misplaced = SAMPLING if args.real else FOLDERS_ALONE
     if wrong := [name for name in misplaced if getattr(args, name) != parser.get_default(name)]:

@@ -363,6 +363,9 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys, make_fake, flags, expected
     ("flags", "expected"),
     [
         (["--real", "a"], "--real and --fake go together"),
+        (["--real", "", "--fake", ""], "--real and --fake go together"),
+        (["--real", "a", "--fake", "b", "--device", "cpu"], "--device: two folders are compared"),
+        (["--real", "a", "--fake", "b", "--batch-size", "3"], "--batch-size: two folders are compared"),
         (["--n", "70"], "--n 70: give 40 to 56"),
         (["--skip-bad"], "--skip-bad: it is for --real and --fake"),
         (["--metrics", "paired"], "no one truth"),
@@ -707,8 +710,12 @@ def test_two_folders_are_compared_in_equal_numbers(tmp_path):
     assert len(c.samples) == len(c.stand_in) == len(c.reference) == 65
     row = questions.fid(c)[0]
     assert abs(row.samples - row.real) < row.margin
+    assert questions.kid(c)[0].note.startswith("all; ")  # one subset of 65, not 100
     c = comparison.from_folders(real, fake, "", False, 40, 0, None, "out")
     assert (len(c.samples), len(c.stand_in), len(c.reference)) == (40, 40, 90)
+    assert questions.kid(c)[0].note.startswith("mean of 100 subsets of 40; ")
+    with pytest.raises(UserError, match="--n 66: 100 samples and 130 real images, .* give 65"):
+        comparison.from_folders(real, fake, "", False, 66, 0, None, "out")
 
 
 def test_two_folders_with_subjects_in_their_names(tmp_path):

@@ -244,7 +244,12 @@ def from_folders(
     for flag, folder, data, needed in (("--real", real, reals, 80), ("--fake", fake, fakes, 40)):
         if len(data) < needed:
             raise UserError(f"{flag} {folder}: {len(data)} images; {needed} are needed at least")
-    wanted = min(n or len(fakes), len(fakes), len(reals) // 2)
+    most = min(len(fakes), len(reals) // 2)
+    if n and n > most:
+        raise UserError(
+            f"--n {n}: {len(fakes)} samples and {len(reals)} real images, of which half stand in for samples, give {most}"
+        )
+    wanted = n or most
     chosen, others = split_by_subject(reals, wanted, seed)
     if min(len(chosen), len(others)) < 40:
         parts = f"{len(chosen)} and {len(others)} images"
