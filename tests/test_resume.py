@@ -82,6 +82,22 @@ def test_the_newest_whole_checkpoint_is_used_and_replaces_the_damaged_one(damage
     assert same(last_checkpoint(run)["model"], last_checkpoint(tiny_run)["model"])
 
 
+def test_the_step_says_which_of_a_run_is_the_last_whatever_copying_did_to_the_times(tiny_run, tmp_path):
+    run = copy_of(tiny_run, tmp_path / "run")
+    os.utime(run / "checkpoints" / "step_000040.pt", (1, 1))
+    assert checkpoint.newest(run).name == "step_000040.pt"
+    (run / "checkpoints" / "step_1000000.pt").write_bytes((run / "checkpoints" / "step_000040.pt").read_bytes())
+    assert checkpoint.newest(run).name == "step_1000000.pt"
+
+
+@pytest.mark.parametrize("flags", [["--masks", "m"], ["--text-embeddings", "e.npz"]])
+def test_what_means_nothing_to_a_new_run_is_not_taken_by_one_that_goes_on(flags, tiny_run, tmp_path, capsys):
+    run = copy_of(tiny_run, tmp_path / "run")
+    assert train.main(["--resume", str(run), *flags]) == 2
+    error = capsys.readouterr().err
+    assert flags[0] in error and error.count("\n") == 1 and names(run) == ["step_000020.pt", "step_000040.pt"]
+
+
 def test_a_damaged_checkpoint_is_not_one_of_those_kept(tiny_run, tmp_path):
     """Of a damaged one at 40 and --keep 1, not the good one at 24 is deleted in its favour."""
     run = copy_of(tiny_run, tmp_path / "run")

@@ -48,14 +48,15 @@ def load(path: str | Path) -> dict:
             raise ValueError("a checksum is wrong")
     if not isinstance(checkpoint, dict) or not {"version", "config", "model"} <= checkpoint.keys():
         raise UserError(f"{path}: a checkpoint of some other program; train one with train.py")
-    if checkpoint["version"] == 1:
-        checkpoint = from_version_1(checkpoint)
-    if checkpoint["version"] == 2:
-        checkpoint = from_version_2(checkpoint)
-    if checkpoint["version"] == 3:
-        checkpoint = from_version_3(checkpoint)
-    if checkpoint["version"] == 4:
-        checkpoint = from_version_4(checkpoint)
+    with reading(path, "a checkpoint of this program", "name another"):
+        if checkpoint["version"] == 1:
+            checkpoint = from_version_1(checkpoint)
+        if checkpoint["version"] == 2:
+            checkpoint = from_version_2(checkpoint)
+        if checkpoint["version"] == 3:
+            checkpoint = from_version_3(checkpoint)
+        if checkpoint["version"] == 4:
+            checkpoint = from_version_4(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
         raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
@@ -139,9 +140,9 @@ def checkpoints_in(place: Path) -> list[Path]:
 
 
 def newest(place: str | Path) -> Path:
-    """The newest whole checkpoint of a run's folder, or, in a folder of runs, of the run that saved last.
+    """The last whole checkpoint of a run's folder, or, in a folder of runs, of the run that saved last.
 
-    Damaged ones are passed over, with a line each. Raises UserError if there is none.
+    Within a run the step in the name decides, not when the file was written, which copying changes. Damaged ones are passed over, with a line each. Raises UserError if there is none.
     """
     place = Path(place)
     found = checkpoints_in(place)
@@ -149,10 +150,10 @@ def newest(place: str | Path) -> Path:
         raise UserError(f"{place}: this run stopped before it saved a checkpoint; start it again without --resume")
     if not found:
         raise UserError(f"{place}: no checkpoint in this folder; `make train` makes one, or name one")
-    found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-    of_one_run = [path for path in found if path.parent == found[0].parent]
+    folder = max(found, key=lambda path: path.stat().st_mtime_ns).parent
+    of_one_run = sorted(folder.glob("*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
     for path in of_one_run:
         if is_whole(path):
             return path
         print(f"{path}: damaged; trying the one before it")
-    raise UserError(f"{found[0].parent}: no whole checkpoint ({len(of_one_run)} damaged); name one of another run")
+    raise UserError(f"{folder}: no whole checkpoint ({len(of_one_run)} damaged); name one of another run")
