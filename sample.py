@@ -33,6 +33,7 @@ from ddpm.runtime.progress import progress
 from ddpm.stack import COHERENCE
 
 FILM_FRAMES = 60
+OVERVIEW = 64  # names, and samples of each, at most in grid.png and the film
 DRAWING_ALONE = ("film", "sampler", "eta", "extra_noise")
 RESTORATION_ALONE = {  # and the modes that use it
     "simulate": tuple(mode for mode in restoration.MODES if mode != "anomaly"),
@@ -85,8 +86,8 @@ def main(argv):
         return np.stack([cells[name, k] for k in range(asked.n)])
 
     def picture(cells: dict) -> np.ndarray:
-        shown = asked.stack.shown if asked.stack else asked.names
-        return images.grid(np.stack([asked.row(name, of(name, cells)) for name in shown]))
+        shown = asked.stack.shown if asked.stack else asked.names[:OVERVIEW]
+        return images.grid(np.stack([asked.row(name, of(name, cells)[:OVERVIEW]) for name in shown]))
 
     for name in asked.names if asked.sources else ():
         for which, alike in asked.alike().items():
@@ -140,6 +141,8 @@ def read_arguments(argv):
     for name in ("source", "prompt"):
         if getattr(args, name) is not None and is_nifti(args.mask):
             raise UserError(f"--{name} with --mask {args.mask}, a volume: give pictures, or leave --{name} out")
+    if args.sample_steps and args.mode in ("denoise", "anomaly"):
+        raise UserError(f"--sample-steps: --as {args.mode} has a way of its own; leave it out")
     if args.source is not None and args.restore:
         raise UserError("--source does not go with --restore; leave it out")
     if args.film and is_nifti(args.mask):
@@ -154,8 +157,8 @@ def prepare(args):
     model = load_model(args.ckpt, args.weights)
     asked = read_asked(args, model)
     sampling = sampling_of(args).complete(model, asked.given)
-    columns = asked.n + bool(asked.masks) + bool(asked.sources)
-    height, width = images.grid_size(len(asked.names), columns, *model.shape[1:])
+    columns = min(asked.n, OVERVIEW) + bool(asked.masks) + bool(asked.sources)
+    height, width = images.grid_size(min(len(asked.names), OVERVIEW), columns, *model.shape[1:])
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
     out = make_folder(args.out, "results/samples")

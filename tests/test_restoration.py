@@ -278,6 +278,8 @@ def test_mirroring_completes_the_k_space_of_a_real_image():
         (["--restore", "p.png", "--as", "denoise", "--film"], "--film does not go with --restore"),
         (["--restore", "p.png", "--as", "denoise", "--extra-noise", "0.1"], "--extra-noise does not go with --restore"),
         (["--restore", "p.png", "--as", "denoise", "--sampler", "ddim"], "--sampler does not go with --restore"),
+        (["--restore", "p.png", "--as", "denoise", "--sample-steps", "9"], "--as denoise has a way of its own"),
+        (["--restore", "p.png", "--as", "anomaly", "--sample-steps", "9"], "--as anomaly has a way of its own"),
         (["--region", "p.png"], "--region belongs to --restore"),
         (["--noise", "0.1"], "--noise belongs to --restore"),
         (["--restore", "p.png", "--as", "super-resolution", "--simulate", "--factor", "1"], "2 or more"),

@@ -113,6 +113,15 @@ def test_film(ckpt, tmp_path):
     assert film.size == (3 * 130, 130)
 
 
+def test_the_overview_shows_as_many_as_a_picture_can_hold(ckpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "OVERVIEW", 3)
+    (tmp_path / "masks").mkdir()
+    for k in range(4):
+        write_mask(tmp_path / "masks" / f"{k}.png")
+    draw(ckpt, "--mask", str(tmp_path / "masks"), "--n", "4", "--out", "o")
+    assert Image.open("o/grid.png").size == ((1 + 3) * 130, 3 * 130) and len(list(Path("o").glob("?_?.png"))) == 16
+
+
 def test_a_mask_of_another_size_is_resized_with_a_notice(ckpt, tmp_path, capsys):
     draw(ckpt, "--mask", write_mask(tmp_path / "m.png", size=(64, 48)), "--n", "1", "--out", "o")
     assert "mask of 64x48 resized by nearest neighbour to 32x32" in capsys.readouterr().out
@@ -157,6 +166,8 @@ def damaged(tmp_path, ckpt, how):
             path.write_text("not a checkpoint")
         case "foreign":
             torch.save({"state_dict": {}}, path)
+        case "likeness":  # it says version 1, and has nothing of it
+            torch.save({"version": 1, "config": {}, "model": {}}, path)
         case "newer":
             torch.save({**raw, "version": 99, "new key": 0}, path)
         case "hostile":
@@ -182,6 +193,7 @@ class Evil:
         ("empty", "damaged"),
         ("text", "damaged"),
         ("foreign", "some other program"),
+        ("likeness", "not a checkpoint of this program"),
         ("newer", "version 99"),
         ("hostile", "damaged"),
         ("altered", "do not fit"),
