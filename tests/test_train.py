@@ -589,7 +589,11 @@ def test_the_next_command_names_this_python_also_on_another_drive(tmp_path, monk
         (["--minutes", "inf"], "a finite number"),
         (["--minutes", "nan"], "a finite number"),
         (["--lr", "inf"], "a finite number"),
-        (["--data", ""], "an empty name"),
+        (["--data", ""], "--data: an empty name"),
+        (["--init", ""], "--init: an empty name"),
+        (["--teacher", "", "--few-steps", "4"], "--teacher: an empty name"),
+        (["--data", "d", "--masks", ""], "--masks: an empty name"),
+        (["--words", "--text-embeddings", ""], "--text-embeddings: an empty name"),
         (["--segment", "--evaluate-every", "1"], "--segment draws masks"),
         (["--channels", "10000000"], "at most 4,096"),
         (["--timesteps", "1000000000000"], "at most 1,000,000"),
@@ -689,6 +693,7 @@ def test_a_film_too_wide_for_a_gif_is_refused_before_sampling(tiny_run, monkeypa
         raise UserError("it samples")
 
     monkeypatch.setattr(sample, "draw", started)
+    monkeypatch.setattr(sample, "OVERVIEW", 1000)
     for n, says in ((503, "it samples"), (504, "65,535 a side")):
         assert sample.main(["--ckpt", str(tiny_run), "--mask", "--film", "--n", str(n), "--out", f"o{n}"]) == 2
         error = capsys.readouterr().err

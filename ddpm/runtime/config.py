@@ -236,10 +236,13 @@ def check_limits(name: str, value, at_least=None, above=None, at_most=None) -> N
 
 
 def check_fields(given: dict) -> None:
-    """Raises UserError for a value beyond the limits of its field."""
+    """Raises UserError for a value beyond the limits of its field, and for an empty name of what shall be read."""
     for f in fields(Config):
         if f.name in given:
             check_limits(f.name, given[f.name], **f.metadata["limits"])
+    for name in ("data", "masks", "text_embeddings", "init", "teacher"):
+        if given.get(name) == "":
+            raise UserError(f"{flag(name)}: an empty name (an unset variable?); name one, or leave it out")
 
 
 def make_config(preset: str, given: dict) -> Config:
@@ -248,23 +251,13 @@ def make_config(preset: str, given: dict) -> Config:
     config = Config(**{**PRESETS[preset], **(STUDENT if given.get("teacher") else {}), **given})
     if "minutes" in given and "steps" not in given:
         config.steps = 0
-    if not config.data:
-        raise UserError("--data: an empty name (an unset variable?); name a folder, or leave it out")
     multiple = size_multiple(config.patch, config.mults)
     for size in config.image_size:
         if size < multiple or size % multiple:
             below = size // multiple * multiple
             nearest = f"{below} or {below + multiple}" if below else multiple
             raise UserError(f"--image-size {size}: this network needs a multiple of {multiple}; nearest: {nearest}")
-    if config.data == "phantom":
-        misplaced = [name for name in FOLDER_ONLY if name in given]
-    else:
-        misplaced = [
-            name for name in ("contrast", "labels", "phantom_images") if name in given and given[name] != "none"
-        ]
-    if misplaced:
-        raise UserError(f"{flag(misplaced[0])} has no meaning with --data {config.data}; leave it out")
-    check_conditions(config)
+    check_conditions(config, given)
     if "muon_decay" in given and not config.muon_lr:
         raise UserError("--muon-decay has no meaning with --muon-lr 0, where AdamW trains all; see --weight-decay")
     if "foreground_weight" in given and (config.segment or config.labels == "none"):
@@ -289,9 +282,12 @@ def check_parts(config: Config) -> None:
         raise UserError(f"--grad-accum {config.grad_accum} is more parts than --batch-size {config.batch_size} images")
 
 
-def check_conditions(config: Config) -> None:
+def check_conditions(config: Config, given: dict) -> None:
     """Raises UserError for conditions that the data has not, or that do not go together."""
     phantom = config.data == "phantom"
+    others = FOLDER_ONLY if phantom else ("contrast", "labels", "phantom_images")
+    if misplaced := [name for name in others if name in given and given[name] != "none"]:
+        raise UserError(f"{flag(misplaced[0])} has no meaning with --data {config.data}; leave it out")
     if config.source in (("pairs",) if phantom else ("T1", "T2", "FLAIR")):
         have = "T1, T2, FLAIR, noisy and coarse" if phantom else "noisy and coarse, and pairs if DIR/source is there"
         raise UserError(f"--source {config.source}: --data {config.data} has {have}")

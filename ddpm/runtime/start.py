@@ -15,7 +15,17 @@ from ddpm.model import load_model
 from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
-from ddpm.runtime.config import CHANGEABLE, PRESETS, STUDENT, Config, check_fields, check_parts, flag, make_config
+from ddpm.runtime.config import (
+    CHANGEABLE,
+    PRESETS,
+    STUDENT,
+    Config,
+    check_conditions,
+    check_fields,
+    check_parts,
+    flag,
+    make_config,
+)
 from ddpm.runtime.run import GRID_IMAGES, VALIDATION_IMAGES, VALIDATION_WALKS, summary_writer
 from ddpm.training import Training, make_optimizers, training_step
 
@@ -72,6 +82,7 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
     changes = {name: value for name, value in given.items() if name in CHANGEABLE}
     changes["out"] = given.get("out") or str(home)
     config = replace(trained, **changes)
+    check_conditions(config, changes)
     check_parts(config)
     return config, resumed, home.resolve()
 
