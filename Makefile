@@ -60,7 +60,7 @@ test-slow: $(STAMP)-dev ## the slow proofs
 parity: .venv-parity/.installed ## our metrics and our network against the reference packages
 	.venv-parity/bin/python tools/parity.py $(ARGS)
 
-mutants: .venv-mutants/.installed ## break the core in 1500 small ways: which of them does no test notice? (about half an hour)
+mutants: .venv-mutants/.installed ## break the core in 2000 small ways: which of them does no test notice? (about half an hour)
 	.venv-mutants/bin/python tools/mutants.py $(ARGS)
 
 lint: $(STAMP)-dev ## ruff
