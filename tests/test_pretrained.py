@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_the_tool_packs_no_run_that_was_stopped(tiny_run, tmp_path, monkeypatch,
     monkeypatch.setattr(pretrained.train, "main", lambda argv: 0)  # stopped at once
     assert pretrained.main(["--run", "run", "--out", "packed.pt"]) == 2
     assert "stopped before its end, step 40" in capsys.readouterr().err and not Path("packed.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, says", [(["--run", "none"], "none: no such"), (["--out", "/proc/a/b.pt"], "cannot write")]
+)
+def test_what_the_tool_cannot_do_is_said_before_a_training(flags, says, monkeypatch, capsys):
+    monkeypatch.setattr(train, "open_data", lambda config: pytest.fail("it trains"))
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(pretrained.main(flags))
+    assert says in capsys.readouterr().err and not Path("none").exists()
 
 
 # Which checkpoint is meant

@@ -23,6 +23,7 @@ import train
 from ddpm import UserError
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.files import check_writable
 
 FLAGS = {
     "pretrained": "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 "
@@ -42,17 +43,28 @@ def main(argv):
     parser.add_argument("--out", type=Path, help="the file to write (default the one in the box)")
     args = parser.parse_args(argv)
     args.out = args.out or checkpoint.find(args.model)
-    args.run = args.run or Path("results") / args.model
-    started = any(args.run.glob("checkpoints/*.pt"))
-    if train.main(["--resume", str(args.run)] if started else [*FLAGS[args.model].split(), "--out", str(args.run)]):
-        raise SystemExit(2)  # it has said why
-    newest = checkpoint.newest(args.run)
-    loaded = checkpoint.load(newest)
-    if loaded["step"] < loaded["config"].steps:
-        raise UserError(f"{newest}: stopped before its end, step {loaded['config'].steps}; the same command goes on")
+    check_writable(str(args.out.parent))  # before the work
+    if args.run:
+        newest = trained(["--resume", str(args.run)], args.run)
+    else:
+        run = Path("results") / args.model
+        started = any(run.glob("checkpoints/*.pt"))
+        flags = ["--resume", str(run)] if started else [*FLAGS[args.model].split(), "--out", str(run)]
+        newest = trained(flags, run)
     pack(newest, args.out)
     content = args.out.read_bytes()
     print(f"{args.out}: {len(content) / 1e6:.1f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+def trained(flags: list[str], run: Path) -> Path:
+    """The last checkpoint of the run, once train.py with these flags has brought it to its end. Raises UserError."""
+    if train.main(flags):
+        raise SystemExit(2)  # it has said why
+    newest = checkpoint.newest(run)
+    loaded = checkpoint.load(newest)
+    if loaded["step"] < loaded["config"].steps:
+        raise UserError(f"{newest}: stopped before its end, step {loaded['config'].steps}; the same command goes on")
+    return newest
 
 
 def pack(path: Path, out: Path) -> None:
