@@ -5,7 +5,7 @@ The paper's p(x_0) becomes p(x_0 | condition). A condition travels as one object
     mask     enters beside x_t, as channels     one-hot, background included, (B, K, H, W)
     source   enters beside x_t, as channels     another image of the same place, in [-1, 1], (B, S, H, W)
     labels   enter with the time, as embeddings  each (B,), counted from 1; the contrast (T1, T2, ...) is one
-    words    enter with the time, as embeddings  numbers of words (B, L), counted from 1; or vectors of texts (B, D)
+    words    enter with the time, as embeddings  the index of each word, from 1, (B, L); or vectors of texts (B, D)
 
 Each kind has a null, "none given", and it is 0 everywhere: no class of a mask at any pixel, a source without black or
 white, the label 0, no word. Null is not empty: the mask of a healthy brain is background, which is 1 in the background's
@@ -140,7 +140,7 @@ class Vocabulary:
         return Condition(mask, numbers, source, words)
 
     def numbers(self, prompts: Sequence[str]) -> np.ndarray:
-        """Prompts -> the numbers of their words, (B, L) int64 from 1, filled up with 0.
+        """Prompts -> the index of each of their words, (B, L) int64 from 1, filled up with 0.
 
         Raises ValueError for a word that is not known, and for a prompt without words, or of too many.
         """

@@ -2,7 +2,7 @@
 guided (Meng et al. 2023, arXiv:2210.03142).
 
 Without noise, the reverse process is the path of an ordinary differential equation. In the angle p, with
-cos p = sqrt(alpha_bar_t) and sin p = sqrt(1 - alpha_bar_t), Eq. 4 reads x_t = cos(p) x_0 + sin(p) eps, and its derivative
+cos p = sqrt(alpha_bar_t) and sin p = sqrt(1 - alpha_bar_t), Ho's Eq. 4 reads x_t = cos(p) x_0 + sin(p) eps, and its derivative
 by p is v. A step of DDIM from p to p - d goes along a circle:
 
     x_s = cos(d) x_t - sin(d) v_hat

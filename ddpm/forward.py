@@ -44,12 +44,12 @@ def denoising_loss(
 ) -> Tensor:
     """Each sample's squared error || target - unet(x_t, t, condition) ||^2, a mean over its pixels; (B,) float32.
 
-    Its mean over the batch is L_simple (Eq. 14) if the objective is eps. The mean over pixels (not a sum) keeps the
-    gradient's size, hence the clipping threshold, free of the image size.
+    Its mean estimates L_simple (Eq. 14) per pixel, if t is uniform and the objective eps. The mean over pixels (not a
+    sum) keeps the gradient's size, hence the clipping threshold, free of the image size.
 
-    foreground_weight: so often an error counts where the mask shows another class than the background. Lesions are a few
-    pixels of an image, and would be learnt last. The best answer to (x_t, t, condition) is the mean of the targets it may
-    come from, pixel by pixel, with any weights that the condition alone decides: so what is learnt stays the same.
+    foreground_weight: how many times an error counts where the mask is not background. Lesions are a few pixels of an
+    image, and would be learnt last. The best answer to (x_t, t, condition) is the mean of the targets it may come from,
+    pixel by pixel, with any weights that the condition alone decides: the answer stays, what is learnt first changes.
     """
     x_t = q_sample(schedule, x_0, t, eps)
     target = training_target(schedule, objective, x_0, t, eps)
@@ -68,8 +68,8 @@ def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma:
 
     plain     1, as in Eq. 14.
     min-snr   Hang et al. 2023, arXiv:2303.09556: all objectives get the weight that makes them the same loss,
-              min(SNR, gamma) ||x_0 - x_0_hat||^2. An error in x_0 is an error in eps times 1 / SNR, or one in v
-              times 1 / (SNR + 1).
+              min(SNR, gamma) ||x_0 - x_0_hat||^2. A squared error in x_0 is one in eps times 1 / SNR, or one
+              in v times 1 / (SNR + 1).
     """
     snr = schedule.snr(t).flatten()
     match kind, objective:

@@ -30,7 +30,7 @@ from ddpm.runtime.config import Config
 from ddpm.schedule import Schedule, make_schedule
 from ddpm.unet import UNet
 
-# For which t / T to guide unless asked otherwise: docs/ablations.md says why.
+# For which t / T to guide unless asked otherwise: docs/ablations.md says why. (Kynkaanniemi et al. cut high noise too.)
 INTERVAL = (0.25, 1.0)
 
 

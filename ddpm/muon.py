@@ -1,4 +1,4 @@
-"""Muon: gradient descent whose steps turn every direction of a weight matrix by the same amount.
+"""Muon: gradient descent whose steps move a weight matrix equally far in every direction.
 
 Jordan et al. 2024 (kellerjordan.github.io/posts/muon). The momentum G = U S V^T of a weight matrix is replaced by the
 orthogonal matrix nearest to it, U V^T: so directions in which gradients are small learn as fast as the others. A

@@ -34,7 +34,7 @@ def denoiser(
     `guided` names; the rest of the condition stays in both. (Ho & Salimans 2022, arXiv:2207.12598; their w is k - 1.)
     So 1 is plain conditional sampling, and 0 ignores what is guided. Unless it is 1, or nothing that is guided was
     given, both answers come from one call with twice the batch.
-    interval bounds the guidance to low <= t / T <= high (Kynkaanniemi et al. 2024, arXiv:2404.07724): elsewhere it is 1.
+    interval: guide where low <= t / T <= high (of the noise level in Kynkaanniemi et al. 2024, arXiv:2404.07724), else 1.
     clip keeps x_0_hat in [-1, 1]. The samplers derive eps from the clipped value, never beside it.
     bf16 computes inside the network in bfloat16, and there alone.
     """
@@ -99,11 +99,11 @@ def ddim(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int], noise, 
 def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -> Iterator[Tensor]:
     """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, Algorithm 2, for the noise-free ODE.
 
-    In lambda (half the log SNR) the ODE's solution is an exponentially weighted integral of x_0_hat, which a
-    line through the last two values of x_0_hat integrates. The first step has only one value, and is DDIM's.
+    In lambda (half the log SNR) the ODE's solution is an exponentially weighted integral of x_0_hat. It is held at D, half
+    way along the step on a line through the last two x_0_hat. The first step has only one, and is DDIM's.
     Give it `log_snr_times`: on uniform steps in t the second order is no gain. At the end, t = 0, lambda is infinite.
     There the line is one in exp(-lambda), noise over signal, at 0: the exact solution where x_0_hat is such a line.
-    x_0_hat itself would be the mean of the noise that is left, and end short in whatever is as fine as that.
+    x_0_hat itself is the mean of the images that x_t may come from: details as faint as the noise left would fade.
     """
     lam = schedule.half_log_snr()
     a, s = schedule.alpha_bar.flatten().sqrt(), (1 - schedule.alpha_bar).flatten().sqrt()
@@ -144,7 +144,7 @@ def trajectory(
 
 
 def times_for(sampler: str, schedule: Schedule, steps: int) -> list[int]:
-    """The times that suit a sampler, so many steps from near T down to 0; steps = T is every one."""
+    """The times that suit a sampler, so many steps from near T down to 0 (at most, of dpm-solver)."""
     return log_snr_times(schedule, steps) if sampler == "dpm-solver" else uniform_times(schedule.T, steps)
 
 
@@ -175,7 +175,7 @@ def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]
 
     Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` (signal
     under 0.6 %) are passed over, as cosine schedules run on to where nothing is left; but sampling starts from pure
-    noise, so where the first time kept still holds more signal than that (few T), the walk begins at T.
+    noise, so where the first time kept still holds more than 1 % of signal (few T), the walk begins at T.
     """
     if not 1 <= n <= schedule.T:
         raise ValueError(f"a schedule of {schedule.T} steps can be walked in 1 to {schedule.T} steps, not {n}")

@@ -5,7 +5,7 @@ beta[0] = 0 and alpha_bar[0] = 1. Hence no "previous" arrays, and never an alpha
 which Python would silently answer with the noisiest entry.
 
 The table is float64 on the CPU. Coefficients are combined there and cast only where they meet
-an image: 1 - alpha_bar from a float32 table would be off by up to 5e-4 where alpha_bar is near 1.
+an image: 1 - alpha_bar from a float32 table would be off by up to 5e-4 of itself where alpha_bar is near 1.
 """
 
 import math
@@ -52,8 +52,8 @@ class Schedule:
         return 0.5 * (alpha_bar.log() - (1 - alpha_bar).log())
 
     def noisier(self, extra: float) -> "tuple[Schedule, Tensor]":
-        """A schedule with 1 + extra t / T times the noise for the same image, and how to get from its x_t to this one's: the
-        factor n (T+1, 1, 1, 1) by which that is longer.
+        """A schedule with 1 + extra t / T times the noise for the same image, and factors n_t, (T+1, 1, 1, 1), that
+        lead from its x_t to this one's.
 
         x_t = sqrt(alpha_bar_t) x_0 + (1 + extra t / T) sqrt(1 - alpha_bar_t) eps is n_t times an x_t of the other
         schedule, whose SNR is this one's over (1 + extra t / T)^2.

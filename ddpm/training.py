@@ -1,8 +1,8 @@
 """Training: the paper's Algorithm 1, one step at a time.
 
-Everything random in a step comes from (seed, step), and is drawn for the whole batch on the CPU, also where several
-processes share the work (runtime/distributed.py): so a run that was stopped and resumed is, bit for bit, the run that
-never stopped.
+All that is random in a step comes from (seed, step). But for dropout it is drawn for the whole batch on the CPU, also
+where several processes share the work (runtime/distributed.py): so a run that was stopped and resumed is, bit for bit,
+the run that never stopped.
 """
 
 import copy

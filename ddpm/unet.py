@@ -1,4 +1,4 @@
-"""The network: eps_hat = unet(x_t, t, condition) (the paper's appendix B).
+"""The network: unet(x_t, t, condition) is eps_hat, or x_0_hat or v_hat if asked so (the paper's appendix B).
 
 A U-Net halves the image level by level and comes back up, taking along what it saw at each size.
 Residual blocks do the work, the time t enters each of them, and self-attention on the small
@@ -41,7 +41,7 @@ def norm(channels: int, lean: bool = False) -> nn.GroupNorm:
 def conv(c_in: int, c_out: int, size: int = 3, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
     """A convolution with Ho's initialisation: variance scaling, fan_avg, uniform; zero if scale is 0.
 
-    Last layers start at zero, so that each block begins as the identity and the network answers 0.
+    Last layers start at zero, so that each block begins as its shortcut and the network answers 0.
     """
     layer = nn.Conv2d(c_in, c_out, size, stride, padding=size // 2 if stride == 1 else 0)
     nn.init.xavier_uniform_(layer.weight)
@@ -58,7 +58,7 @@ def linear(c_in: int, c_out: int) -> nn.Linear:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a shortcut, and the time embedding in between.
+    """Two convolutions beside a shortcut, and the time embedding in between.
 
     The paper adds it before the second normalisation. A lean block scales and shifts by it after that (Dhariwal &
     Nichol 2021, arXiv:2105.05233, section 3.1), where no mean is subtracted any more.
@@ -127,7 +127,7 @@ class Up(nn.Module):
 
 
 class Words(nn.Module):
-    """Prompts -> what is added to the time embedding, (B, c_time): numbers of words (B, L) through embeddings of our own,
+    """Prompts -> what is added to the time embedding, (B, c_time): indices of words (B, L) through embeddings of our own,
     or vectors (B, D) that another program made of the texts, through two layers. Of words the sum counts, not their order.
 
     A word has a row of its own, as a label's value has. (Behind a layer that all words share, one step moves all of them
@@ -171,7 +171,7 @@ class UNet(nn.Module):
     vocabulary       what it can be asked for: K classes of masks, a source of S channels, labels, words; nothing is the
                      paper's network
     channels         of the first level; the others have channels * mults[level]
-    mults            one entry a level; each level halves height and width
+    mults            one entry a level; between two levels height and width are halved
     blocks           residual blocks a level on the way down (one more on the way up)
     attention        the levels with attention, counted from 0; the middle always has it
     patch            patch x patch pixels are folded into channels before the first level (1 is the paper's
