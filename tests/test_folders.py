@@ -157,6 +157,13 @@ def test_links_are_followed_and_hidden_files_are_not_data(tmp_path):
     assert len(load(tmp_path / "d")) == len(load(tmp_path / "d", "val")) == 3
 
 
+def test_hidden_pictures_are_none_to_sample_and_to_compare(tmp_path):
+    for name in ("a.png", "b.png"):
+        write(tmp_path / "d" / name, noise(1))
+    (tmp_path / "d" / "._a.png").write_bytes(b"macOS leaves these")
+    assert list(folders.pictures_in(tmp_path / "d")) == ["a", "b"]
+
+
 @pytest.mark.parametrize("name", ["schön und größer", "切片 7", "a" * 240, "slice.with.dots", "a'b\"c$(d)"])
 def test_names_may_be_odd(tmp_path, name):
     root = split_set(tmp_path / "d")
@@ -188,6 +195,50 @@ def test_a_pattern_finds_subjects_in_names(tmp_path):
         assert sorted(sum((data.index["subjects"] for data in found), [])) == [f"p{s}" for s in range(6) for _ in "ab"]
     subject_set(tmp_path / "deep", n=4)  # and overrules the folders
     assert set(load(tmp_path / "deep", subject_pattern=r"\d$").index["subjects"]) < set("0123")
+
+
+@pytest.mark.parametrize("folder", ["Train", "TEST", "Training", "validation"])
+def test_a_folder_that_is_named_as_a_split_is_is_no_subject(tmp_path, folder):
+    root = subject_set(tmp_path / "d")
+    for kind in ("images", "masks"):
+        (root / kind / "p0").rename(root / kind / folder)
+    with pytest.raises(UserError, match=f"is '{folder}' a subject. call folders of splits train/"):
+        load(root)
+    assert len(load(root, subject_pattern="^[^/]+")) > 0  # the user says so
+
+
+@pytest.mark.parametrize("name", ["Masks/0.png", "a/x_seg.png", "a/mask.png", "x-Segmentation.png", "IXI2label.png"])
+def test_what_is_named_as_a_mask_is_is_no_image(tmp_path, name):
+    for s in range(8):
+        write(tmp_path / "d" / "a" / f"p{s}.png", noise(s))
+    write(tmp_path / "d" / "a" / "unmask_this.png", noise(9))
+    write(tmp_path / "d" / name, noise(10))
+    with pytest.raises(UserError, match=f"{name}: an image that is named as masks are"):
+        load(tmp_path / "d", subject_pattern=".+")
+    found = [load(tmp_path / "d", split, subject_pattern=".+", skip_bad=True) for split in ("train", "val", "test")]
+    assert sum(map(len, found)) == 9 and name in found[0].index["bad"][0]
+
+
+def test_masks_may_lie_in_a_folder_among_the_pictures(tmp_path):
+    for s in range(8):
+        write(tmp_path / "d" / f"p{s}.png", noise(s))
+        write(tmp_path / "d" / "masks" / f"p{s}.png", noise(s, top=2))
+    where = {"masks": str(tmp_path / "d" / "masks"), "subject_pattern": ".+"}
+    found = [load(tmp_path / "d", split, **where) for split in ("train", "val", "test")]
+    assert sum(map(len, found)) == 8 and all(data.masks is not None for data in found)
+
+
+def test_bad_pictures_at_the_start_do_not_hide_how_deep_the_others_are(tmp_path):
+    for i in range(4):
+        write(tmp_path / "d" / "train" / "images" / f"{i}.png", noise(i, top=4000, dtype=np.uint16))
+        write(tmp_path / "d" / "val" / "images" / f"{i}.png", noise(i, 1, top=4000, dtype=np.uint16))
+    for i in (0, 2):  # those that are looked at first
+        (tmp_path / "d" / "train" / "images" / f"{i}.png").write_bytes(b"")
+    assert len(load(tmp_path / "d", skip_bad=True)) == 2
+    for i in (1, 3):
+        write(tmp_path / "d" / "train" / "images" / f"{i}.png", np.zeros(SIZE, np.uint16))
+    with pytest.raises(UserError, match="every voxel has the value 0"):
+        load(tmp_path / "d", skip_bad=True)
 
 
 def test_folders_yes_and_no_are_not_subjects(tmp_path):

@@ -20,9 +20,12 @@ from small_sets import (
     noise,
     save_nifti,
     series_set,
+    write,
 )
 
+from ddpm import UserError
 from ddpm.data import folders, volumes
+from ddpm.data.formats import nifti
 from ddpm.data.images import crop_or_pad
 
 SHAPE = (12, 14, 10)  # of the small volumes: stored with x to the left and y to the back
@@ -368,6 +371,25 @@ def test_volumes_without_masks_in_folders_of_subjects_and_of_splits(tmp_path):
             splits.setdefault(subject, set()).add(split)
         assert sorted(splits) == [f"s{s}" for s in range(6)] and all(len(one) == 1 for one in splits.values())
     assert splits == {"s0": {"train"}, "s1": {"train"}, "s2": {"train"}, "s3": {"val"}, "s4": {"val"}, "s5": {"test"}}
+
+
+def test_a_folder_of_a_whole_contrast_is_no_subject(tmp_path, monkeypatch):
+    """As IXI's archives unpack: each patient would be in every split."""
+    monkeypatch.setattr(nifti, "MOST", 3)
+    for contrast in ("T1", "T2", "PD"):
+        for s in range(4):
+            save_nifti(tmp_path / "d" / f"IXI-{contrast}" / f"IXI{s:03d}-{contrast}.nii.gz", brain(s))
+    with pytest.raises(UserError, match=r"d/IXI-\w+: 4 volumes, more than a subject has. Whose is each"):
+        load(tmp_path / "d")
+    found = [load(tmp_path / "d", split, subject_pattern=r"IXI\d+") for split in ("train", "val", "test")]
+    assert sorted(len(set(data.index["subjects"])) for data in found) == [1, 1, 2]
+
+
+def test_a_picture_beside_volumes_makes_no_folder_of_pictures(tmp_path):
+    for s, split in enumerate(("train", "train", "val")):
+        save_nifti(tmp_path / "d" / split / f"s{s}" / "t1.nii.gz", brain(s))
+    write(tmp_path / "d" / "train" / "s0" / "report.png", noise(0))
+    assert len(set(load(tmp_path / "d").index["subjects"])) == 2
 
 
 def test_of_a_series_the_volumes_without_diffusion_weighting(tmp_path):

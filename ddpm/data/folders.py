@@ -27,6 +27,7 @@ SHARED = ("folders", "layout", "pictures", "scans", "volumes", "dicom", "images"
 FORMATS = sorted(path.stem for path in Path(__file__).with_name("formats").glob("*.py"))
 CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{name}.py" for name in FORMATS))
 COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
+SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -80,6 +81,9 @@ def find(config, findings: Findings) -> Layout:
         raise UserError(f"{config.data}: {layout.about}, but nothing to use ({why[0]}); see docs/data.md")
     if pattern := config.subject_pattern:
         items = [replace(item, subject=subject_of(item.name, pattern), drawn_by="") for item in items]
+    elif stray := next((item for item in items if item.subject.lower() in SPLIT_WORDS), None):
+        remedy = "call folders of splits train/, val/ and test/, or name subjects by --subject-pattern"
+        raise UserError(f"{stray.images[0]}: is {stray.subject!r} a subject? {remedy}")
     items = split_by_subject(items, config.seed, config.data)
     places: dict[str, str] = {}
     for item in items:
@@ -274,7 +278,7 @@ def pictures_in(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: no such folder; name one that holds pictures")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in ENDINGS:
+        if path.suffix.lower() in ENDINGS and not path.name.startswith("."):  # as layout.walk
             if path.stem in found:
                 raise UserError(f"{path}: the same name as {found[path.stem].name}; names must differ")
             found[path.stem] = path

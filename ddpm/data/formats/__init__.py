@@ -5,6 +5,8 @@ docs/data.md shows what each looks like on disk. To add one: a file here with re
 its row in docs/data.md, and a test.
 """
 
+import os
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -24,7 +26,9 @@ from ddpm.data.formats import (
     split_folders,
     yes_no,
 )
-from ddpm.data.layout import Layout, Request, ending
+from ddpm.data.layout import Item, Layout, Request, ending, stem
+
+MASK = re.compile(r"(^|[^a-z])(mask|seg|segm|segmentation|label)s?$", re.IGNORECASE)  # a file's or a folder's last word
 
 # fmt: off
 FORMATS = (
@@ -33,6 +37,7 @@ FORMATS = (
     lgg, yes_no, nifti, dicom, plain_pictures,
 )
 # fmt: on
+TAKE_ANY = (yes_no, nifti, plain_pictures)  # whatever its name
 
 
 def recognise(request: Request) -> Layout:
@@ -40,6 +45,8 @@ def recognise(request: Request) -> Layout:
     for known in FORMATS:
         if found := known.recognise(request):
             check_flags(request, known, found)
+            if known in TAKE_ANY:
+                found = replace(found, items=without_masks(request, found.items))
             if not request.with_masks:
                 found = replace(found, items=[replace(item, mask=None) for item in found.items], classes=())
             used = {file for item in found.items for file in item.files}
@@ -48,6 +55,18 @@ def recognise(request: Request) -> Layout:
     endings = {ending(file) for file in request.files}
     seen = f"only {', '.join(sorted(endings)[:5])}" if request.files else "nothing at all"
     raise UserError(f"{request.root}: no pictures or scans of a known layout here, {seen}; see docs/data.md")
+
+
+def without_masks(request: Request, items: list[Item]) -> list[Item]:
+    """The items, but for those that are named as masks are: these are refused, or they would be learnt as images."""
+    kept = []
+    for item in items:
+        if any(map(MASK.search, os.path.relpath(stem(item.images[0].removesuffix(".gz")), request.root).split(os.sep))):
+            remedy = "name a folder of masks by --masks, see docs/data.md for masks beside images, or move it away"
+            request.findings.refuse(f"{item.images[0]}: an image that is named as masks are; {remedy}")
+        else:
+            kept.append(item)
+    return kept
 
 
 def check_flags(request: Request, known, found: Layout) -> None:

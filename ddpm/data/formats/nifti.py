@@ -7,6 +7,7 @@ a 4-D series those volumes are taken whose b value is 0 by NAME.bval beside it, 
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from ddpm.data.scans import read_labels, volume_slices, volumes_below
 from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
 
+MOST = 20  # volumes of a subject, unless the user says so
 B_0 = 50  # s/mm^2; scanners write a b of 0 as a few
 
 
@@ -42,6 +44,10 @@ def recognise(request: Request) -> Layout | None:
         where = f"of that name in {folder}" if folder else "(NAME_mask or NAME_seg) beside it"
         request.refuse_lonely(named, masks, f"no mask {where}", "no volume of that name")
     items = [item_of(name, path, masks.get(name), request) for name, path in named.items()]
+    [(folder, most)] = Counter(item.subject for item in items).most_common(1)
+    if most > MOST and not request.config.subject_pattern:
+        remedy = r"name it by --subject-pattern, such as 'IXI\d+' ('^[^/]+' if the first folder is it)"
+        raise UserError(f"{request.root}/{folder}: {most} volumes, more than a subject has. Whose is each? {remedy}")
     classes = ("background", *(f"class {i}" for i in range(1, request.config.num_classes))) if masks else ()
     about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
     read = partial(decode, classes=classes, volume=request.config.volume, axis=request.config.axis)

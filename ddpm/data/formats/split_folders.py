@@ -6,11 +6,18 @@ from ddpm import UserError
 from ddpm.data.layout import SPLITS, Layout, Request, ending
 from ddpm.data.pictures import ENDINGS, pair, picture_layout
 
+SCANS = (".nii", ".nii.gz", ".dcm", ".ima", ".h5")
+
 
 def recognise(request: Request) -> Layout | None:
     """With --masks DIR2, masks are DIR2/{train,val,test}/[SUBJECT/]NAME.png."""
     splits = [split for split in SPLITS if (request.root / split).is_dir()]
-    if not {"train", "val"} & set(splits) or not any(ending(file) in ENDINGS for file in request.files):
+    folders = tuple(f"{split}/images/" for split in splits)
+    found = [file for file in request.files if ending(file) in ENDINGS]
+    scans = any(
+        file.lower().endswith(SCANS) for file in request.files
+    )  # beside which a picture may lie, of a report say
+    if not {"train", "val"} & set(splits) or not any(not scans or file.startswith(folders) for file in found):
         return None
     items = []
     for split in splits:
