@@ -54,6 +54,9 @@ def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, s
         files = [file.removeprefix(below) for file in request.files if file.startswith(below)]
     else:
         files = walk(folder, request.findings)
+    if request.masks and request.masks.is_relative_to(folder) and request.masks != folder:
+        inside = f"{request.masks.relative_to(folder).as_posix()}/"
+        files = [file for file in files if not file.startswith(inside)]
     found: dict[str, str] = {}
     for file in files:
         if ending(file) not in ENDINGS:
@@ -85,8 +88,12 @@ def decode(
         return read_pixels(path, channels)[pick]
 
     of_window = items if items[0].subject else train or items
-    known, low_high = depth([item.images[0] for item in of_window], read)
-    source_known, source_window = depth([item.source for item in of_window if item.source], read)
+    try:
+        known, low_high = depth([item.images[0] for item in of_window], read)
+        source_known, source_window = depth([item.source for item in of_window if item.source], read)
+    except UserError as error:
+        findings.refuse(error)
+        return
     for item in items:
         with findings.refusing():
             image = of_depth(item.images[0], read(item.images[0]), known, low_high)
@@ -120,7 +127,7 @@ def depth(paths: Sequence[str], read: Callable) -> tuple[str | None, tuple[float
                 found.append((path, read(path)))
         return found
 
-    few = sorted(readable(3), key=lambda one: one[1].dtype == np.uint16)
+    few = sorted(readable(3) or readable(len(paths) or 1), key=lambda one: one[1].dtype == np.uint16)
     known, image = few[len(few) // 2] if few else (None, None)
     if image is None or image.dtype == np.uint8:
         return known, None

@@ -220,9 +220,12 @@ def to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def foreground_share(slices: np.ndarray) -> np.ndarray:
-    """Slices (N, H, W) of a volume -> the share of each one's pixels that differ from the volume's lowest value.
-    Where the skull has been stripped the lowest value is the background, so this is the share of brain."""
-    return (slices != slices.min()).mean(axis=(1, 2))
+    """Slices (N, H, W) of a volume -> the share of each one's pixels that are not background. That is one value: the one
+    that more than half of the rim has (where a skull was stripped 0, also if the brain goes below it), else the lowest."""
+    rim = np.concatenate([slices[:, [0, -1]].ravel(), slices[:, :, [0, -1]].ravel()])
+    values, counts = np.unique(rim, return_counts=True)
+    background = values[counts.argmax()] if 2 * counts.max() > rim.size else slices.min()
+    return (slices != background).mean(axis=(1, 2))
 
 
 def centre_crop(slices: np.ndarray, side: int) -> np.ndarray:

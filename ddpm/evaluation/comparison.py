@@ -271,7 +271,7 @@ def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
     """The pictures of a folder in grey; or, where it holds NIfTI volumes, their axial slices with brain, in one window a
     volume, each a subject of its own unless the pattern says otherwise. Raises UserError for what cannot be read or
     differs in size; with skip_bad, unreadable files are counted and left out."""
-    volumes = [path for path in sorted(Path(folder).glob("*")) if is_nifti(path)]
+    volumes = [path for path in sorted(Path(folder).glob("[!.]*")) if is_nifti(path)]
     volumes = [path for path in volumes if bare(stem(path)) == stem(path)]  # no masks
     read, bad = [], []
     for path in volumes or folders.pictures_in(Path(folder)).values():
