@@ -57,6 +57,8 @@ def main(argv):
         args.parts = ["asked"]  # of a mask that the prompt made, no other can be told
     elif "words" not in model.vocabulary.given:
         raise UserError(f"{model.name} was trained without words and without masks; give a run with --words")
+    if model.config.labels != "lesion":
+        raise UserError(f"{model.name}: its --labels are {model.config.labels}; give a run with those of lesions")
     test, judge = load_data(model.config, "test"), load_segmenter()
     said = [descriptions.describe(*of) for of in zip(test.masks == 1, names_of(test), strict=True)]
     held_out = np.flatnonzero([descriptions.held_out(one) for one in said])

@@ -109,7 +109,10 @@ class Bench:
         n = self.args.n_long if way.how.steps and way.how.steps >= LONG else self.args.n
         how = replace(way.how, precision=self.args.precision).complete(way.model, ("mask", "contrast"))
         weights = hashlib.sha256(Path(way.model.name).read_bytes()).hexdigest()[:8]
-        name = f"{weights}-{how.precision}-{way.name}-{how.steps}-{n}".replace(" ", "_")
+        key = hashlib.sha256(repr(how).encode()).hexdigest()[
+            :8
+        ]  # the guidance and the rest are the checkpoint's, or defaults
+        name = f"{weights}-{key}-{how.precision}-{way.name}-{how.steps}-{n}".replace(" ", "_")
         path = self.args.out / f"{name}.npz"
         if not path.exists():
             count = []

@@ -53,6 +53,10 @@ def main(argv):
     model = load_model(args.ckpt)
     if not model.vocabulary.source:
         raise UserError(f"{model.name} was trained without a source; give a run with --source or --segment")
+    if model.config.data != "phantom":
+        raise UserError(f"{model.name} was trained on {model.config.data}; give a run on the embedded data")
+    if args.picture and args.draws < 2:
+        raise UserError(f"--picture shows how draws differ: --draws {args.draws} are too few, give 2 or more")
     test = load_data(model.config, "test")
     truth = test.part(np.arange(args.n))
     print(f"{model.name}, step {model.step}: {args.n} test slices, {args.draws} draws of each, of the source alone")

@@ -8,10 +8,14 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from ddpm import UserError
+from ddpm.runtime.command_line import given_fields, train_parser
+from ddpm.runtime.config import flag, make_config
 
+DECIDED = {"steps", "minutes", "precision", "threads", "device", "out"}  # by the machine, or by the trial
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -22,6 +26,7 @@ def judged(place: Path, flags: list[str], n: int, metrics: tuple[str, ...]) -> d
     Raises UserError, which names the log, if either fails or was stopped.
     """
     run = place / "run"
+    check_same(run, flags)
     if not finished(run):
         saved = any(run.glob("checkpoints/*.pt"))
         start = ["--resume", str(run)] if saved else [*flags, "--out", str(run)]
@@ -36,6 +41,19 @@ def judged(place: Path, flags: list[str], n: int, metrics: tuple[str, ...]) -> d
     losses = [line["val_loss"] for line in lines if "val_loss" in line]
     figures = {row["metric"]: row["samples"] for row in json.loads(report.read_text())["rows"]}
     return {"steps": lines[-1]["step"], "validation loss": losses[-1], **figures}
+
+
+def check_same(run: Path, flags: list[str]) -> None:
+    """Raises UserError if what is there was trained otherwise: flags leave to the defaults what they do not name."""
+    if not (run / "config.json").exists():
+        return
+    there = json.loads((run / "config.json").read_text())
+    args = train_parser().parse_args(flags)
+    wanted = asdict(make_config(args.preset or "laptop", given_fields(args)))
+    for name in wanted.keys() - DECIDED:
+        if there.get(name) != wanted[name]:
+            found = f"{flag(name)} {there.get(name)}, and now it is {wanted[name]}"
+            raise UserError(f"{run}: trained with {found}; remove it, or name another --out")
 
 
 def finished(run: Path) -> bool:

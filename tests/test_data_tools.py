@@ -256,6 +256,7 @@ def test_figures_of_progress_are_a_row_of_masks_then_one_a_step_then_the_real_im
     run = tmp_path / "run"
     (run / "samples").mkdir(parents=True)
     (run / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (run / "config.json").write_text('{"image_size": [64, 64]}')
     cells = np.random.default_rng(0).integers(0, 255, (2, 3, 2 + GRID_SAMPLES, 3, 64, 64), dtype=np.uint8)
     for step, cell in zip((100, 500), cells, strict=True):
         write_png(run / "samples" / f"step_{step:06d}.png", grid(cell))
@@ -263,6 +264,19 @@ def test_figures_of_progress_are_a_row_of_masks_then_one_a_step_then_the_real_im
     assert figures.main(["--run", str(run), "--progress", "100", "500", "--out", str(tmp_path / "figures")]) == 0
     expected = grid(np.stack([cells[0][:, 0], cells[0][:, 2], cells[1][:, 2], cells[0][:, 1]]))
     assert np.array_equal(pixels(tmp_path / "figures" / "progress.png"), expected)
+
+
+@pytest.mark.parametrize("masks, size", [(0, (64, 64)), (1, (96, 64)), (0, (32, 64))])
+def test_figures_of_progress_without_masks_and_of_images_that_are_not_square(masks, size, tmp_path):
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (run / "config.json").write_text(json.dumps({"image_size": size}))
+    cells = np.random.default_rng(0).integers(0, 255, (3, masks + 1 + GRID_SAMPLES, 3, *size), dtype=np.uint8)
+    write_png(run / "samples" / "step_000100.png", grid(cells))
+    assert figures.main(["--run", str(run), "--progress", "100"]) == 0
+    expected = grid(np.stack([cells[:, i] for i in [*range(masks), masks + 1, masks]]))
+    assert np.array_equal(pixels(run / "progress.png"), expected)
 
 
 def test_figures_leave_out_a_line_that_was_cut_off(tmp_path, monkeypatch):

@@ -464,6 +464,8 @@ def test_the_benchmark_of_translation_runs(trained, capsys):
     assert "| most of 2 draws |" in capsys.readouterr().out
 
 
-def test_the_benchmark_of_translation_wants_a_source(ckpt, capsys):
+def test_the_benchmark_of_translation_wants_a_source(ckpt, trained, capsys):
     assert translation.main(["--ckpt", ckpt]) == 2
     assert "without a source" in capsys.readouterr().err
+    assert translation.main(["--ckpt", trained("--segment"), "--draws", "1", "--picture", "p.png"]) == 2
+    assert "--draws 1 are too few" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import evaluate
 import train
 from benchmarks import ablations, sweep, trial
 from ddpm import UserError
+from ddpm.runtime.command_line import given_fields, train_parser
+from ddpm.runtime.config import make_config
 
 SMALL = ["--fixed", "preset=tiny", "image-size=16", "channels=8", "steps=4", "precision=fp32"]
 
@@ -53,7 +56,12 @@ def pretended(monkeypatch):
         called.append((script, *flags))
         flag = dict(zip(flags, flags[1:], strict=False)) | dict(re.findall(r"--([\w-]+)=(\S+)", " ".join(flags)))
         if script == "train.py":
-            leave_run(Path(flag.get("--resume") or flag["--out"]), steps=10, at=10, lr=float(flag.get("lr", 1)))
+            args = train_parser().parse_args([one for one in flags if one != "--resume"] if "--out" in flag else [])
+            given = {name: value for name, value in given_fields(args).items() if name not in ("out", "threads")}
+            run = Path(flag.get("--resume") or flag["--out"])
+            if "--resume" in flag:
+                given = {"lr": json.loads((run / "config.json").read_text())["lr"]}
+            leave_run(run, at=10, **{**given, "steps": 10})
         else:
             lr = json.loads((Path(flag["--ckpt"]) / "config.json").read_text())["lr"]
             figures = {
@@ -69,11 +77,11 @@ def pretended(monkeypatch):
     return called
 
 
-def leave_run(run, steps, at, lr=1.0):
+def leave_run(run, steps, at, **given):
     """A run that is to take `steps` and has taken `at`."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints" / f"step_{at:06d}.pt").touch()
-    (run / "config.json").write_text(json.dumps({"steps": steps, "lr": lr}))
+    (run / "config.json").write_text(json.dumps(asdict(make_config("laptop", {**given, "steps": steps}))))
     (run / "log.jsonl").write_text(f'{{"step": {at}, "loss": 1}}\n{{"step": {at}, "val_loss": 0.5}}\n')
 
 
@@ -105,7 +113,7 @@ def test_a_small_sweep_and_the_same_again(in_this_process, capsys):
 
 def test_what_was_stopped_is_gone_on_with_and_what_is_judged_is_left_alone(pretended):
     run, flags = Path("place/run"), ["--lr=3"]
-    leave_run(run, steps=10, at=5)
+    leave_run(run, steps=10, at=5, lr=3.0)
     trial.judged(Path("place"), flags, 50, ("kid", "mask"))
     resumed, evaluated = pretended
     assert resumed == ("train.py", "--resume", str(run), "--threads", "1")
@@ -123,6 +131,16 @@ def test_a_run_whose_log_is_further_than_its_checkpoint_is_not_finished():
     assert not trial.finished(Path("run")) and not trial.finished(Path("nothing"))
     leave_run(Path("run"), steps=10, at=10)
     assert trial.finished(Path("run"))
+
+
+def test_a_run_of_other_defaults_is_not_taken_for_one_of_todays(pretended):
+    leave_run(Path("place/run"), steps=10, at=10)
+    config = json.loads(Path("place/run/config.json").read_text())
+    for name in ("muon_decay", "foreground_weight"):  # once 0 and 1, and not written at all
+        Path("place/run/config.json").write_text(json.dumps({**config, name: 0.5}))
+        with pytest.raises(UserError, match=f"trained with --{name.replace('_', '-')} 0.5, and now it is"):
+            trial.judged(Path("place"), [], 50, ("kid", "mask"))
+    assert not pretended
 
 
 def test_a_run_that_a_signal_ended_is_not_judged(monkeypatch):
@@ -207,7 +225,7 @@ def test_the_ablations_tell_of_several_seeds(pretended):
     asked = [(*flags, "--minutes", "3", "--seed", seed) for seed in "01" for flags in ((), ("--lr", "2e-3"))]
     assert trained == sorted(asked) and len(pretended) == 8
     lines = Path("results/ablations/table.md").read_text().splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| default | 10 ± 0 | 0.5 ± 0 | 1 ± 0 |")
+    assert len(lines) == 4 and lines[2].startswith("| default | 10 ± 0 | 0.5 ± 0 | 0.005 ± 0 |")
 
 
 # ---------------------------------------------------------------- the grid

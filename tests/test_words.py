@@ -454,3 +454,5 @@ def test_the_benchmark_of_prompts_runs(trained, capsys):  # noqa: F811
 def test_the_benchmark_wants_a_model_of_words_or_of_masks(trained, capsys):  # noqa: F811
     assert prompts.main(["--ckpt", trained("--labels", "none")]) == 2
     assert "without words and without masks" in capsys.readouterr().err
+    assert prompts.main(["--ckpt", trained("--words", "--labels", "none")]) == 2
+    assert "its --labels are none; give a run with those of lesions" in capsys.readouterr().err

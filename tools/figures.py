@@ -13,7 +13,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
-from ddpm.data.images import write_png
+from ddpm.data.images import grid_size, write_png
 from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import one_line_errors
 from ddpm.runtime.run import GRID_SAMPLES, step_of
@@ -39,7 +39,10 @@ def main(argv):
     out.mkdir(parents=True, exist_ok=True)
     if args.progress:
         pictures = [read_grid(run / "samples" / f"step_{step:06d}.png") for step in args.progress]
-        rows = [column(pictures[0], 0), *(column(picture, 2) for picture in pictures), column(pictures[0], 1)]
+        cell = grid_size(1, 1, *json.loads((run / "config.json").read_text())["image_size"])
+        real = pictures[0].shape[1] // cell[1] - 1 - GRID_SAMPLES  # the column after the mask's, if there is that
+        rows = [column(pictures[0], cell, i) for i in range(real)]
+        rows += [column(picture, cell, real + 1) for picture in pictures] + [column(pictures[0], cell, real)]
         write_png(out / "progress.png", np.concatenate(rows))
         print(f"{out}/progress.png, from {run}")
         return
@@ -74,10 +77,10 @@ def read_grid(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def column(grid: np.ndarray, number: int) -> np.ndarray:
-    """Of a grid of mask | real | samples, one column, laid down as a row."""
-    side = grid.shape[1] // (2 + GRID_SAMPLES)
-    return rearrange(grid[:, number * side : (number + 1) * side], "(r h) w c -> h (r w) c", h=side)
+def column(grid: np.ndarray, cell: tuple[int, int], number: int) -> np.ndarray:
+    """Of a grid of [mask |] real | samples, in cells of this height and width, one column, laid down as a row."""
+    height, width = cell
+    return rearrange(grid[:, number * width : (number + 1) * width], "(r h) w c -> h (r w) c", h=height)
 
 
 if __name__ == "__main__":
