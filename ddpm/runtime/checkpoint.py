@@ -142,7 +142,8 @@ def checkpoints_in(place: Path) -> list[Path]:
 def newest(place: str | Path) -> Path:
     """The last whole checkpoint of a run's folder, or, in a folder of runs, of the run that saved last.
 
-    Within a run the step in the name decides, not when the file was written, which copying changes. Damaged ones are passed over, with a line each. Raises UserError if there is none.
+    Within a run the step in the name decides, not when the file was written, which copying changes. Damaged ones are
+    passed over, with a line each. Raises UserError if there is none.
     """
     place = Path(place)
     found = checkpoints_in(place)

@@ -14,9 +14,8 @@ def recognise(request: Request) -> Layout | None:
     splits = [split for split in SPLITS if (request.root / split).is_dir()]
     folders = tuple(f"{split}/images/" for split in splits)
     found = [file for file in request.files if ending(file) in ENDINGS]
-    scans = any(
-        file.lower().endswith(SCANS) for file in request.files
-    )  # beside which a picture may lie, of a report say
+    # Where scans lie as well, a picture elsewhere is a report's, say.
+    scans = any(file.lower().endswith(SCANS) for file in request.files)
     if not {"train", "val"} & set(splits) or not any(not scans or file.startswith(folders) for file in found):
         return None
     items = []
