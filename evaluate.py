@@ -17,6 +17,7 @@ from ddpm.model import load_model
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import Parser, add_sampling_flags, check_range, one_line_errors, pick_device, sampling_of
 from ddpm.runtime.config import flag
+from ddpm.runtime.files import make_folder
 
 FOLDERS_ALONE = ("subject_pattern", "skip_bad")
 SAMPLING = (
@@ -42,19 +43,20 @@ def main(argv):
         raise UserError("; ".join(unanswered) or f"--metrics {' '.join(args.metrics)}: nothing here can be asked that")
     comparison.warnings += [f"not answered: {reason}" for reason in unanswered]
 
-    notice = write_report(Path(args.out), title, rows, comparison)
+    out = make_folder(args.out, "results/evaluation")
+    notice = write_report(Path(out), title, rows, comparison)
     print(table(rows))
     for name, choice in comparison.choices.items():
         print(f"{name}: {choice}")
     for warning in comparison.warnings + [notice] * bool(notice):
         print(f"warning: {warning}")
-    print(f"{args.out}/report.html, report.json; {time.perf_counter() - begun:.0f} s")
+    print(f"{out}/report.html, report.json; {time.perf_counter() - begun:.0f} s")
 
 
 def compare(args) -> tuple[Comparison, str]:
     """What is compared, and what to call it."""
     extractor = make_extractor(args.features, args.inception_weights)  # whatever cannot be read fails before the work
-    rest = args.n, args.seed, extractor, args.out
+    rest = args.n, args.seed, extractor, args.out or "results"
     if args.real:
         distributed.gather(None)
         comparison = from_folders(args.real, args.fake, args.subject_pattern, args.skip_bad, *rest)
@@ -116,7 +118,6 @@ def read_arguments(argv):
         raise UserError(f"--features inception needs --inception-weights FILE: {remedy}")
     if args.inception_weights and args.features != "inception":
         raise UserError("--inception-weights belongs to --features inception")
-    args.out = args.out or f"results/evaluation-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
 

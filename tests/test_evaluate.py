@@ -241,6 +241,20 @@ def test_two_folders_of_one_kind_and_of_two(tmp_path):
     assert "memorisation" not in a
 
 
+def test_a_report_without_a_name_has_a_folder_of_its_own(tmp_path, capsys):
+    command = [
+        "--real",
+        pictures(tmp_path / "real"),
+        "--fake",
+        pictures(tmp_path / "fake", seed=1),
+        "--metrics",
+        "spectrum",
+    ]
+    assert evaluate.main(command) == evaluate.main(command) == 0  # both within a second
+    found = sorted(Path("results").glob("evaluation-*/report.json"))
+    assert len(found) == 2 and all(str(path.parent) in capsys.readouterr().out for path in found[1:])
+
+
 def test_unreadable_files_are_named_counted_and_left_out_only_if_asked(tmp_path, capsys):
     real, fake = pictures(tmp_path / "real"), pictures(tmp_path / "fake", seed=1)
     (tmp_path / "fake" / "000.png").write_bytes(b"")

@@ -131,7 +131,7 @@ def from_model(
     model: Model, how: Sampling, batch_size: int, n: int | None, seed: int, own: Extractor | None, out: str
 ) -> Comparison:
     """Draw n samples for held-out images (None: 1,000, or half of them). own: features other than the judge's. out: where
-    the report will be written, tried before the work.
+    the report will be written, or its folder, tried before the work.
 
     Process 0 alone returns; the others leave when the samples are drawn. Raises UserError for what the data cannot give.
     """
