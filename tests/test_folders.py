@@ -16,6 +16,7 @@ from ddpm import UserError
 from ddpm.data import folders, pictures, store
 from ddpm.data.folders import split_by_subject
 from ddpm.data.layout import Item
+from ddpm.evaluation.comparison import read_folder
 from ddpm.runtime import cache
 from ddpm.runtime.config import Config
 
@@ -161,7 +162,9 @@ def test_hidden_pictures_are_none_to_sample_and_to_compare(tmp_path):
     for name in ("a.png", "b.png"):
         write(tmp_path / "d" / name, noise(1))
     (tmp_path / "d" / "._a.png").write_bytes(b"macOS leaves these")
+    (tmp_path / "d" / "._a.nii.gz").write_bytes(b"and these")
     assert list(folders.pictures_in(tmp_path / "d")) == ["a", "b"]
+    assert len(read_folder(str(tmp_path / "d"), "--real", "", False)) == 2
 
 
 @pytest.mark.parametrize("name", ["schön und größer", "切片 7", "a" * 240, "slice.with.dots", "a'b\"c$(d)"])
@@ -213,19 +216,22 @@ def test_what_is_named_as_a_mask_is_is_no_image(tmp_path, name):
         write(tmp_path / "d" / "a" / f"p{s}.png", noise(s))
     write(tmp_path / "d" / "a" / "unmask_this.png", noise(9))
     write(tmp_path / "d" / name, noise(10))
+    write((tmp_path / "d" / name).with_suffix(".tif"), noise(11))  # of the same name: it keeps its ending
     with pytest.raises(UserError, match=f"{name}: an image that is named as masks are"):
         load(tmp_path / "d", subject_pattern=".+")
     found = [load(tmp_path / "d", split, subject_pattern=".+", skip_bad=True) for split in ("train", "val", "test")]
-    assert sum(map(len, found)) == 9 and name in found[0].index["bad"][0]
+    assert sum(map(len, found)) == 9 and len(found[0].index["bad"]) == 2
 
 
-def test_masks_may_lie_in_a_folder_among_the_pictures(tmp_path):
+def test_masks_may_lie_in_a_folder_among_the_pictures(tmp_path, monkeypatch):
     for s in range(8):
         write(tmp_path / "d" / f"p{s}.png", noise(s))
         write(tmp_path / "d" / "masks" / f"p{s}.png", noise(s, top=2))
-    where = {"masks": str(tmp_path / "d" / "masks"), "subject_pattern": ".+"}
-    found = [load(tmp_path / "d", split, **where) for split in ("train", "val", "test")]
-    assert sum(map(len, found)) == 8 and all(data.masks is not None for data in found)
+    monkeypatch.chdir(tmp_path)
+    for masks in (str(tmp_path / "d" / "masks"), "d/masks"):
+        where = {"masks": masks, "subject_pattern": ".+"}
+        found = [load(tmp_path / "d", split, **where) for split in ("train", "val", "test")]
+        assert sum(map(len, found)) == 8 and all(data.masks is not None for data in found)
 
 
 def test_bad_pictures_at_the_start_do_not_hide_how_deep_the_others_are(tmp_path):

@@ -385,6 +385,14 @@ def test_a_folder_of_a_whole_contrast_is_no_subject(tmp_path, monkeypatch):
     assert sorted(len(set(data.index["subjects"])) for data in found) == [1, 1, 2]
 
 
+def test_nothing_left_is_one_line(tmp_path):
+    for s in range(3):
+        save_nifti(tmp_path / "d" / "images" / f"s{s}.nii.gz", brain(s))
+        save_nifti(tmp_path / "d" / "masks" / f"other{s}.nii.gz", label_volume(s, 9))
+    with pytest.raises(UserError, match="but nothing to use"):
+        load(tmp_path / "d", skip_bad=True)
+
+
 def test_a_picture_beside_volumes_makes_no_folder_of_pictures(tmp_path):
     for s, split in enumerate(("train", "train", "val")):
         save_nifti(tmp_path / "d" / split / f"s{s}" / "t1.nii.gz", brain(s))

@@ -153,6 +153,10 @@ def walk(root: Path, findings: Findings) -> list[str]:
     return found
 
 
+def lies_in(folder: Path | None, path: str) -> bool:
+    return folder is not None and Path(path).absolute().is_relative_to(folder.absolute())
+
+
 def read_small(path: str) -> bytes:
     """A list or table that lies beside the images. Raises ValueError if it is larger than any is, OSError."""
     if os.path.getsize(path) > MAX_TEXT:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm import UserError
 from ddpm.data.images import read_mask, read_pixels
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending, stem, walk
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending, lies_in, stem, walk
 from ddpm.data.volumes import to_grey, window
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -31,6 +31,7 @@ def pair(request: Request, images: Path, masks: Path | None, sources: Path | Non
     paired = request.with_masks and masks is not None and (request.masks is not None or masks.is_dir())
     sourced = request.config.source == "pairs" and sources is not None
     named, labelled, shown = pictures_below(request, images, to_pair=paired or sourced), {}, {}
+    named = {name: path for name, path in named.items() if not lies_in(request.masks, path)}
     if paired:
         labelled = pictures_below(request, masks, to_pair=True)
         no_mask, no_image = f"no mask of that name in {masks}", f"no image of that name in {images}"
@@ -54,9 +55,6 @@ def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, s
         files = [file.removeprefix(below) for file in request.files if file.startswith(below)]
     else:
         files = walk(folder, request.findings)
-    if request.masks and request.masks.is_relative_to(folder) and request.masks != folder:
-        inside = f"{request.masks.relative_to(folder).as_posix()}/"
-        files = [file for file in files if not file.startswith(inside)]
     found: dict[str, str] = {}
     for file in files:
         if ending(file) not in ENDINGS:

@@ -5,7 +5,6 @@ docs/data.md shows what each looks like on disk. To add one: a file here with re
 its row in docs/data.md, and a test.
 """
 
-import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -26,9 +25,11 @@ from ddpm.data.formats import (
     split_folders,
     yes_no,
 )
-from ddpm.data.layout import Item, Layout, Request, ending, stem
+from ddpm.data.layout import Item, Layout, Request, ending
 
-MASK = re.compile(r"(^|[^a-z])(mask|seg|segm|segmentation|label)s?$", re.IGNORECASE)  # a file's or a folder's last word
+MASK = re.compile(
+    r"(^|[^a-z])(mask|seg|segm|segmentation|label)s?(\.\w+)?$", re.IGNORECASE
+)  # a file's or a folder's last word
 
 # fmt: off
 FORMATS = (
@@ -61,7 +62,7 @@ def without_masks(request: Request, items: list[Item]) -> list[Item]:
     """The items, but for those that are named as masks are: these are refused, or they would be learnt as images."""
     kept = []
     for item in items:
-        if any(map(MASK.search, os.path.relpath(stem(item.images[0].removesuffix(".gz")), request.root).split(os.sep))):
+        if any(map(MASK.search, item.name.split("/"))):
             remedy = "name a folder of masks by --masks, see docs/data.md for masks beside images, or move it away"
             request.findings.refuse(f"{item.images[0]}: an image that is named as masks are; {remedy}")
         else:

@@ -10,12 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from ddpm import UserError
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, read_small, split_of, walk
+from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, lies_in, read_small, split_of, walk
 from ddpm.data.scans import read_labels, volume_slices, volumes_below
 from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
@@ -44,18 +43,14 @@ def recognise(request: Request) -> Layout | None:
         where = f"of that name in {folder}" if folder else "(NAME_mask or NAME_seg) beside it"
         request.refuse_lonely(named, masks, f"no mask {where}", "no volume of that name")
     items = [item_of(name, path, masks.get(name), request) for name, path in named.items()]
-    [(folder, most)] = Counter(item.subject for item in items).most_common(1)
-    if most > MOST and not request.config.subject_pattern:
-        remedy = r"name it by --subject-pattern, such as 'IXI\d+' ('^[^/]+' if the first folder is it)"
-        raise UserError(f"{request.root}/{folder}: {most} volumes, more than a subject has. Whose is each? {remedy}")
+    for subject, n in Counter(item.subject for item in items).items():
+        if n > MOST and not request.config.subject_pattern:
+            remedy = r"name it by --subject-pattern, such as 'IXI\d+' ('^[^/]+' if the first folder is it)"
+            raise UserError(f"{request.root}/{subject}: {n} volumes, more than a subject has. Whose is each? {remedy}")
     classes = ("background", *(f"class {i}" for i in range(1, request.config.num_classes))) if masks else ()
     about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
     read = partial(decode, classes=classes, volume=request.config.volume, axis=request.config.axis)
     return Layout(about, items, read, classes, volumes=True)
-
-
-def lies_in(folder: Path | None, path: str) -> bool:
-    return folder is not None and Path(path).absolute().is_relative_to(folder.absolute())
 
 
 def bare(name: str) -> str:

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from ddpm import UserError
+from ddpm.data.formats import dicom
 from ddpm.data.layout import SPLITS, Layout, Request, ending
 from ddpm.data.pictures import ENDINGS, pair, picture_layout
-
-SCANS = (".nii", ".nii.gz", ".dcm", ".ima", ".h5")
+from ddpm.data.volumes import is_nifti
 
 
 def recognise(request: Request) -> Layout | None:
@@ -15,7 +15,7 @@ def recognise(request: Request) -> Layout | None:
     folders = tuple(f"{split}/images/" for split in splits)
     found = [file for file in request.files if ending(file) in ENDINGS]
     # Where scans lie as well, a picture elsewhere is a report's, say.
-    scans = any(file.lower().endswith(SCANS) for file in request.files)
+    scans = any(is_nifti(file) or ending(file) in (*dicom.ENDINGS, ".h5") for file in request.files)
     if not {"train", "val"} & set(splits) or not any(not scans or file.startswith(folders) for file in found):
         return None
     items = []
