@@ -105,7 +105,8 @@ def main(argv):
             slices = np.stack([stack.to_file(frames[0][name, k]) for name in asked.names])
             stack.write(out / f"{stack.stem}_{k}.nii.gz", slices)
         print(f"{args.n} volume(s) {stack.stem}_k.nii.gz on the grid of {args.mask}, 0 is black, 255 white")
-    print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''} in {out}")
+    cut = f" (the first {OVERVIEW})" if not asked.stack and max(asked.n, len(asked.names)) > OVERVIEW else ""
+    print(f"{len(frames[0])} images, grid.png{' and film.gif' if args.film else ''}{cut} in {out}")
 
 
 def read_arguments(argv):

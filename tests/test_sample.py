@@ -113,13 +113,17 @@ def test_film(ckpt, tmp_path):
     assert film.size == (3 * 130, 130)
 
 
-def test_the_overview_shows_as_many_as_a_picture_can_hold(ckpt, tmp_path, monkeypatch):
+def test_the_overview_shows_as_many_as_a_picture_can_hold(ckpt, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sample, "OVERVIEW", 3)
     (tmp_path / "masks").mkdir()
     for k in range(4):
         write_mask(tmp_path / "masks" / f"{k}.png")
     draw(ckpt, "--mask", str(tmp_path / "masks"), "--n", "4", "--out", "o")
-    assert Image.open("o/grid.png").size == ((1 + 3) * 130, 3 * 130) and len(list(Path("o").glob("?_?.png"))) == 16
+    assert (
+        Image.open("o/grid.png").size == ((1 + 3) * 130, 3 * 130)
+        and "grid.png (the first 3) in o" in capsys.readouterr().out
+    )
+    assert len(list(Path("o").glob("?_?.png"))) == 16
 
 
 def test_a_mask_of_another_size_is_resized_with_a_notice(ckpt, tmp_path, capsys):
