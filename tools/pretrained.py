@@ -44,27 +44,17 @@ def main(argv):
     args = parser.parse_args(argv)
     args.out = args.out or checkpoint.find(args.model)
     check_writable(str(args.out.parent))  # before the work
-    if args.run:
-        newest = trained(["--resume", str(args.run)], args.run)
-    else:
-        run = Path("results") / args.model
-        started = any(run.glob("checkpoints/*.pt"))
-        flags = ["--resume", str(run)] if started else [*FLAGS[args.model].split(), "--out", str(run)]
-        newest = trained(flags, run)
-    pack(newest, args.out)
-    content = args.out.read_bytes()
-    print(f"{args.out}: {len(content) / 1e6:.1f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
-
-
-def trained(flags: list[str], run: Path) -> Path:
-    """The last checkpoint of the run, once train.py with these flags has brought it to its end. Raises UserError."""
-    if train.main(flags):
+    run = args.run or Path("results") / args.model
+    there = args.run or any(run.glob("checkpoints/*.pt"))
+    if train.main(["--resume", str(run)] if there else [*FLAGS[args.model].split(), "--out", str(run)]):
         raise SystemExit(2)  # it has said why
     newest = checkpoint.newest(run)
     loaded = checkpoint.load(newest)
     if loaded["step"] < loaded["config"].steps:
         raise UserError(f"{newest}: stopped before its end, step {loaded['config'].steps}; the same command goes on")
-    return newest
+    pack(newest, args.out)
+    content = args.out.read_bytes()
+    print(f"{args.out}: {len(content) / 1e6:.1f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
 
 
 def pack(path: Path, out: Path) -> None:
