@@ -111,7 +111,7 @@ class Bench:
         weights = hashlib.sha256(Path(way.model.name).read_bytes()).hexdigest()[:8]
         key = hashlib.sha256(repr(how).encode()).hexdigest()[
             :8
-        ]  # the guidance and the rest are the checkpoint's, or defaults
+        ]  # guidance and the rest, of the checkpoint or by default
         name = f"{weights}-{key}-{how.precision}-{way.name}-{how.steps}-{n}".replace(" ", "_")
         path = self.args.out / f"{name}.npz"
         if not path.exists():

@@ -78,8 +78,8 @@ def read_asked(args, model: Model) -> Asked:
     if drafted:
         wanted["contrast"] = args.contrast or said_contrast(args.prompt)
     sources = read_sources(args.source, model)
-    n, values = (1, max(args.n, len(sources))) if drafted else (args.n, args.n)  # a drawn mask is a name of its own
-    labels = {name: label_values(name, value, model, values) for name, value in wanted.items()}
+    n, needed = (1, max(args.n, len(sources))) if drafted else (args.n, args.n)  # a drawn mask is a name of its own
+    labels = {name: label_values(name, value, model, needed) for name, value in wanted.items()}
     masks, stack = (draft_masks(args, model), None) if drafted else read_masks(args.mask, model)
     masks, sources = by_common_names(masks, sources)
     names = tuple(masks or sources or ("unconditional",))

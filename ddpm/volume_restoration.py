@@ -52,6 +52,7 @@ def run(args, model: Model, how: Sampling) -> None:
         new = read_region(args.region, stack, volume, affine)
         todo = np.flatnonzero(new[:, stack.looked_at()].any(axis=1))
     measured = measure(args, stack, ((scan[todo] - low) / (high - low)).clip(0, 1), new[todo])
+    # What noise of this size does not explain is brain, and would be cut to black.
     if args.mode == "denoise" and below > 3 * measured.sigma * high:
         found = f"1 % of its values are under {-below:g}, too far down for noise of {measured.sigma:.1%} of {high:g}"
         raise UserError(f"{args.restore}: {found} on a black of 0; shift it until air is 0, or give another --noise")
