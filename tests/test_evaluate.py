@@ -493,10 +493,26 @@ def test_each_distance_compares_samples_with_the_reference_and_so_with_the_stand
         assert (row.samples, row.real) == pytest.approx(expected[name]), name
         assert row.margin > 0, name  # also of KID, where a subset is all of the samples
     assert c.fid_line.fid_infinity == expected["FID, extrapolated"][0]
-    grey = questions.spectrum(c)[1]
+    _, grey, spread = questions.spectrum(c)
     shares = [intensity_histogram(images).mean(0) for images in levels]
     assert grey.samples == pytest.approx(histogram_distance(shares[0], shares[2]))
     assert grey.real == pytest.approx(histogram_distance(shares[1], shares[2]))
+    deviations = [100 * (images >= 26).mean((1, 2, 3)).std() for images in levels]
+    assert (spread.samples, spread.real) == pytest.approx(
+        (deviations[0] - deviations[2], deviations[1] - deviations[2])
+    )
+
+
+def test_the_spread_of_the_foreground_is_of_sizes_whatever_their_grey():
+    """Heads that are half as different in size as real ones have half of their deviation."""
+    sizes = np.random.default_rng(0).integers(20, 61, 300)
+    heads, narrow = (
+        100 * (np.arange(64) < s[:, None]).reshape(-1, 1, 8, 8).astype(np.uint8) for s in (sizes, 20 + sizes // 2)
+    )
+    [*_, row] = questions.spectrum(compare(2 * narrow[:150], bare(heads), np.arange(150), np.arange(150, 300)))
+    deviation = 100 / 64 * sizes[150:].std()
+    assert row.samples == pytest.approx(-deviation / 2, rel=0.2) and abs(row.real) < 0.2 * deviation
+    assert 0 < row.margin < 0.3 * deviation and f"of real images {deviation:.2f}" in row.note
 
 
 def test_memorisation_judges_samples_as_samples_and_real_images_as_real_ones():

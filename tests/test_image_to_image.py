@@ -436,9 +436,10 @@ def test_evaluate_asks_a_translation_for_closeness_and_a_segmentation_for_nothin
     kinds = ["--metrics", "paired", "spectrum"]
     assert evaluate.main(["--ckpt", trained("--source", "coarse"), *flags, *kinds, "--out", "a"]) == 0
     metrics = [row["metric"] for row in json.loads(Path("a/report.json").read_text())["rows"]]
-    assert metrics[:3] == [
+    assert metrics[:4] == [
         "power spectrum, difference [dB]",
         "grey levels, distance [of 255]",
+        "spread of the foreground, difference [% of an image]",
         "PSNR to the paired truth [dB]",
     ]
     assert evaluate.main(["--ckpt", trained("--segment"), *flags, "--out", "b"]) == 0

@@ -11,6 +11,7 @@ from ddpm import UserError
 from ddpm.metrics import spectrum
 from ddpm.metrics.spectrum import (
     ROUNDING_NOISE,
+    foreground,
     histogram_distance,
     intensity_histogram,
     radial_power_spectrum,
@@ -123,6 +124,11 @@ def test_histogram_counts_levels():
     assert density.shape == (2, 256) and density.sum(axis=1) == pytest.approx(1)
     assert density[0, [0, 7, 255]] == pytest.approx([2 / 6, 1 / 6, 3 / 6])
     assert density[1, [0, 7, 255]] == pytest.approx([3 / 6, 0, 3 / 6])
+
+
+def test_the_foreground_is_what_is_brighter_than_the_noise_in_air():
+    images = np.array([[[0, 25, 26, 255]], [[0, 25, 25, 200]], [[30, 40, 50, 60]]], np.uint8)
+    assert foreground(intensity_histogram(images)).tolist() == [0.5, 0.25, 1]
 
 
 @settings(max_examples=40, deadline=None)

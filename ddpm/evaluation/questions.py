@@ -28,7 +28,7 @@ from ddpm.metrics.manifold import precision_recall_density_coverage
 from ddpm.metrics.margin import margin
 from ddpm.metrics.paired import dice, psnr, ssim
 from ddpm.metrics.segmenter import train_segmenter
-from ddpm.metrics.spectrum import histogram_distance, spectrum_difference_db
+from ddpm.metrics.spectrum import foreground, histogram_distance, spectrum_difference_db
 from ddpm.metrics.two_sample import two_sample_test
 from ddpm.reverse import denoiser
 from ddpm.seeds import generator, torch_seed
@@ -148,7 +148,7 @@ def inception(c: Comparison) -> list[Row]:
 
 
 def spectrum(c: Comparison) -> list[Row]:
-    """Fineness of detail (power at each spatial frequency), and grey levels."""
+    """Fineness of detail (power at each spatial frequency), grey levels, and whether the size of what is shown varies."""
     frequencies = c.spectra.reference[0]
     powers = Sides(*(power for _, power in c.spectra))
 
@@ -161,7 +161,14 @@ def spectrum(c: Comparison) -> list[Row]:
     note = "too smooth or too rough, whatever the anatomy"
     rows = [compared(c, "power spectrum, difference [dB]", decibels, powers, "0", note)]
     note = "Wasserstein-1 distance of the intensity histograms"
-    return [*rows, compared(c, "grey levels, distance [of 255]", levels, c.grey_levels, "0", note)]
+    rows.append(compared(c, "grey levels, distance [of 255]", levels, c.grey_levels, "0", note))
+
+    areas = Sides(*(100 * foreground(levels) for levels in c.grey_levels))
+    deviation = f"standard deviation {areas.samples.std():.2f}, of real images {areas.reference.std():.2f}"
+    note = f"of the pixels that are not air, {deviation}; below 0: too few small heads and large ones"
+    metric = "spread of the foreground, difference [% of an image]"
+    rows.append(compared(c, metric, lambda a, b: a.std() - b.std(), areas, "0", note))
+    return rows
 
 
 def memorisation(c: Comparison) -> list[Row]:
@@ -308,7 +315,7 @@ QUESTIONS = {
     "fid": Question(fid, "Frechet distance, and its limit for infinitely many samples"),
     "manifold": Question(manifold, "precision, recall, density, coverage"),
     "inception-score": Question(inception, "the Inception Score (with --features inception)"),
-    "spectrum": Question(spectrum, "power spectrum and grey levels"),
+    "spectrum": Question(spectrum, "power spectrum, grey levels, spread of the foreground"),
     "memorisation": Question(memorisation, "nearest training images (with --ckpt)", "model"),
     "mask": Question(condition_fidelity, "does the image obey the mask, and the contrast? (with --ckpt)", "model"),
     "paired": Question(paired_truth, "closeness to the truth that a source belongs to (with --ckpt)", "model"),
