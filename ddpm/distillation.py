@@ -1,9 +1,9 @@
 """Many steps into few: progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, section 3), of a teacher that is
 guided (Meng et al. 2023, arXiv:2210.03142).
 
-Without noise, the reverse process is the path of an ordinary differential equation. In the angle p, with
-cos p = sqrt(alpha_bar_t) and sin p = sqrt(1 - alpha_bar_t), Ho's Eq. 4 reads x_t = cos(p) x_0 + sin(p) eps, and its derivative
-by p is v. A step of DDIM from p to p - d goes along a circle:
+Without noise, the reverse process follows the probability-flow ODE (Song et al. 2021, arXiv:2011.13456). In the angle p,
+with cos p = sqrt(alpha_bar_t) and sin p = sqrt(1 - alpha_bar_t), Ho's Eq. 4 reads x_t = cos(p) x_0 + sin(p) eps, and its
+derivative by p is v. A step of DDIM from p to p - d goes along a circle:
 
     x_s = cos(d) x_t - sin(d) v_hat
 

@@ -87,8 +87,8 @@ def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0, few: tuple[i
     """n times from 1 .. T, one from each n-th of their distribution, in random order; (n,) int64.
 
     std 0 is uniform, as in Algorithm 1, line 3. Else t / T = u has logit(u) ~ N(mean, std^2), as in Esser et al. 2024,
-    arXiv:2403.03206, section 3.1: with the cosine schedule logit(u) is nearly -1/2 log SNR, so it is the log-normal
-    distribution of noise of Karras et al. 2022. Spreading the batch over the distribution only lowers the variance of
+    arXiv:2403.03206, section 3.1: with the cosine schedule -1/2 log SNR is about 0.83 logit(u), so noise over signal is
+    nearly log-normal, as in Karras et al. 2022. Spreading the batch over the distribution only lowers the variance of
     the batch's mean (stratified sampling; compare Kingma et al. 2021, arXiv:2107.00630).
     few: draw from these times alone, each as often (Fast-DDPM, Jiang et al. 2025, arXiv:2405.14802).
     """

@@ -25,7 +25,7 @@ from ddpm.forward import q_sample
 from ddpm.reverse import ddim
 from ddpm.schedule import Schedule
 
-PHASE_SPREAD = 2.5  # radian: the deviation of what is unknown of a phase, by `polynomials`
+PHASE_SPREAD = 2.5  # radian: the standard deviation of what is unknown of a phase, by `polynomials`
 ERRORS_GATHER = 50.0  # errors of x_0_hat are not white but gather in low frequencies, where a phase is found
 
 # ---------------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ class Operator:
         return self.lower(lifted)
 
     def refined(self, image: Tensor, y: Tensor, error: float) -> "Operator":
-        """A, as well as it is known if y was measured of this image (B, 1, H, W), but for an error of that deviation."""
+        """A, as well as it is known if y was measured of this image (B, 1, H, W), but for an error of that standard deviation."""
         return self
 
     def apply(self, x: Tensor) -> Tensor:
@@ -205,9 +205,10 @@ def restore(
 
     predict_x_0, x_T, times and noise are as for the samplers of reverse.py; times may go back up (`resampled_times`).
     zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, Eq. 15). strength: DiffPIR's lambda: larger
-    trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / s^2 +
-    1 / v), s^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk is exact. With v = inf, as in the
-    papers, r^2 = s^2 is too large where s is, and the measurement counts for too much (and alpha_bar_T may not be 0).
+    trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / n^2 +
+    1 / v), n^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk ends around the right mean, and
+    with draws and zeta = 1 it draws from the posterior (of k-space nearly). With v = inf, as in the papers, r^2 = n^2 is
+    too large where n is, and the measurement counts for too much (and alpha_bar_T may not be 0).
     What is not known of the operator, a phase, is found on the way: the better the image is known, the better that is.
     """
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
@@ -236,7 +237,7 @@ def denoise(predict_x_0, schedule: Schedule, y: Tensor, sigma: float) -> Tensor:
     """The image behind y = image + N(0, sigma^2 I), both in [0, 1]: the posterior mean, in one call.
 
     A noisy image is an x_t that lacks its factor: with sqrt(1 - alpha_bar_t) / sqrt(alpha_bar_t) = 2 sigma (the network's
-    images span 2), x_t = sqrt(alpha_bar_t) (2 y - 1) is one (Hu et al. 2022, arXiv:2205.12650).
+    images span 2), x_t = sqrt(alpha_bar_t) (2 y - 1) is one (after Hu et al. 2022, arXiv:2201.11760).
     """
     t = nearest_time(schedule, 2 * sigma)
     return (predict_x_0(schedule.alpha_bar[t].sqrt().item() * (2 * y - 1), t) + 1) / 2
@@ -272,7 +273,8 @@ def heal(predict_x_0, schedule: Schedule, image: Tensor, times: list[int], noise
 
 
 def resampled_times(times: list[int], jump: int, repeats: int) -> list[int]:
-    """Each stretch of `jump` steps of a walk taken `repeats` times, going back up in between (RePaint, section 4.2)."""
+    """Each stretch of `jump` steps of a walk taken `repeats` times, going back up in between (RePaint, section 4.2); the one
+    that ends at t = 0 once, as there is no going back up from an image."""
     walk, down = times[:1], times[1:]
     for start in range(0, len(down), jump):
         stretch = down[start : start + jump]
@@ -291,8 +293,8 @@ def predictor_corrector(
     y: Tensor,
     snr: float = 0.16,
 ) -> Iterator[Tensor]:
-    """Score-MRI (Chung & Ye 2022, arXiv:2110.05243, Algorithm 2), in the variance-preserving form: a step of Algorithm 2
-    and a Langevin step at each time, and after each of them the measurement, as noisy as x_t is, in the place of what was
+    """Score-MRI (Chung & Ye 2022, arXiv:2110.05243, Algorithm 2), in the variance-preserving form: an ancestral
+    step and a Langevin step at each time, and after each of them the measurement, as noisy as x_t is, in the place of what was
     drawn. Two calls of the network a time; for noise-free measurements. Yields the estimate of the image in [0, 1]."""
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
 
@@ -366,7 +368,7 @@ def smooth_phase(height: int, width: int, generator: torch.Generator) -> Tensor:
 @functools.cache
 def polynomials(height: int, width: int, degree: int = 7) -> tuple[Tensor, Tensor]:
     """(N, H, W): the polynomials of two variables up to that degree (36 up to the seventh), orthogonal on the pixels, of mean
-    square 1; and (N,) the deviation of their coefficients in a phase [radian], which falls with the degree: phases are smooth."""
+    square 1; and (N,) the standard deviation of their coefficients in a phase [radian]: smaller for high degrees, as phases are smooth."""
     v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     powers = [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
     columns = torch.stack([u.double() ** i * v.double() ** j for i, j in powers]).flatten(1).T

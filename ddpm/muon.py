@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MOMENTUM = 0.95
-# s <- a s + b s^3 + c s^5 brings singular values from 0.003 to 1 to 1 +- 0.3 in five rounds; a is the slope at 0.
+# s <- a s + b s^3 + c s^5 brings singular values of 0.003 to 1 to 0.68 .. 1.20 in five rounds; a is the slope at 0.
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
 

@@ -59,10 +59,10 @@ def denoiser(
 def ancestral(
     predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int], noise, variance: str = "beta_tilde"
 ) -> Iterator[Tensor]:
-    """Algorithm 2. With x_0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_bar_t), its line 4
-    is the posterior mean of Eq. 7 at x_0_hat; written this way, x_0_hat can be clipped first.
+    """Algorithm 2. With x_0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_bar_t), the mean in its
+    line 4 is that of Eq. 7 at x_0_hat; written this way, x_0_hat can be clipped first.
 
-    times: T = t_1 > ... > 0; noise(): a fresh z ~ N(0, I) shaped like x_T.
+    times: falling, from T to 0, both included; noise(): a fresh z ~ N(0, I) shaped like x_T.
     variance: sigma^2, "beta_tilde" (exact if the data is one point) or "beta" (exact if it is N(0, I));
     see section 3.2. Over a skipped range, beta_t is 1 - alpha_bar_t / alpha_bar_s.
     """
@@ -97,11 +97,11 @@ def ddim(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int], noise, 
 
 
 def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -> Iterator[Tensor]:
-    """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, Algorithm 2, for the noise-free ODE.
+    """DPM-Solver++(2M), Lu et al. 2022, arXiv:2211.01095, Algorithm 2, for the probability-flow ODE.
 
     In lambda (half the log SNR) the ODE's solution is an exponentially weighted integral of x_0_hat. It is held at D, half
     way along the step on a line through the last two x_0_hat. The first step has only one, and is DDIM's.
-    Give it `log_snr_times`: on uniform steps in t the second order is no gain. At the end, t = 0, lambda is infinite.
+    Give it `log_snr_times`: uniform steps in t gain less by the second order. At the end, t = 0, lambda is infinite.
     There the line is one in exp(-lambda), noise over signal, at 0: the exact solution where x_0_hat is such a line.
     x_0_hat itself is the mean of the images that x_t may come from: details as faint as the noise left would fade.
     """

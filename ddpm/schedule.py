@@ -23,7 +23,7 @@ class Schedule:
     """beta_t, alpha_t = 1 - beta_t and alpha_bar_t = prod_{s<=t} alpha_s, each (T+1, 1, 1, 1) float64.
 
     The shape lets `alpha_bar[t]` broadcast against images (B, C, H, W) for times t (B,).
-    In every method a time is a (B,) integer tensor on the CPU, or one Python int for the whole batch.
+    A time is a (B,) integer tensor on the CPU, or (in `posterior` always) one Python int for the whole batch.
     """
 
     beta: Tensor
@@ -110,7 +110,7 @@ class Schedule:
 def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> Schedule:
     """The schedule of `kind` ("linear", "cosine" or "sigmoid") with T steps.
 
-    linear   Ho et al. 2020: beta from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T for other T.
+    linear   Ho et al. 2020: beta from 1e-4 to 0.02, T = 1000; for other T times 1000 / T (Nichol & Dhariwal's code).
     cosine   Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.
     sigmoid  Jabri et al. 2022, arXiv:2212.11972, with start -3, end 3, tau 1.
 

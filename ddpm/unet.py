@@ -2,7 +2,7 @@
 
 A U-Net halves the image level by level and comes back up, taking along what it saw at each size.
 Residual blocks do the work, the time t enters each of them, and self-attention on the small
-levels lets distant places agree. The condition enters twice: a mask and a source image beside x_t, as extra input
+levels lets distant places agree. The condition enters in two places: a mask and a source image beside x_t, as extra input
 channels, and labels and words with the time.
 """
 

@@ -203,7 +203,8 @@ PRESETS: dict[str, dict] = {
         log_every=10, save_every=20, sample_every=20,
     ),
     # Ho et al. 2020, appendix B: the CIFAR-10 network, schedule, objective, batch, rate and averaging. It differs in
-    # that images have one channel (theirs: three) and that the learning rate decays. For one GPU; not yet run in full.
+    # that images have one channel (theirs: three), the learning rate decays, the average is warmed up and a batch's times
+    # are spread evenly. For one GPU; not yet run in full.
     "ho": dict(
         image_size=[32, 32], channels=128, mults=[1, 2, 2, 2], blocks=2, attention=[1], patch=1, dropout=0.1,
         lean=False, schedule="linear", objective="eps", time_std=0.0, foreground_weight=1.0,
