@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm.conditions import Condition
-from ddpm.schedule import Schedule
+from ddpm.schedule import OBJECTIVES, Schedule
 
 
 def q_sample(schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -30,6 +30,7 @@ def training_target(schedule: Schedule, objective: str, x_0: Tensor, t: Tensor, 
             return x_0
         case "v":
             return schedule.v_from(x_0, eps, t)
+    raise ValueError(f"objective {objective!r} is none of {OBJECTIVES}")
 
 
 def denoising_loss(
@@ -81,6 +82,7 @@ def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma:
             return snr.clamp(max=gamma) / (snr + 1)
         case "min-snr", "eps":
             return gamma / snr.clamp(min=gamma)  # min(SNR, gamma) / SNR, written so that it stays 1 where SNR = 0
+    raise ValueError(f"no weight {kind!r} is known for objective {objective!r}")
 
 
 def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0, few: tuple[int, ...] = ()) -> Tensor:

@@ -60,7 +60,7 @@ class Operator:
         return self.lower(lifted)
 
     def refined(self, image: Tensor, y: Tensor, error: float) -> "Operator":
-        """A, as well as it is known if y was measured of this image (B, 1, H, W), but for an error of that standard deviation."""
+        """A, as well as it is known if y was measured of this image (B, 1, H, W) but for errors of that standard deviation."""
         return self
 
     def apply(self, x: Tensor) -> Tensor:
@@ -368,7 +368,7 @@ def smooth_phase(height: int, width: int, generator: torch.Generator) -> Tensor:
 @functools.cache
 def polynomials(height: int, width: int, degree: int = 7) -> tuple[Tensor, Tensor]:
     """(N, H, W): the polynomials of two variables up to that degree (36 up to the seventh), orthogonal on the pixels, of mean
-    square 1; and (N,) the standard deviation of their coefficients in a phase [radian]: smaller for high degrees, as phases are smooth."""
+    square 1; and (N,) the standard deviation of their coefficients in a phase [radian], less for higher degrees: phases are smooth."""
     v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     powers = [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
     columns = torch.stack([u.double() ** i * v.double() ** j for i, j in powers]).flatten(1).T

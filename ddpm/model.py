@@ -27,7 +27,7 @@ from ddpm.conditions import Condition, Vocabulary, flag_of
 from ddpm.reverse import STEPS, denoiser, times_for, trajectory
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
-from ddpm.schedule import Schedule, make_schedule
+from ddpm.schedule import Schedule
 from ddpm.unet import UNet
 
 # For which t / T to guide unless asked otherwise: docs/ablations.md says why. (Kynkaanniemi et al. cut high noise too.)
@@ -80,7 +80,7 @@ def load_model(path: str | Path | None = None, weights: str = "ema", device: str
     except RuntimeError:
         raise UserError(f"{path}: its weights do not fit its own configuration; the file was altered") from None
     unet = unet.eval().requires_grad_(False).to(device)
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    schedule = config.make_schedule()
     return Model(config, vocabulary, schedule, unet, str(path), loaded["step"])
 
 

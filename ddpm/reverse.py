@@ -145,7 +145,12 @@ def trajectory(
 
 def times_for(sampler: str, schedule: Schedule, steps: int) -> list[int]:
     """The times that suit a sampler, so many steps from near T down to 0 (at most, of dpm-solver)."""
-    return log_snr_times(schedule, steps) if sampler == "dpm-solver" else uniform_times(schedule.T, steps)
+    match sampler:
+        case "ancestral" | "ddim":
+            return uniform_times(schedule.T, steps)
+        case "dpm-solver":
+            return log_snr_times(schedule, steps)
+    raise ValueError(f"sampler {sampler!r} is none of {SAMPLERS}")
 
 
 def uniform_times(T: int, n: int) -> list[int]:

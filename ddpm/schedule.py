@@ -86,6 +86,7 @@ class Schedule:
                 return a * x_t - s * output
             case "x_0":
                 return output
+        raise ValueError(f"objective {objective!r} is none of {OBJECTIVES}")
 
     def eps_from(self, x_0: Tensor, x_t: Tensor, t) -> Tensor:
         """The noise that leads from x_0 to x_t (Eq. 4 solved for eps); needs t >= 1."""
@@ -108,7 +109,7 @@ class Schedule:
 
 
 def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> Schedule:
-    """The schedule of `kind` ("linear", "cosine" or "sigmoid") with T steps.
+    """The schedule of `kind`, one of SCHEDULES, with T steps.
 
     linear   Ho et al. 2020: beta from 1e-4 to 0.02, T = 1000; for other T times 1000 / T (Nichol & Dhariwal's code).
     cosine   Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.

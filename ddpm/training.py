@@ -22,7 +22,7 @@ from ddpm.model import Model, make_unet
 from ddpm.muon import Muon
 from ddpm.runtime import distributed
 from ddpm.runtime.config import Config
-from ddpm.schedule import Schedule, make_schedule
+from ddpm.schedule import Schedule
 from ddpm.seeds import generator, torch_seed
 from ddpm.unet import UNet
 
@@ -47,7 +47,7 @@ def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) 
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
     if config.compile:
         unet.compile()
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    schedule = config.make_schedule()
     return Training(config, schedule, unet, ema, make_optimizers(unet, config), device)
 
 

@@ -19,7 +19,7 @@ from ddpm.model import Model, Sampling, draw, load_model, make_unet
 from ddpm.reverse import SAMPLERS
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import make_config
-from ddpm.schedule import make_schedule
+from ddpm.schedule import OBJECTIVES
 from tools import export
 
 ROOT = Path(export.__file__).parents[1]
@@ -34,7 +34,7 @@ def shaken_model(vocabulary, **given) -> Model:
     unet = make_unet(config, vocabulary).eval().requires_grad_(False)
     for weight in unet.parameters():
         weight += 0.1 * torch.randn(weight.shape)
-    schedule = make_schedule(config.schedule, config.timesteps, config.zero_terminal_snr)
+    schedule = config.make_schedule()
     return Model(config, vocabulary, schedule, unet)
 
 
@@ -62,7 +62,7 @@ def test_the_example_of_the_docs_draws_our_images_without_torch(sampler, ckpt, t
         assert theirs.std() > 5 and np.abs(theirs - image[0]).max() <= 1
 
 
-@pytest.mark.parametrize("objective", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_says_how_x_0_hat_comes_from_the_output(objective):
     model = shaken_model(Vocabulary(), objective=objective)
     x_t, output = torch.randn(2, 1, 1, 8, 8, dtype=torch.float64)

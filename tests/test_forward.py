@@ -148,7 +148,17 @@ def test_min_snr_makes_the_three_objectives_one_loss():
         target = training_target(schedule, objective, x_0, t, eps)
         error = (answers[objective] - target).square().mean(dim=(1, 2, 3))
         weighted.append(loss_weight(schedule, "min-snr", objective, t) * error)
-    assert torch.allclose(weighted[0], weighted[1], rtol=1e-6) and torch.allclose(weighted[0], weighted[2], rtol=1e-6)
+    assert all(torch.allclose(weighted[0], other, rtol=1e-6) for other in weighted[1:])
+
+
+def test_what_is_no_objective_is_refused():
+    schedule, t, x = make_schedule("cosine"), torch.tensor([5]), torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="none of"):
+        training_target(schedule, "F", x, t, x)
+    with pytest.raises(ValueError, match="none of"):
+        schedule.x_0_from("F", x, x, t)
+    with pytest.raises(ValueError, match="no weight 'min-snr'"):
+        loss_weight(schedule, "min-snr", "F", t)
 
 
 def test_min_snr_survives_a_zero_terminal_snr():

@@ -19,7 +19,7 @@ from ddpm import UserError
 from ddpm.conditions import Condition
 from ddpm.likelihood import bits_per_dim, decoder_log_probability, kl_normal, stratified_times
 from ddpm.reverse import denoiser
-from ddpm.schedule import make_schedule
+from ddpm.schedule import OBJECTIVES, make_schedule
 
 LINEAR = make_schedule("linear")
 SHORT = make_schedule("linear", 30)
@@ -228,7 +228,7 @@ def test_float32_images_are_taken_as_the_grey_levels_they_are():
     assert torch.allclose(rounded.terms, exact.terms, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["eps", "v", "x_0"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_network_is_asked_through_its_denoiser(objective):
     """A network that answers perfectly leaves nothing but the decoder's grain and the prior."""
     x_0 = every_level().float()

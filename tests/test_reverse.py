@@ -255,6 +255,18 @@ def test_a_trajectory_is_the_walk_of_its_sampler():
             assert all(torch.equal(mine, other) for mine, other in zip(path, walk, strict=True))
     with pytest.raises(ValueError, match="none of"):
         trajectory("euler", oracle, LINEAR, x_T, times, lambda: z)
+    with pytest.raises(ValueError, match="none of"):
+        times_for("euler", LINEAR, 10)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_begin_from_pure_noise(sampler, kind):
+    """With a zero terminal SNR x_T holds no signal: nothing may be divided by sqrt(alpha_bar_T) = 0."""
+    schedule, x_T = make_schedule(kind, zero_terminal_snr=True), torch.randn(1, 1, 64, 64, dtype=torch.float64)
+    for times in (uniform_times(1000, 200), times_for(sampler, schedule, 200)):
+        walk = trajectory(sampler, gaussian_oracle(schedule, 0.25), schedule, x_T, times, lambda: torch.randn_like(x_T))
+        assert last(walk).var().item() == pytest.approx(0.25, rel=0.15)
 
 
 # Guidance (Ho & Salimans 2022)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
 
-# alpha_bar at t = 1, 501, 901, 1000 and beta_1000 for T = 1000, computed apart from this code in float64.
+# alpha_bar at t = 1, 501, 901, 1000 and beta_1000 for T = 1000. No paper prints them: they were computed apart from this
+# code, in float64, from the published formulas.
 PUBLISHED = {
     "linear": (0.9999, 0.0777966584, 2.7024452e-4, 4.0358298e-5, 0.02),
     "cosine": (0.9999587158, 0.4922851724, 0.0236161088, 2.4287669e-9, 0.999),

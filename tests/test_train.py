@@ -28,7 +28,7 @@ from ddpm.runtime.command_line import one_line_errors
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
 from ddpm.runtime.files import make_folder
 from ddpm.runtime.run import Run
-from ddpm.schedule import make_schedule
+from ddpm.schedule import OBJECTIVES, make_schedule
 from ddpm.training import training_step
 from ddpm.unet import UNet
 from tools.soak import same
@@ -335,7 +335,7 @@ def test_the_weight_of_the_foreground_changes_the_gradient(tiny_run, tmp_path):
     assert (weighted - plain).norm() > 0.1 * plain.norm()
 
 
-@pytest.mark.parametrize("objective", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_min_snr_weighs_by_the_objective_and_the_gamma_asked_for(objective, tiny_run, tmp_path, monkeypatch):
     asked = dict(objective=objective, gamma=0.7, clip=1e9)
     ours = moments_after_one_step(tiny_run, tmp_path / "ours", loss_weight="min-snr", **asked)

@@ -168,7 +168,7 @@ def walk(model: Model, sampling: Sampling) -> dict:
 def multipliers_of(sampling: Sampling, schedule: Schedule) -> list[list[float]]:
     """For each step of the sampler, the multipliers of x_t, x_0_hat, the x_0_hat before and the noise.
 
-    Every sampler is linear in the four. So they are read off the sampler itself: it walks over an image of random
+    Every sampler is linear in the four, and asks the network once a step. So they are read off the sampler itself: it walks over an image of random
     pixels, with random numbers for x_0_hat and the noise, and each pixel is an equation. What it does not use counts as 0.
     """
     rng = np.random.default_rng(0)
@@ -186,6 +186,9 @@ def multipliers_of(sampling: Sampling, schedule: Schedule) -> list[list[float]]:
         used = torch.stack([x_t, x_0_hats[-1], x_0_hats[-2], noises[-1]]).flatten(1).T.numpy()  # (pixels, 4)
         made = then.flatten().numpy()
         solved = np.linalg.lstsq(used, made, rcond=None)[0]
+        assert len(x_0_hats) == len(multipliers) + 2, (
+            f"{sampling.sampler}: more or less than one call of the network a step"
+        )
         assert np.allclose(used @ solved, made), f"{sampling.sampler}: a step that is not of this form"
         multipliers.append(np.where(abs(solved) < 1e-9, 0.0, solved).tolist())
     return multipliers

@@ -9,7 +9,7 @@ from operator import ge, gt, le
 from ddpm import UserError
 from ddpm.forward import LOSS_WEIGHTS
 from ddpm.reverse import log_snr_times, middle_times, nonuniform_times, uniform_times
-from ddpm.schedule import OBJECTIVES, SCHEDULES, make_schedule
+from ddpm.schedule import OBJECTIVES, SCHEDULES, Schedule, make_schedule
 from ddpm.unet import size_multiple
 
 
@@ -81,7 +81,7 @@ class Config:
     dropout: float = option(0.0, "dropout in the residual blocks", at_least=0, at_most=1)
     lean: bool = option(True, "the three changes that learn more in equal time; --no-lean: the paper's network")
 
-    # The diffusion
+    # The diffusion. What changes the schedule or the target must be in --init's list too (start_from of start.py).
     timesteps: int = option(1000, "T", at_least=2, at_most=1_000_000)
     schedule: str = option("cosine", "noise schedule", SCHEDULES)
     zero_terminal_snr: bool = option(False, "rescale the schedule so that x_T is pure noise")
@@ -170,13 +170,17 @@ class Config:
         alone = {"mask": self.mask_drop, "source": self.source_drop, "words": self.words_drop}
         return self.all_drop > 0 or alone.get(name, self.label_drop) > 0
 
+    def make_schedule(self) -> Schedule:
+        """The schedule that training, sampling and all else of a checkpoint share. Raises ValueError."""
+        return make_schedule(self.schedule, self.timesteps, self.zero_terminal_snr)
+
     @cached_property
     def few_times(self) -> tuple[int, ...]:
         """The only times that the network knows, from T down to 0; empty if it knows all."""
         if not self.few_steps:
             return ()
         if self.teacher:
-            schedule = make_schedule(self.schedule, self.timesteps, self.zero_terminal_snr)
+            schedule = self.make_schedule()
             return tuple(middle_times(schedule, log_snr_times(schedule, self.teacher_steps), self.few_steps))
         spaced = uniform_times if self.train_times == "uniform" else nonuniform_times
         return tuple(spaced(self.timesteps, self.few_steps))
@@ -266,7 +270,7 @@ def make_config(preset: str, given: dict) -> Config:
     if config.objective == "eps" and config.zero_terminal_snr:
         raise UserError("--objective eps is undefined with --zero-terminal-snr (x_T holds no signal); use v or x_0")
     try:
-        make_schedule(config.schedule, config.timesteps)
+        config.make_schedule()
     except ValueError as error:
         fewer = "to sample in fewer steps use sample.py --sample-steps"
         raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
