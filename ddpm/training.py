@@ -26,6 +26,10 @@ from ddpm.schedule import Schedule
 from ddpm.seeds import generator, torch_seed
 from ddpm.unet import UNet
 
+# --muon-decay is that of a training of so many steps, others have more or less a step: decay makes weights an average over
+# the last 1 / (lr decay) steps, which should be the same share of a training (Wang & Aitchison 2024, arXiv:2405.13698).
+DECAY_OF = 3000
+
 
 @dataclass
 class Training:
@@ -53,17 +57,17 @@ def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) 
 
 def make_optimizers(unet: UNet, config: Config) -> list[torch.optim.Optimizer]:
     """Muon for the convolutions inside the network; AdamW for all else: the first and last one, norms, biases, the
-    layers of time, labels and words. With --muon-lr 0, AdamW for all."""
+    layers of time, labels and words. With --muon-lr 0, AdamW for all. Their rates and decays are set anew in each step."""
     inner: dict[torch.nn.Parameter, int] = {}  # weight -> the matrices it holds
     for name, layer in unet.named_modules() if config.muon_lr else ():
         if isinstance(layer, torch.nn.Conv2d) and layer not in (unet.conv_in, unet.conv_out):
             inner[layer.weight] = 3 if name.endswith("qkv") else 1
     rest = [parameter for parameter in unet.parameters() if parameter not in inner]
     fused = rest[0].device.type in ("cpu", "cuda")
-    optimizers = [torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, fused=fused)]
+    optimizers = [torch.optim.AdamW(rest, lr=config.lr, fused=fused)]
     if inner:
         groups = [{"params": [weight], "parts": parts} for weight, parts in inner.items()]
-        optimizers.append(Muon(groups, lr=config.muon_lr, weight_decay=config.muon_decay))
+        optimizers.append(Muon(groups, lr=config.muon_lr))
     return optimizers
 
 
@@ -109,10 +113,10 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     distributed.all_reduce([losses, *(parameter.grad for parameter in unet.parameters())])
 
     grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
-    highest = (config.lr, config.muon_lr)[: len(training.optimizers)]
-    for optimizer, lr in zip(training.optimizers, highest, strict=True):
+    settings = (config.lr, config.weight_decay), (config.muon_lr, config.muon_decay * DECAY_OF / config.steps)
+    for optimizer, (lr, decay) in zip(training.optimizers, settings[: len(training.optimizers)], strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = lr * rate(config, step)
+            group["lr"], group["weight_decay"] = lr * rate(config, step), decay
         optimizer.step()
         optimizer.zero_grad()
     update_ema(training.ema, unet, min(config.ema_decay, (1 + step) / (10 + step)))
@@ -144,8 +148,8 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
 def rate(config: Config, step: int) -> float:
     """The share of the highest learning rate at a step: a linear warm-up, then a straight line to 0 at config.steps. It
     depends on nothing but the step, so a run resumed with more steps jumps to the line that leads to the new end."""
-    warmup = min((step + 1) / max(config.warmup, 1), 1)
-    return warmup * (1 - step / config.steps)
+    warmup = min(config.warmup, config.steps / 10)
+    return min((step + 1) / max(warmup, 1), 1) * (1 - step / config.steps)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from ddpm.conditions import Vocabulary
 from ddpm.data import Slices
 from ddpm.muon import MOMENTUM, Muon, orthogonal
 from ddpm.runtime.config import Config
-from ddpm.training import make_optimizers, make_training, make_unet, training_step
+from ddpm.training import make_optimizers, make_training, make_unet, rate, training_step
 
 
 def with_singular_values(values, m, n, seed=0):
@@ -129,8 +129,6 @@ def test_muon_has_the_inner_convolutions_and_adamw_all_else():
     assert parts.keys() == inner - {"conv_in.weight", "conv_out.weight"}
     assert {name for name, number in parts.items() if number == 3} == {name for name in parts if "qkv" in name}
     assert all(number in (1, 3) for number in parts.values())
-    assert {group["weight_decay"] for group in muon.param_groups} == {config.muon_decay} != {0}
-    assert {group["weight_decay"] for group in adamw.param_groups} == {0}
 
 
 def test_without_muon_adamw_has_everything():
@@ -147,3 +145,17 @@ def test_each_optimiser_steps_at_its_own_rate():
     training_step(training, data, 4)
     rates = [{group["lr"] for group in optimizer.param_groups} for optimizer in training.optimizers]
     assert rates == [{0.5 * 0.6}, {0.25 * 0.6}]
+
+
+@pytest.mark.parametrize("steps", [100, 3000])
+def test_trainings_of_any_length_decay_as_much_in_all(steps):
+    """Muon: by exp(-sum of lr decay), whatever the number of steps. AdamW: as it is told, in each step."""
+    data = Slices(np.zeros((4, 1, 16, 16), np.uint8), None, {}, Vocabulary(), np.arange(4))
+    config = Config(
+        channels=16, mults=[1, 2], steps=steps, batch_size=2, muon_lr=0.02, muon_decay=0.1, weight_decay=0.3
+    )
+    training = make_training(config, Vocabulary(), torch.device("cpu"))
+    training_step(training, data, 0)
+    adamw, muon = [{group["weight_decay"] for group in optimizer.param_groups} for optimizer in training.optimizers]
+    in_all = sum(config.muon_lr * rate(config, step) for step in range(steps)) * muon.pop()
+    assert adamw == {0.3} and not muon and in_all == pytest.approx(0.1 * 3000 * 0.02 * 0.46, rel=0.03)

@@ -298,6 +298,7 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert rates[0] == pytest.approx(0.1) and rates[-1] == pytest.approx(0.01)
     assert max(rates) == rates[9] == pytest.approx(0.91)
     assert all(b < a for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates == [training.rate(Config(steps=100, warmup=50), step) for step in range(100)]  # a tenth at most
 
 
 def moments_after_one_step(tiny_run, folder, **changes):

@@ -21,7 +21,7 @@ from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import STUDENT, Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
-VERSION = 5
+VERSION = 6
 # The models in the box (docs/model-card.md; `make pretrained`): the one meant where none is named, its student that takes
 # four steps, and one that draws the masks that prompts ask for. A file each, beside this package's code.
 IN_THE_BOX = ("pretrained", "pretrained-fast", "pretrained-masks")
@@ -57,6 +57,8 @@ def load(path: str | Path) -> dict:
             checkpoint = from_version_3(checkpoint)
         if checkpoint["version"] == 4:
             checkpoint = from_version_4(checkpoint)
+        if checkpoint["version"] == 5:
+            checkpoint = from_version_5(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
         raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
@@ -115,10 +117,15 @@ def from_version_3(checkpoint: dict) -> dict:
 
 def from_version_4(checkpoint: dict) -> dict:
     """Version 4 knew neither weights of the foreground nor Muon's decay; a run that goes on goes on without them."""
-    for muon in checkpoint["opt"][1:]:
-        for group in muon["param_groups"]:
-            group["weight_decay"] = 0.0
     config = {**checkpoint["config"], "foreground_weight": 1.0, "muon_decay": 0.0}
+    return {**checkpoint, "version": 5, "config": config}
+
+
+def from_version_5(checkpoint: dict) -> dict:
+    """Version 5 had Muon's decay of a step in its configuration, where now there is that of a training of 3,000 steps. Its
+    warm-up could be longer than a tenth of the training, which a run that goes on does not keep."""
+    config = dict(checkpoint["config"])
+    config["muon_decay"] *= config["steps"] / 3000
     return {**checkpoint, "version": VERSION, "config": config}
 
 

@@ -143,9 +143,12 @@ class Config:
         0.015, "Muon's, which trains the inner convolutions; 0: AdamW trains all (with --lr 8e-4)", at_least=0
     )
     muon_decay: float = option(
-        0.1, "Muon's weight decay; a training of a third of the steps wants three times as much", at_least=0, at_most=10
+        0.1,
+        "Muon's weight decay in a training of 3,000 steps; of n steps 3,000 / n times as much, so that it is as much in all",
+        at_least=0,
+        at_most=10,
     )
-    warmup: int = option(200, "steps of warm-up", at_least=0)
+    warmup: int = option(200, "steps of warm-up, but at most a tenth of all", at_least=0)
     weight_decay: float = option(0.0, "AdamW's weight decay (0 is Adam)", at_least=0)
     clip: float = option(1.0, "largest gradient norm", above=0)
     ema_decay: float = option(0.995, "decay of the averaged weights, after a warm-up", at_least=0, at_most=1)

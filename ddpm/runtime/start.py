@@ -227,7 +227,7 @@ def seconds(training: Training, data: Slices, images: int, precision: str) -> fl
     """The time of a step of so many images in each process, on a copy of the training: the median of a few after the
     first, or the first alone if it takes over 3 s."""
     changed = {"batch_size": images * distributed.size(), "grad_accum": 1, "precision": precision}
-    config = replace(training.config, **changed, steps=1)
+    config = replace(training.config, **changed, steps=1000)  # any number: it says what a step's rate is
     unet, ema = copy.deepcopy(training.unet), copy.deepcopy(training.ema)
     trial = replace(training, config=config, unet=unet, ema=ema, optimizers=make_optimizers(unet, config))
     times: list[float] = []
