@@ -16,6 +16,7 @@ import sample
 import train
 from ddpm.model import load_model
 from ddpm.runtime import checkpoint, start
+from ddpm.runtime.config import make_config
 from tools import pretrained
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
@@ -142,6 +143,8 @@ def test_the_same_data_starts_with_all_weights(box, capsys):
         assert torch.allclose(begun["model"][name], weight.float(), atol=1e-6), name
     out = capsys.readouterr().out
     assert f"weights of {box}, step 40\n" in out and begun["config"].init == str(box)
+    assert begun["config"].muon_decay == 0  # what was learnt stays, unless asked otherwise
+    assert make_config("tiny", {"init": "x", "muon_decay": 0.1}).muon_decay == make_config("tiny", {}).muon_decay == 0.1
 
 
 def test_classes_and_values_find_their_weights_by_name(box, capsys):

@@ -144,7 +144,8 @@ class Config:
     )
     muon_decay: float = option(
         0.1,
-        "Muon's weight decay in a training of 3,000 steps; of n steps 3,000 / n times as much, so that it is as much in all",
+        "Muon's weight decay in a training of 3,000 steps; of n steps 3,000 / n times as much, so that it is as much in "
+        "all; with --init the default is 0: what was learnt stays",
         at_least=0,
         at_most=10,
     )
@@ -256,7 +257,8 @@ def check_fields(given: dict) -> None:
 def make_config(preset: str, given: dict) -> Config:
     """The preset with the given flags on top, checked one by one and as a whole. Raises UserError."""
     check_fields(given)
-    config = Config(**{**PRESETS[preset], **(STUDENT if given.get("teacher") else {}), **given})
+    learnt = STUDENT if given.get("teacher") else {"muon_decay": 0.0} if given.get("init") else {}
+    config = Config(**{**PRESETS[preset], **learnt, **given})
     if "minutes" in given and "steps" not in given:
         config.steps = 0
     multiple = size_multiple(config.patch, config.mults)
