@@ -176,7 +176,7 @@ def altered(tiny_run, tmp_path, change):
 
 def test_conditions_are_described_by_name(tiny_run):
     raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
-    assert raw["version"] == 5
+    assert raw["version"] == checkpoint.VERSION
     assert raw["conditions"].keys() == {"mask", "labels"}
     assert raw["conditions"]["mask"] == ["background", "lesion"]
     assert raw["conditions"]["labels"]["contrast"] == ["T1", "T2", "FLAIR"]
