@@ -26,8 +26,9 @@ from ddpm.schedule import Schedule
 from ddpm.seeds import generator, torch_seed
 from ddpm.unet import UNet
 
-# --muon-decay is that of a training of so many steps, others have more or less a step: decay makes weights an average over
-# the last 1 / (lr decay) steps, which should be the same share of a training (Wang & Aitchison 2024, arXiv:2405.13698).
+# --muon-decay is that of a training of so many steps, others have more (up to 1) or less a step: decay makes weights an
+# average over the last 1 / (lr decay) steps, which should be the same share of any training (Wang & Aitchison 2024,
+# arXiv:2405.13698).
 DECAY_OF = 3000
 
 
@@ -113,7 +114,7 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     distributed.all_reduce([losses, *(parameter.grad for parameter in unet.parameters())])
 
     grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
-    settings = (config.lr, config.weight_decay), (config.muon_lr, config.muon_decay * DECAY_OF / config.steps)
+    settings = (config.lr, config.weight_decay), (config.muon_lr, min(config.muon_decay * DECAY_OF / config.steps, 1))
     for optimizer, (lr, decay) in zip(training.optimizers, settings[: len(training.optimizers)], strict=True):
         for group in optimizer.param_groups:
             group["lr"], group["weight_decay"] = lr * rate(config, step), decay

@@ -231,18 +231,18 @@ def test_a_run_of_version_4_goes_on_as_it_began(tiny_run, tmp_path):
 
 def test_a_run_of_version_5_decays_on_as_it_began(tiny_run, tmp_path):
     """Its configuration had the decay of a step, not that of 3,000 steps."""
-    flags = "--preset tiny --muon-decay 0.11 --precision fp32 --threads 1 --steps 22 --save-every 20"
+    flags = "--preset tiny --muon-decay 0.0011 --precision fp32 --threads 1 --steps 22 --save-every 20"
     assert train.main([*flags.split(), "--out", "whole"]) == 0
     shutil.copytree("whole", "old")
     Path("old/checkpoints/step_000022.pt").unlink()
     path = checkpoint.newest("old")
     raw = torch.load(path, weights_only=True)
-    assert {group["weight_decay"] for group in raw["opt"][1]["param_groups"]} == {0.11 * 3000 / 22}
-    raw["version"], raw["config"]["muon_decay"] = 5, 0.11 * 3000 / 22
+    assert {group["weight_decay"] for group in raw["opt"][1]["param_groups"]} == {0.0011 * 3000 / 22}
+    raw["version"], raw["config"]["muon_decay"] = 5, 0.0011 * 3000 / 22
     torch.save(raw, path)
     assert train.main(["--resume", "old"]) == 0
     old, whole = (checkpoint.load(checkpoint.newest(folder)) for folder in ("old", "whole"))
-    assert old["config"].muon_decay == pytest.approx(0.11) and old["step"] == 22
+    assert old["config"].muon_decay == pytest.approx(0.0011) and old["step"] == 22
     assert all(torch.allclose(value, whole["model"][name], atol=1e-6) for name, value in old["model"].items())
 
 

@@ -144,8 +144,8 @@ class Config:
     )
     muon_decay: float = option(
         0.1,
-        "Muon's weight decay in a training of 3,000 steps; of n steps 3,000 / n times as much, so that it is as much in "
-        "all; with --init the default is 0: what was learnt stays",
+        "Muon's weight decay in a training of 3,000 steps; of n steps 3,000 / n times as much, but at most 1, so that "
+        "it is as much in all; with --init the default is 0: what was learnt stays",
         at_least=0,
         at_most=10,
     )
