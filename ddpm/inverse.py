@@ -60,7 +60,7 @@ class Operator:
         return self.lower(lifted)
 
     def refined(self, image: Tensor, y: Tensor, error: float) -> "Operator":
-        """A, as well as it is known if y was measured of this image (B, 1, H, W) but for errors of that standard deviation."""
+        """A, as well as it is known if y was measured of this image (B, 1, H, W). error: the image's, a standard deviation."""
         return self
 
     def apply(self, x: Tensor) -> Tensor:
@@ -294,8 +294,8 @@ def predictor_corrector(
     snr: float = 0.16,
 ) -> Iterator[Tensor]:
     """Score-MRI (Chung & Ye 2022, arXiv:2110.05243, Algorithm 2), in the variance-preserving form: an ancestral
-    step and a Langevin step at each time, and after each of them the measurement, as noisy as x_t is, in the place of what was
-    drawn. Two calls of the network a time; for noise-free measurements. Yields the estimate of the image in [0, 1]."""
+    step and a Langevin step at each time, and after each of them the measurement, as noisy as x_t is, in the place of what
+    was drawn. Two calls of the network a time; for noise-free measurements. Yields the estimate of the image in [0, 1]."""
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
 
     def impose(x: Tensor, t: int) -> Tensor:
@@ -367,8 +367,9 @@ def smooth_phase(height: int, width: int, generator: torch.Generator) -> Tensor:
 
 @functools.cache
 def polynomials(height: int, width: int, degree: int = 7) -> tuple[Tensor, Tensor]:
-    """(N, H, W): the polynomials of two variables up to that degree (36 up to the seventh), orthogonal on the pixels, of mean
-    square 1; and (N,) the standard deviation of their coefficients in a phase [radian], less for higher degrees: phases are smooth."""
+    """(N, H, W): the polynomials of two variables up to that degree (36 up to the seventh), orthogonal on the pixels, of
+    mean square 1; and (N,) the standard deviation of their coefficients in a phase [radian], which falls with the degree:
+    phases are smooth."""
     v, u = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     powers = [(total - j, j) for total in range(degree + 1) for j in range(total + 1)]
     columns = torch.stack([u.double() ** i * v.double() ** j for i, j in powers]).flatten(1).T

@@ -168,8 +168,9 @@ def walk(model: Model, sampling: Sampling) -> dict:
 def multipliers_of(sampling: Sampling, schedule: Schedule) -> list[list[float]]:
     """For each step of the sampler, the multipliers of x_t, x_0_hat, the x_0_hat before and the noise.
 
-    Every sampler is linear in the four, and asks the network once a step. So they are read off the sampler itself: it walks over an image of random
-    pixels, with random numbers for x_0_hat and the noise, and each pixel is an equation. What it does not use counts as 0.
+    Every sampler is linear in the four, and asks the network once a step. So they are read off the sampler itself: it walks
+    over an image of random pixels, with random numbers for x_0_hat and the noise, and each pixel is an equation. What it
+    does not use counts as 0.
     """
     rng = np.random.default_rng(0)
     nothing = torch.zeros(1, 1, 1, PIXELS, dtype=torch.float64)
