@@ -209,39 +209,42 @@ def test_a_run_of_version_2_goes_on(tiny_run, tmp_path):
     assert log_of(Path("old"))[-1]["step"] == 22 and json.loads(Path("old/config.json").read_text())["lean"] is False
 
 
-def test_a_run_of_version_4_goes_on_as_it_began(tiny_run, tmp_path):
-    """Without decay and with a foreground that counts as all else: neither was known."""
-    flags = "--preset tiny --muon-decay 0 --foreground-weight 1 --precision fp32 --threads 1 --steps 22 --save-every 20"
+def gone_on(version, flags, age):
+    """A run of 22 steps, and its continuation from step 20, whose checkpoint `age` turned into one of that version."""
+    flags = f"--preset tiny --precision fp32 --threads 1 --steps 22 --save-every 20 {flags}"
     assert train.main([*flags.split(), "--out", "whole"]) == 0
     shutil.copytree("whole", "old")
     Path("old/checkpoints/step_000022.pt").unlink()
     path = checkpoint.newest("old")
     raw = torch.load(path, weights_only=True)
-    raw["version"] = 4
-    for name in ("muon_decay", "foreground_weight"):
-        raw["config"].pop(name)
-    for group in raw["opt"][1]["param_groups"]:
-        del group["weight_decay"]
-    torch.save(raw, path)
+    age(raw)
+    torch.save({**raw, "version": version}, path)
     assert train.main(["--resume", "old"]) == 0
-    old, whole = (checkpoint.load(checkpoint.newest(folder)) for folder in ("old", "whole"))
+    return [checkpoint.load(checkpoint.newest(folder)) for folder in ("whole", "old")]
+
+
+def test_a_run_of_version_4_goes_on_as_it_began():
+    """Without decay and with a foreground that counts as all else: neither was known."""
+
+    def age(raw):
+        for name in ("muon_decay", "foreground_weight"):
+            raw["config"].pop(name)
+        for group in raw["opt"][1]["param_groups"]:
+            del group["weight_decay"]
+
+    whole, old = gone_on(4, "--muon-decay 0 --foreground-weight 1", age)
     assert (old["config"].muon_decay, old["config"].foreground_weight, old["step"]) == (0, 1, 22)
     assert all(torch.equal(value, whole["model"][name]) for name, value in old["model"].items())
 
 
-def test_a_run_of_version_5_decays_on_as_it_began(tiny_run, tmp_path):
+def test_a_run_of_version_5_decays_on_as_it_began():
     """Its configuration had the decay of a step, not that of 3,000 steps."""
-    flags = "--preset tiny --muon-decay 0.0011 --precision fp32 --threads 1 --steps 22 --save-every 20"
-    assert train.main([*flags.split(), "--out", "whole"]) == 0
-    shutil.copytree("whole", "old")
-    Path("old/checkpoints/step_000022.pt").unlink()
-    path = checkpoint.newest("old")
-    raw = torch.load(path, weights_only=True)
-    assert {group["weight_decay"] for group in raw["opt"][1]["param_groups"]} == {0.0011 * 3000 / 22}
-    raw["version"], raw["config"]["muon_decay"] = 5, 0.0011 * 3000 / 22
-    torch.save(raw, path)
-    assert train.main(["--resume", "old"]) == 0
-    old, whole = (checkpoint.load(checkpoint.newest(folder)) for folder in ("old", "whole"))
+
+    def age(raw):
+        (raw["config"]["muon_decay"],) = {group["weight_decay"] for group in raw["opt"][1]["param_groups"]}
+        assert raw["config"]["muon_decay"] == 0.0011 * 3000 / 22
+
+    whole, old = gone_on(5, "--muon-decay 0.0011", age)
     assert old["config"].muon_decay == pytest.approx(0.0011) and old["step"] == 22
     assert all(torch.allclose(value, whole["model"][name], atol=1e-6) for name, value in old["model"].items())
 
