@@ -62,6 +62,18 @@ def test_the_example_of_the_docs_draws_our_images_without_torch(sampler, ckpt, t
         assert theirs.std() > 5 and np.abs(theirs - image[0]).max() <= 1
 
 
+def test_a_sampler_with_two_calls_a_step_is_not_exported(monkeypatch):
+    def heun(sampler, predict_x_0, schedule, x_T, times, noise):
+        yield x_T
+        for t in times[:-1]:
+            yield (predict_x_0(x_T, t) + predict_x_0(x_T, t)) / 2
+
+    model = shaken_model(Vocabulary())
+    monkeypatch.setattr(export, "trajectory", heun)
+    with pytest.raises(AssertionError, match="one call of the network a step"):
+        export.multipliers_of(Sampling().complete(model, ()), model.schedule)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_says_how_x_0_hat_comes_from_the_output(objective):
     model = shaken_model(Vocabulary(), objective=objective)
