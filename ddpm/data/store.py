@@ -3,9 +3,10 @@
 A set is decoded once. From then on its arrays are opened, not read: an image comes from the disk (or the system's
 cache of it) when it is asked for, so a set may be larger than memory, and the second start takes no time.
 
-A store is a folder of images.npy, labels.npy (if there are masks), source.npy (if there are sources) and index.json. Its name holds a key of all that
-could change a pixel (made in folders.decoded). It is written under another name and renamed, so half a store is never
-found; the index holds the arrays' sizes and times, so one that was cut or overwritten is not used.
+A store is a folder of images.npy, labels.npy (if there are masks), source.npy (if there are sources) and index.json.
+Its name holds a key of all that could change a pixel (made in folders.decoded). It is written under another name and
+renamed, so half a store is never found; the index holds the arrays' sizes and times, so one that was cut or overwritten
+is not used.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Two images of the same thing, pixel by pixel: PSNR and SSIM for reconstructions, Dice for masks.
 
-All take (B, C, H, W), tensors or arrays, and return one value per sample, (B,) float64 on the input's device. data_range is the width of
-the values' range, 2 for [-1, 1] and 255 for uint8: it is asked for since guessing it from the data would let it differ
-between images.
+All take (B, C, H, W), tensors or arrays, and return one value per sample, (B,) float64 on the input's device.
+data_range is the width of the values' range, 2 for [-1, 1] and 255 for uint8: it is asked for since guessing it from
+the data would let it differ between images.
 """
 
 import torch

@@ -48,9 +48,9 @@ def radial_power_spectrum(images) -> tuple[np.ndarray, np.ndarray]:
 def spectrum_difference_db(a, b) -> float:
     """How far two spectra (frequencies, power (R,)) are apart: the mean of |10 log10(a / b)| in dB.
 
-    A set's power is the mean of its images', from `radial_power_spectrum`. The mean here is over the rings with 0 < frequency <= 0.5: not the mean grey, which the histogram judges, and not the
-    corners, whose rings are incomplete. Power below the rounding noise of 8 bits counts as that noise, since below it
-    nothing can be seen in a saved image.
+    A set's power is the mean of its images', from `radial_power_spectrum`. The mean here is over the rings with 0 <
+    frequency <= 0.5: not the mean grey, which the histogram judges, and not the corners, whose rings are incomplete.
+    Power below the rounding noise of 8 bits counts as that noise, since below it nothing can be seen in a saved image.
     """
     (frequencies, power_a), (frequencies_b, power_b) = a, b
     if not np.array_equal(frequencies, frequencies_b):

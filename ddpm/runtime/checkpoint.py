@@ -1,10 +1,11 @@
 """Save and load: one file from which a run goes on, and from which `sample.py` draws.
 
-A checkpoint holds version, config, conditions, step, model, ema, opt. It is loaded with weights_only=True, which
-reads tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and
-what their values are called: {"mask": [...], "labels": {"contrast": [...]}, "source": [...], "words": [...], "vectors":
-D}. A kind that is not there is not known, so a new kind refuses no old file. `opt` has the state of each optimiser in turn. A file to draw from only, such as the model
-in the box, has no raw weights and no optimisers: `model` is {} and `opt` is [].
+A checkpoint holds version, config, conditions, step, model, ema, opt. It is loaded with weights_only=True, which reads
+tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and what
+their values are called: {"mask": [...], "labels": {"contrast": [...]}, "source": [...], "words": [...], "vectors": D}.
+A kind that is not there is not known, so a new kind refuses no old file. `opt` has the state of each optimiser in turn.
+A file to draw from only, such as the model in the box, has no raw weights and no optimisers: `model` is {} and `opt` is
+[].
 
 What torch.save writes is a ZIP file with a checksum of each part. torch.load does not look at the checksums (of 400
 files with one flipped bit each it took 356), so `load` and `newest` do (files.is_whole). They are not read back after

@@ -6,8 +6,8 @@ the parts contribute, whatever their sizes: adding is exact where averaging over
 random in a step is drawn for the whole batch from (seed, step) by each process, which then uses its own part; so a
 sample meets the same noise however many processes there are, and a run may go on with another number of them.
 
-Messages go through torch.distributed: gloo between CPUs, NCCL between GPUs (not yet run: one GPU was there). Process 0 alone speaks and
-writes. Started without torchrun, all functions here do nothing.
+Messages go through torch.distributed: gloo between CPUs, NCCL between GPUs (not yet run: one GPU was there). Process 0
+alone speaks and writes. Started without torchrun, all functions here do nothing.
 """
 
 import functools

@@ -129,8 +129,9 @@ def start_from(training: Training, vocabulary: Vocabulary) -> None:
     """Give a new training the averaged weights of the checkpoint --init, or of its teacher.
 
     A class of the mask, a label's value, a source or a word finds the weights of the one with its name; those that the
-    checkpoint does not know keep the weights they were drawn with, but for a source's and the places', which are 0, so that
-    the network begins as the checkpoint's where it is told no new word; all are named. Raises UserError if the network is another one.
+    checkpoint does not know keep the weights they were drawn with, but for a source's and the places', which are 0, so
+    that the network begins as the checkpoint's where it is told no new word; all are named. Raises UserError if the
+    network is another one.
     """
     config, flagged = training.config, "--teacher" if training.config.teacher else "--init"
     path = checkpoint.find(config.teacher or config.init)
