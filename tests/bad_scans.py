@@ -512,6 +512,21 @@ def bids_table_of_one_number_twice(root):
     (label_maps(root) / "dseg.tsv").write_text("index\tname\n1\tlesion\n1\toedema\n")
 
 
+@case("dseg.tsv: 1 is 'oedema', but 'lesion' in another table; give a label one number", "refuses")
+def bids_tables_that_differ(root):
+    label_maps(root)
+    for subject, names in (("sub-01", ("lesion", "oedema")), ("sub-02", ("oedema", "lesion"))):
+        rows = "".join(f"{n}\t{name}\n" for n, name in enumerate(names, 1))
+        path = root / "derivatives" / "fs" / subject / f"{subject}_ses-1_dseg.tsv"
+        path.write_text("index\tname\n" + rows)
+
+
+@case("_label-core_mask.nii.gz: not on the grid of")
+def bids_classes_on_two_grids(root):
+    path = anat(root, LESIONS) / "sub-02_ses-1_label-core_mask.nii.gz"
+    save_nifti(path, label_volume(1, shape=(14, 12, 8)))
+
+
 @case("participants.tsv: damaged, or not a table")
 def bids_table_of_bytes(root):
     (bids_set(root) / "participants.tsv").write_bytes(bytes(range(256)))

@@ -210,6 +210,25 @@ def test_a_folder_that_is_named_as_a_split_is_is_no_subject(tmp_path, folder):
     assert len(load(root, subject_pattern="^[^/]+")) > 0  # the user says so
 
 
+def test_folders_of_splits_that_a_format_does_not_know_are_not_mixed(tmp_path):
+    """What a user holds out must not be trained on."""
+    for name in ("{}/c{}/c{}_t1", "{}/c{}/c{}", "{}/yes/c{}{}", "multicoil_{}/f{}{}"):
+        found = {}
+        for split in ("Training", "Testing"):
+            found[split] = [Item(name.format(split, s, s), ("x",), None, f"{split}{s}") for s in range(5)]
+            folders.refuse_pooling(found[split])  # of one folder alone there is nothing to mix
+        with pytest.raises(
+            UserError, match=".*Testing and .*Training would be mixed.*call them train/, val/ and test/"
+        ):
+            folders.refuse_pooling(sum(found.values(), []))
+    for split in ("Training", "Testing"):
+        for s in range(9):
+            write(tmp_path / "d" / split / "glioma" / f"p{s}.png", noise(s, len(split)))
+    with pytest.raises(UserError, match="Testing and Training would be mixed"):
+        load(tmp_path / "d", subject_pattern=".+")
+    assert len(load(tmp_path / "d" / "Training", subject_pattern=".+")) > 3
+
+
 @pytest.mark.parametrize("name", ["Masks/0.png", "a/x_seg.png", "a/mask.png", "x-Segmentation.png", "IXI2label.png"])
 def test_what_is_named_as_a_mask_is_is_no_image(tmp_path, name):
     for s in range(8):
@@ -228,7 +247,8 @@ def test_masks_may_lie_in_a_folder_among_the_pictures(tmp_path, monkeypatch):
         write(tmp_path / "d" / f"p{s}.png", noise(s))
         write(tmp_path / "d" / "masks" / f"p{s}.png", noise(s, top=2))
     monkeypatch.chdir(tmp_path)
-    for masks in (str(tmp_path / "d" / "masks"), "d/masks"):
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    for masks in (str(tmp_path / "d" / "masks"), "d/masks", "d/../d/masks", "link/masks"):
         where = {"masks": masks, "subject_pattern": ".+"}
         found = [load(tmp_path / "d", split, **where) for split in ("train", "val", "test")]
         assert sum(map(len, found)) == 8 and all(data.masks is not None for data in found)
@@ -337,6 +357,30 @@ def test_arrays_are_mapped_not_read(tmp_path):
     assert torch.equal(x_0[1, 0], torch.from_numpy(noise(0, 0)) / 127.5 - 1) and condition.given == ("mask",)
     x_0 += 1  # a batch is a copy
     assert np.array_equal(load(tmp_path / "d").images, data.images)
+
+
+def test_another_folder_of_the_same_name_is_another_set(tmp_path, monkeypatch):
+    """Files of one size and time, as archives unpack to: only where they lie tells them apart."""
+    for version in ("a", "b"):
+        root = split_set(tmp_path / version / "set")
+        for path in (root / "train" / "masks").iterdir():
+            write(path, np.full(SIZE, 255 * (version == "b"), np.uint8), compress_level=0)
+        for path in root.rglob("*.png"):
+            os.utime(path, (10**9, 10**9))
+    found = {}
+    for version in ("a", "b"):
+        monkeypatch.chdir(tmp_path / version)
+        found[version] = load("set").masks.mean()
+    assert found == {"a": 0, "b": 1}
+
+
+def test_masks_elsewhere_may_be_named_from_where_one_stands(tmp_path, monkeypatch):
+    for s in range(8):
+        write(tmp_path / "d" / f"p{s}.png", noise(s))
+        write(tmp_path / "m" / f"p{s}.png", noise(s, top=2))
+    monkeypatch.chdir(tmp_path / "d")
+    data = load(".", masks="../m", subject_pattern=".+")
+    assert data.masks is not None and len(data) == 5
 
 
 @pytest.mark.parametrize("change", ["picture", "mask", "time", "new", "size", "classes", "channels"])
@@ -473,6 +517,12 @@ def test_the_table_says_what_was_found(tmp_path):
     assert "pictures in train/, val/ and test/ with masks" in text
     pixels = np.concatenate([load(root).masks, load(root, "val").masks])
     assert f"class 1 {pixels.mean():.2%}" in text and f"background {1 - pixels.mean():.2%}" in text
+
+
+def test_the_table_says_one_where_one_subject_is_known(tmp_path):
+    root = subject_set(tmp_path / "d", subjects=5)
+    assert re.search(r"^val +2 +1 ", folders.table(load(root), load(root, "val")), re.M)
+    assert re.search(r"^test +- +1 +not read$", folders.table(load(root), load(root, "val")), re.M)
 
 
 def test_the_table_counts_files_of_no_use(tmp_path):

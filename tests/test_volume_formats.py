@@ -104,6 +104,41 @@ def test_volumes_of_one_contrast_are_no_brats_set(tmp_path):
     check(found, "a2_flair", 0, brain(2), label_volume(2, 9))
 
 
+def test_two_contrasts_of_a_subject_are_no_brats_set_either(tmp_path):
+    for s in range(4):
+        for kind in ("t1", "flair"):
+            save_nifti(tmp_path / "d" / f"p{s}" / f"p{s}_{kind}.nii.gz", brain(s, len(kind)))
+    assert len(everything(tmp_path / "d")) == 4 * 2 * 6
+
+
+@pytest.mark.parametrize("name", ["lesionMask", "T1_LesionSmooth_stx", "gt"])
+def test_a_map_of_labels_is_no_image_whatever_its_name(tmp_path, name):
+    for s in range(4):
+        save_nifti(tmp_path / "d" / f"p{s}" / "t1.nii.gz", brain(s))
+        save_nifti(tmp_path / "d" / f"p{s}" / f"{name}.nii.gz", label_volume(s, top=8))
+    with pytest.raises(
+        UserError, match=rf"{name}.nii.gz: 8 different values, as a map of labels has; call it NAME_mask"
+    ):
+        load(tmp_path / "d")
+    found = [load(tmp_path / "d", split, skip_bad=True) for split in ("train", "val", "test")]
+    assert sum(map(len, found)) == 4 * 6
+
+
+def test_several_volumes_of_a_subject_in_one_folder_are_asked_about(tmp_path):
+    for s in range(4):
+        for kind in ("Guys-T1", "Guys-T2")[: 1 + s % 2]:
+            save_nifti(tmp_path / "d" / f"IXI{s:03d}-{kind}.nii.gz", brain(s, len(kind)))
+    with pytest.raises(
+        UserError, match=r"2 volumes IXI001-Guys\*, is 'IXI001-Guys' a subject. Whose is each. say it by"
+    ):
+        load(tmp_path / "d")
+    subjects = {subject for _, _, subject, _ in everything(tmp_path / "d", subject_pattern="^[^_-]+").values()}
+    assert subjects == {f"IXI{s:03d}" for s in range(4)}
+    for path in [*(tmp_path / "d").glob("*T2*")]:
+        path.unlink()
+    assert len(everything(tmp_path / "d")) == 4 * 6  # one each, whatever their names share
+
+
 # BIDS
 
 
@@ -504,7 +539,7 @@ def test_a_coarser_spacing_averages(tmp_path):
     stripes = np.zeros((20, 24, 4), np.int16)
     stripes[::2] = 200
     for s in range(3):
-        stripes[0, 0, 0] = s
+        stripes[0, :10, 0] = s + np.arange(10)  # with two values alone it would be a map of labels
         save_nifti(tmp_path / "d" / f"v{s}.nii.gz", stripes, np.eye(4))
     data = load(tmp_path / "d", size=(8, 8), spacing=2.0)
     assert abs(data.images[:, 0].astype(int) - 128).max() < 30  # half of the white

@@ -4,6 +4,7 @@ docs/data.md shows what may lie in a folder, and the command for each.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -27,7 +28,7 @@ SHARED = ("folders", "layout", "pictures", "scans", "volumes", "dicom", "images"
 FORMATS = sorted(path.stem for path in Path(__file__).with_name("formats").glob("*.py"))
 CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{name}.py" for name in FORMATS))
 COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
-SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # as folders, in any case
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -45,7 +46,7 @@ def load(config, split: str) -> Slices:
     if split != "train" and any(item.split == "train" for item in layout.items):
         *_, train = decoded(layout, config, "train")
         images, masks, source, index = without_doubles(images, masks, source, index, train, findings, split)
-    subjects = {name: {item.subject for item in layout.items if item.split == name} for name in SPLITS}
+    subjects = {name: {item.subject for item in layout.items if item.split == name} - {""} for name in SPLITS}
     index |= {
         "about": printable(f"{config.data}: {layout.about}{how_cut(config) if layout.volumes else ''}"),
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
@@ -84,6 +85,8 @@ def find(config, findings: Findings) -> Layout:
     elif stray := next((item for item in items if item.subject.lower() in SPLIT_WORDS), None):
         remedy = "call folders of splits train/, val/ and test/, or name subjects by --subject-pattern"
         raise UserError(f"{stray.images[0]}: is {stray.subject!r} a subject? {remedy}")
+    if not any(item.split for item in items):
+        refuse_pooling(items)
     items = split_by_subject(items, config.seed, config.data)
     places: dict[str, str] = {}
     for item in items:
@@ -94,6 +97,19 @@ def find(config, findings: Findings) -> Layout:
     if train and not layout.volumes:  # pictures, then; each scan has a window of its own
         layout = replace(layout, decode=partial(layout.decode, train=train))
     return replace(layout, items=items)
+
+
+def refuse_pooling(items: list[Item]) -> None:
+    """Raises UserError if images that lie in folders of several splits, which no format knows as such, would be mixed."""
+    found: dict[str, str] = {}
+    for item in items:
+        for folder in item.name.split("/")[:-1]:
+            if (word := folder.lower().rpartition("_")[2]) in SPLIT_WORDS:
+                found.setdefault(word, folder)
+    if len(found) > 1:
+        folders = " and ".join(sorted(found.values()))
+        remedy = "call them train/, val/ and test/ as docs/data.md shows, or name one of them by --data"
+        raise UserError(f"{items[0].images[0]}: {folders} would be mixed, and split anew; {remedy}")
 
 
 def subject_of(name: str, pattern: str) -> str:
@@ -159,7 +175,8 @@ def decoded(layout: Layout, config, split: str):
     named = [(item.name, item.subject) for item in items]
     states = [(path, *store.status_of(path)) for path in files]
     options = config.image_size, config.image_channels, config.skip_bad, config.axis, config.spacing, config.volume
-    key = cache.key(CODE, split, options, layout.about, layout.classes, named, states)
+    here = os.path.abspath(config.data), config.masks and os.path.abspath(config.masks)
+    key = cache.key(CODE, split, options, layout.about, layout.classes, named, states, here)
     if whole := store.read(key):
         return whole
     if store.folder_of(key).exists():
@@ -252,11 +269,11 @@ def table(*splits: Slices) -> str:
     for data in splits:
         pixels = np.array(data.index["class_pixels"])  # (N, K)
         empty = f"{(pixels[:, 1:] == 0).all(axis=1).mean():.1%}" if data.classes else "no masks"
-        subjects = len(set(data.index["subjects"]))
-        lines.append(f"{data.index['split']:6} {len(data):8} {subjects if subjects > 1 else '?':>9} {empty:>12}")
+        subjects = len(set(data.index["subjects"]) - {""})
+        lines.append(f"{data.index['split']:6} {len(data):8} {subjects or '?':>9} {empty:>12}")
     for name, (items, subjects) in first["elsewhere"].items():
         if items and name not in [data.index["split"] for data in splits]:
-            lines.append(f"{name:6} {'-':>8} {subjects if subjects > 1 else '?':>9} {'not read':>12}")
+            lines.append(f"{name:6} {'-':>8} {subjects or '?':>9} {'not read':>12}")
     if splits[0].classes:
         pixels = np.sum([counts for data in splits for counts in data.index["class_pixels"]], axis=0)
         shares = ", ".join(f"{name} {n / pixels.sum():.2%}" for name, n in zip(splits[0].classes, pixels, strict=True))

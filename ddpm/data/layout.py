@@ -3,6 +3,7 @@ that out: the files that lie there, their names, what is refused and what is lef
 """
 
 import contextlib
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -154,7 +155,11 @@ def walk(root: Path, findings: Findings) -> list[str]:
 
 
 def lies_in(folder: Path | None, path: str) -> bool:
-    return folder is not None and Path(path).absolute().is_relative_to(folder.absolute())
+    """Is the file below the folder, however the two are written, and whatever links lead there?"""
+    return folder is not None and Path(real_folder(os.path.dirname(path))).is_relative_to(os.path.realpath(folder))
+
+
+real_folder = functools.lru_cache(os.path.realpath)  # of a million files few folders differ
 
 
 def read_small(path: str) -> bytes:

@@ -50,8 +50,9 @@ def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, s
     """Name (the path below `folder` without its ending) -> path of every picture there. Raises UserError if none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; see docs/data.md for the layouts")
-    if folder.is_relative_to(request.root):
-        below = "" if folder == request.root else f"{folder.relative_to(request.root).as_posix()}/"
+    here, root = (Path(os.path.abspath(path)) for path in (folder, request.root))
+    if here.is_relative_to(root):
+        below = "" if here == root else f"{here.relative_to(root).as_posix()}/"
         files = [file.removeprefix(below) for file in request.files if file.startswith(below)]
     else:
         files = walk(folder, request.findings)

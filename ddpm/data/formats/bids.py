@@ -18,7 +18,7 @@ import numpy as np
 from ddpm import UserError, printable
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, read_small, split_of, walk
 from ddpm.data.scans import to_labels, volume_slices, volumes_below
-from ddpm.data.volumes import check_library, read_nifti, same_grid
+from ddpm.data.volumes import check_library, read_nifti, same_grid, stem
 from ddpm.runtime.files import reading
 
 CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2", "UNIT1", "angio")
@@ -159,7 +159,13 @@ def classes_of(request: Request, masks: dict[str, str], tables: list[str]) -> tu
     if kinds(masks) == {"mask"}:
         names = ("background", *sorted({class_of(name) for name in masks}))
         return names, tuple(range(len(names)))
-    named = {0: "background"} | {number: name for table in tables for number, name in numbered(table).items()}
+    named: dict[int, str] = {}
+    for table in tables:
+        for number, name in numbered(table).items():
+            if named.setdefault(number, name) != name:
+                told = f"{number} is {name!r}, but {named[number]!r} in another table"
+                raise UserError(f"{table}: {told}; give a label one number in all maps and tables")
+    named.setdefault(0, "background")
     if len(named) == 1:
         named |= {number: f"class {number}" for number in range(1, request.config.num_classes)}
     return tuple(named[number] for number in sorted(named)), tuple(sorted(named))
@@ -203,6 +209,11 @@ def decode(items: list[Item], findings: Findings, contrasts, classes, values, ax
                 if not on_grid:
                     findings.left_out["images on another grid than the masks of their session"] += 1
                     continue
+                drawn = {class_of(stem(mask)) for mask, _ in on_grid}
+                for mask in item.beside:
+                    if stem(mask).endswith("_mask") and class_of(stem(mask)) not in drawn:
+                        remedy = "resample it, by nearest neighbour: there it would count as background"
+                        raise UserError(f"{mask}: not on the grid of {path}, as other masks are; {remedy}")
                 labels = joined(on_grid, classes, values)
             contrast = contrasts.index(entities(item.name)["suffix"])
             yield from volume_slices(item.name, [path], [volume], labels, affine, axis, findings, contrast)
@@ -214,13 +225,13 @@ def decode(items: list[Item], findings: Findings, contrasts, classes, values, ax
 def joined(masks: list[tuple[str, np.ndarray]], classes, values) -> np.ndarray:
     """Masks (path, (X, Y, Z)) on one grid -> labels uint8 (X, Y, Z): the label map, or one mask a class. Raises
     UserError for two label maps, or for a voxel in two classes."""
-    if masks[0][0].removesuffix(".gz").endswith("_dseg.nii"):
+    if stem(masks[0][0]).endswith("_dseg"):
         if len(masks) > 1:
             raise UserError(f"{masks[1][0]}: a second label map of one image; name a folder of one kind by --masks")
         return to_labels(*masks[0], classes, values)
     labels = np.zeros(masks[0][1].shape, np.uint8)
     for path, values in masks:
-        name = class_of(path.removesuffix(".gz").removesuffix(".nii"))
+        name = class_of(stem(path))
         inside = to_labels(path, values, ("background", name)) > 0
         if (labels[inside] > 0).any():
             raise UserError(f"{path}: voxels of it are in another mask of the image too; make each of one class")

@@ -28,8 +28,8 @@ def recognise(request: Request) -> Layout | None:
             if twin := scan.get(kind):
                 request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
             scan[kind] = path
-    if not any({"t1ce", "flair"} & scan.keys() and len(scan.keys() - {"seg"}) > 1 for scan in scans.values()):
-        return None  # a volume may be called NAME_flair in any folder
+    if not any("t1ce" in scan or len(scan.keys() - {"seg"}) > 2 for scan in scans.values()):
+        return None  # volumes may be called NAME_t1 and NAME_flair in any folder
     request.check_flags("BraTS cases")
     check_library("nibabel")
     items = []

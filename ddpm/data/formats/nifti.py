@@ -20,6 +20,7 @@ from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
 
 MOST = 20  # volumes of a subject, unless the user says so
+FEW_VALUES = 8  # a scan has hundreds; a volume of so few is a map of labels
 B_0 = 50  # s/mm^2; scanners write a b of 0 as a few
 
 
@@ -43,6 +44,8 @@ def recognise(request: Request) -> Layout | None:
         where = f"of that name in {folder}" if folder else "(NAME_mask or NAME_seg) beside it"
         request.refuse_lonely(named, masks, f"no mask {where}", "no volume of that name")
     items = [item_of(name, path, masks.get(name), request) for name, path in named.items()]
+    if not request.config.subject_pattern:
+        refuse_several([name for name in named if "/" not in name], request)
     for subject, n in Counter(item.subject for item in items).items():
         if n > MOST and not request.config.subject_pattern:
             remedy = r"name it by --subject-pattern, such as 'IXI\d+' ('^[^/]+' if the first folder is it)"
@@ -51,6 +54,18 @@ def recognise(request: Request) -> Layout | None:
     about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
     read = partial(decode, classes=classes, volume=request.config.volume, axis=request.config.axis)
     return Layout(about, items, read, classes, volumes=True)
+
+
+def refuse_several(names: list[str], request: Request) -> None:
+    """Raises UserError if volumes in one folder are named as several of a subject are: IXI002-T1 and -T2, IXI003-T1."""
+    pairs = [found.groups() for name in names if (found := re.fullmatch(r"(.+)[_-]([^_-]+)", name))]
+    firsts, lasts = (Counter(words) for words in zip(*pairs, strict=True)) if pairs else ({}, {})
+    for first, last in pairs:
+        if firsts[first] > 1 and lasts[last] > 1:
+            remedy = r"say it by --subject-pattern, such as '^[^_-]+' ('.+' if each is another's)"
+            raise UserError(
+                f"{request.root}: {firsts[first]} volumes {first}*, is {first!r} a subject? Whose is each? {remedy}"
+            )
 
 
 def bare(name: str) -> str:
@@ -95,6 +110,9 @@ def decode(
             which = chosen(path, n, volume, item.beside)
             volumes, affine = read_series(path, which)
             labels = read_labels(item.mask, path, volumes, affine, classes) if item.mask else None
+            if 1 < (n_values := len(np.unique(volumes.ravel()[:: 1 + volumes.size // 100_000]))) <= FEW_VALUES:
+                remedy = "call it NAME_mask or NAME_seg, name its folder by --masks, or move it away"
+                raise UserError(f"{path}: {n_values} different values, as a map of labels has; {remedy}")
             for i, values in zip(which, np.moveaxis(volumes, -1, 0), strict=True):
                 name = f"{item.name} volume {i}" if n > 1 else item.name
                 yield from volume_slices(name, [path], [values], labels, affine, axis, findings)
