@@ -242,6 +242,35 @@ def test_two_folders_of_one_kind_and_of_two(tmp_path):
     assert "memorisation" not in a
 
 
+def test_samples_of_a_head_are_not_held_against_that_head(tmp_path, capsys):
+    """24 heads of 4 slices, and the same heads with other noise, as a reconstruction has: each set's heads by name."""
+    rng = np.random.default_rng(0)
+    heads = ndimage.gaussian_filter(rng.normal(0, 400, (24, 32, 32)), (0, 3, 3)) + 128
+    for folder in ("real", "fake"):
+        (tmp_path / folder).mkdir()
+        for head in range(24):
+            for n in range(4):
+                image = (heads[head] + rng.normal(0, 4, (32, 32))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(image).save(f"{folder}/sub{head:02}_{n}.png")
+    command = ["--real", "real", "--fake", "fake", "--metrics", "manifold", "--out", "out"]
+    assert evaluate.main([*command, "--subject-pattern", "sub[0-9]+"]) == 0
+    known = report("out")["coverage"]
+    assert evaluate.main(command) == 0
+    assert abs(known["samples"] - known["real"]) < 0.2  # not told whose they are, each is found again:
+    assert report("out")["coverage"]["samples"] > 0.8 > known["samples"] + 0.2
+    reals, fakes = comparison.numbered(*(comparison.read_folder(f, "", "sub[0-9]+", False) for f in ("real", "fake")))
+    c = comparison.from_folders("real", "fake", "sub[0-9]+", False, 46, 0, None, "out")
+    assert len(c.samples) == len(c.chosen) == 46 and not {*c.samples.subjects} & {*c.reference.subjects}
+    assert {*c.stand_in.subjects} == {*c.samples.subjects}
+    for path in sorted(tmp_path.glob("fake/sub*"))[
+        11 * 4 - 2 :
+    ]:  # of 11 heads and a half are samples: those stand in first
+        path.unlink()
+    c = comparison.from_folders("real", "fake", "sub[0-9]+", False, None, 0, None, "out")
+    assert len(c.samples) == len(c.chosen) == 42 and {*c.samples.subjects} <= {*c.stand_in.subjects}
+    assert len(reals) == len(fakes) == 96 and {*reals.subjects} == {*fakes.subjects} == {*range(24)}
+
+
 def test_a_report_without_a_name_has_a_folder_of_its_own(tmp_path, monkeypatch):
     ticks = iter(["a", "a", "b"])  # the second one starts in the same second
     monkeypatch.setattr(files.time, "strftime", lambda form: next(ticks))
@@ -298,9 +327,9 @@ def test_two_folders_of_volumes(tmp_path, capsys):
     known = comparison.read_folder(real, "--real", "", False)
     assert known.images.shape == (120, 1, 32, 32)
     assert np.abs(known.images.astype(int) - same.images).max() <= 1
-    assert np.array_equal(known.subjects, np.repeat(np.arange(6), 20))
+    assert np.array_equal(known.subjects, np.repeat([f"h{i}" for i in range(6)], 20))
     halves = comparison.read_folder(real, "--real", "h[0-2]|h", False)
-    assert np.array_equal(np.bincount(halves.subjects), [60, 20, 20, 20])
+    assert np.unique(halves.subjects, return_counts=True)[1].tolist() == [60, 20, 20, 20]
 
 
 def test_a_bad_volume_is_named(tmp_path, capsys):

@@ -41,6 +41,49 @@ def test_kid_has_no_bias_in_n():
     assert abs(np.mean(values)) < 4 * error < 0.2 < module.cubic(np.ones((1, 4)), np.ones((1, 4)))[0, 0] / 10
 
 
+def slices_of(subjects: int, slices: int, rng) -> np.ndarray:
+    """Rows of N(0, I), those of a subject alike."""
+    return 0.84 * rng.normal(size=(subjects, 1, 4)).repeat(slices, 1).reshape(-1, 4) + 0.54 * rng.normal(
+        size=(subjects * slices, 4)
+    )
+
+
+def test_slices_of_a_subject_add_no_bias():
+    """Taken for independent they do: E k(x, x') is then larger within a set than between two."""
+    rng, whose = np.random.default_rng(0), np.repeat(np.arange(10), 5)
+    of = {"of_a": whose, "of_b": whose}
+    draws = [(slices_of(10, 5, rng), slices_of(10, 5, rng)) for _ in range(600)]
+    for distance in (lambda a, b, **of: kid(a, b, **of)[0], lambda a, b, **of: gaussian_mmd(a, b, 2.0, **of)):
+        right, naive = ([distance(a, b, **which) for a, b in draws] for which in (of, {}))
+        error = np.std(right) / np.sqrt(len(right))
+        assert abs(np.mean(right)) < 4 * error and np.mean(naive) > 10 * error
+
+
+@pytest.mark.parametrize("block", [3, 1024])
+def test_with_subjects_the_pairs_are_of_two(block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    a, b, of_a, of_b = rng.normal(size=(7, 2)), rng.normal(size=(5, 2)), np.array([3, 3, 0, 1, 0, 3, 9]), np.arange(5)
+
+    def expected(k):
+        pairs = [[(p, q) for p, s in zip(x, of, strict=True) for q, t in zip(x, of, strict=True) if s != t]
+                 for x, of in ((a, of_a), (b, of_b))]  # fmt: skip
+        return sum(np.mean([k(p, q) for p, q in one]) for one in pairs) - 2 * np.mean([k(p, q) for p in a for q in b])
+
+    got = gaussian_mmd(a, b, 0.7, 1.0, of_a, of_b)
+    assert got == pytest.approx(expected(lambda p, q: np.exp(-((p - q) ** 2).sum() / (2 * 0.7**2))))
+    got = kid(a[:5], b, of_a=of_a[:5], of_b=of_b)[0]
+    a, of_a = a[:5], of_a[:5]
+    assert got == pytest.approx(expected(lambda p, q: (p @ q / 2 + 1) ** 3))
+
+
+def test_of_one_subject_its_rows_are_taken_for_others():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6, 3))
+    assert kid(a, b, of_a=np.zeros(6), of_b=np.arange(6)) == kid(a, b)
+    assert gaussian_mmd(a, b, 1.0, of_a=np.zeros(6)) == gaussian_mmd(a, b, 1.0)
+
+
 def test_kid_of_two_gaussians_has_a_closed_form():
     """In one dimension k = (x y + 1)^3 = sum over j of (3 choose j) x^j y^j, so MMD^2 is the sum of
     (3 choose j) (difference of the j-th moments)^2. N(0, 1) has moments 0, 1, 0; N(1, 1) has 1, 2, 4."""
@@ -66,7 +109,9 @@ def test_subsets_are_of_the_size_that_was_asked_for_or_of_the_smaller_set(monkey
 def test_unless_told_otherwise_there_are_100_subsets_of_1000_and_the_seed_is_0(monkeypatch):
     """As in the paper. A kernel that looks at one row of each is enough to tell the draws apart."""
     shapes = []
-    monkeypatch.setattr(module, "cubic", lambda x, y: shapes.append((len(x), len(y))) or x[:1] * y[:1])
+    monkeypatch.setattr(
+        module, "cubic", lambda x, y: shapes.append((len(x), len(y))) or np.broadcast_to(x[:1] * y[:1], shapes[-1])
+    )
     x, y = np.arange(1100.0)[:, None], np.arange(1200.0)[:, None]
     assert kid(x, y) == kid(x, y, subsets=100, subset_size=1000, seed=0)
     assert shapes == [(1000, 1000)] * 600

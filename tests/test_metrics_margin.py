@@ -1,10 +1,14 @@
-"""The delete-half jackknife over subjects, against what is known of the mean."""
+"""The delete-half jackknife over subjects, against what is known of the mean; and the interval of a share."""
+
+import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ddpm.metrics.fid import frechet_distance_of_features
-from ddpm.metrics.margin import margin
+from ddpm.metrics.margin import clopper_pearson, margin, share_interval
 
 
 def test_margin_of_a_mean_is_the_textbooks():
@@ -60,3 +64,50 @@ def test_a_seed_gives_the_same_margin():
     x = np.random.default_rng(0).normal(size=40)
     one, again, other = (margin(np.mean, (x, np.arange(40)), seed=seed) for seed in (3, 3, 4))
     assert one == again != other
+
+
+@pytest.mark.parametrize("share, slices", [(0.01, 1), (0.05, 1), (0.5, 1), (0.02, 10), (0.4, 10)])
+def test_the_interval_of_a_share_covers_it_also_near_0_and_1(share, slices):
+    """Of 60 subjects: all slices of one are alike, so they are 60 observations. The jackknife alone would say 0 +- 0."""
+    hits, rng, whose = 0, np.random.default_rng(0), np.repeat(np.arange(60), slices)
+    for seed in range(200):
+        low, high = share_interval((rng.random(60) < share)[whose], whose, seed)
+        assert 0 <= low < high <= 1
+        hits += low <= share <= high
+    assert hits >= 184  # 92 %
+
+
+def test_a_share_of_independent_images_has_the_exact_interval_and_of_one_subject_none():
+    right = np.arange(20) < 3
+    assert share_interval(right, np.arange(20)) == clopper_pearson(3, 20)
+    assert share_interval(right, np.zeros(20)) is None
+    assert share_interval(np.ones(200, bool), np.arange(200) // 50) == clopper_pearson(4, 4)
+
+
+@pytest.mark.parametrize(
+    "correct, n, published",
+    [(81, 263, (0.2527, 0.3676)), (15, 148, (0.0578, 0.1617)), (0, 20, (0, 0.1684)), (1, 29, (0.0009, 0.1776))],
+)
+def test_interval_has_the_published_values(correct, n, published):
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", Table I, method 5."""
+    assert clopper_pearson(correct, n) == pytest.approx(published, abs=5e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.data())
+def test_interval_ends_where_the_tails_hold_2_5_percent(n, data):
+    correct = data.draw(st.integers(0, n))
+    low, high = clopper_pearson(correct, n)
+    weight = [math.comb(n, k) for k in range(n + 1)]
+    if correct > 0:
+        assert sum(w * low**k * (1 - low) ** (n - k) for k, w in enumerate(weight) if k >= correct) == pytest.approx(
+            0.025
+        )
+    else:
+        assert low == 0
+    if correct < n:
+        assert sum(w * high**k * (1 - high) ** (n - k) for k, w in enumerate(weight) if k <= correct) == pytest.approx(
+            0.025
+        )
+    else:
+        assert high == 1

@@ -5,6 +5,7 @@ and labels of held-out images; `from_folders` reads two folders of pictures or v
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -106,11 +107,11 @@ def with_subjects(data: Slices) -> Slices:
     return data if data.subjects is not None else replace(data, subjects=np.arange(len(data)))
 
 
-def split_by_subject(data: Slices, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_by_subject(data: Slices, n: int, seed: int, first: Sequence = ()) -> tuple[np.ndarray, np.ndarray]:
     """Indices of n images (or a little fewer, if their subjects have no more), and those of all other subjects' images.
 
-    Subjects are drawn until they have n images and are FEW (or half of all, if that is less). One subject alone cannot be
-    split: then its images are.
+    Subjects are drawn, those of `first` before the others, until they have n images and are FEW (or half of all, if that
+    is less). One subject alone cannot be split: then its images are.
     """
     rng = generator(seed)
     subjects = with_subjects(data).subjects
@@ -118,6 +119,7 @@ def split_by_subject(data: Slices, n: int, seed: int) -> tuple[np.ndarray, np.nd
         subjects = np.arange(len(data))
     names, number, count = np.unique(subjects, return_inverse=True, return_counts=True)
     order = rng.permutation(len(names))
+    order = order[np.argsort(~np.isin(names[order], first), kind="stable")]
     enough = 1 + np.searchsorted(np.cumsum(count[order]), n)
     here = min(max(enough, min(FEW, len(names) // 2)), len(names) - 1)
     first, others = (np.flatnonzero(np.isin(number, part)) for part in (order[:here], order[here:]))
@@ -236,7 +238,7 @@ def from_folders(
 
     pattern: a regular expression that finds whose picture it is in a name, or "". own, out: as above. Raises UserError.
     """
-    reals, fakes = (read_folder(*one, pattern, skip_bad) for one in ((real, "--real"), (fake, "--fake")))
+    reals, fakes = numbered(*(read_folder(*one, pattern, skip_bad) for one in ((real, "--real"), (fake, "--fake"))))
     size, other = ("{}x{}".format(*data.images.shape[2:]) for data in (reals, fakes))
     if size != other:
         these = f"images of {other}, but those of --real {real} are {size}"
@@ -250,11 +252,22 @@ def from_folders(
             f"--n {n}: {len(fakes)} samples and {len(reals)} real images, of which half stand in for samples, give {most}"
         )
     wanted = n or most
-    chosen, others = split_by_subject(reals, wanted, seed)
+    usable = np.arange(len(fakes))
+    if reals.subjects is None or fakes.subjects is None:
+        chosen, others = split_by_subject(reals, wanted, seed)
+    else:  # samples of a head, its reconstructions say, are not to be held against that head
+        chosen, others = split_by_subject(reals, wanted, seed, first=np.unique(fakes.subjects))
+        if len(np.unique(reals.subjects)) > 1:
+            usable = np.flatnonzero(~np.isin(fakes.subjects, reals.subjects[others]))
     if min(len(chosen), len(others)) < 40:
         parts = f"{len(chosen)} and {len(others)} images"
         raise UserError(f"--real {real}: its subjects fall into {parts}; 40 each are needed")
-    taken = np.sort(generator(seed, 1).permutation(len(fakes))[: len(chosen)])  # as many as stand in for them
+    if len(usable) < 40:
+        subjects = f"{len(usable)} of its images are of other subjects than those of --real they are compared with"
+        raise UserError(f"--fake {fake}: {subjects}; 40 are needed, so add samples of more subjects")
+    taken = np.sort(generator(seed, 1).permutation(usable)[: len(chosen)])  # as many as stand in for them
+    if len(taken) < len(chosen):
+        chosen = np.sort(generator(seed, 2).permutation(chosen)[: len(taken)])
     extractor = own or features.segmenter_features(segmenter.load_segmenter(), "of the embedded data")
     check_writable(out)
     print(f"{len(chosen)} of {len(fakes)} images of {fake} against {len(others)} of {len(reals)} of {real}")
@@ -267,9 +280,17 @@ def from_folders(
     return Comparison(samples, reals, chosen, others, extractor, seed=seed, choices=choices)
 
 
+def numbered(*data: Slices) -> tuple[Slices, ...]:
+    """With numbers for subjects, the same for the same name in all of them."""
+    known = np.unique(np.concatenate([names for one in data if (names := one.subjects) is not None] or [[]]))
+    return tuple(
+        one if one.subjects is None else replace(one, subjects=np.searchsorted(known, one.subjects)) for one in data
+    )
+
+
 def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
     """The pictures of a folder in grey; or, where it holds NIfTI volumes, their axial slices with brain, in one window a
-    volume, each a subject of its own unless the pattern says otherwise. Raises UserError for what cannot be read or
+    volume, each a subject of its own unless the pattern says otherwise. Subjects are names, as both folders have. Raises UserError for what cannot be read or
     differs in size; with skip_bad, unreadable files are counted and left out."""
     volumes = [path for path in sorted(Path(folder).glob("[!.]*")) if is_nifti(path)]
     volumes = [path for path in volumes if bare(stem(path)) == stem(path)]  # no masks
@@ -296,6 +317,6 @@ def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
             raise UserError(f"{path}: {size}, but {first}; all images of {flag} must be of one size")
     subjects = None
     if pattern or volumes:
-        whose = [folders.subject_of(stem(path), pattern) if pattern else path.name for path, _ in read]
-        subjects = np.unique(whose, return_inverse=True)[1].repeat([len(slices) for _, slices in read])
+        whose = [folders.subject_of(stem(path), pattern) if pattern else stem(path) for path, _ in read]
+        subjects = np.array(whose).repeat([len(slices) for _, slices in read])
     return Slices(np.concatenate([slices for _, slices in read])[:, None], None, {}, Vocabulary(), subjects)

@@ -25,7 +25,7 @@ from ddpm.metrics.kid import cmmd, gaussian_mmd, median_distance
 from ddpm.metrics.kid import kid as kernel_distance
 from ddpm.metrics.manifold import memorisation as nearer_than_held_out
 from ddpm.metrics.manifold import precision_recall_density_coverage
-from ddpm.metrics.margin import margin
+from ddpm.metrics.margin import margin, share_interval
 from ddpm.metrics.paired import dice, psnr, ssim
 from ddpm.metrics.segmenter import train_segmenter
 from ddpm.metrics.spectrum import foreground, histogram_distance, spectrum_difference_db
@@ -66,32 +66,41 @@ def compared(
 
 
 def average(c: Comparison, metric: str, values: np.ndarray, subjects: np.ndarray, **rest) -> Row:
-    """The mean of values (k,), of images of these subjects (k,)."""
-    return Row(metric, float(values.mean()), margin(np.mean, (values, subjects), seed=c.seed), **rest)
+    """The mean of values (k,), of images of these subjects (k,); of bools it is a share."""
+    if values.dtype == bool:
+        interval = share_interval(values, subjects, c.seed)
+        uncertain = None if interval is None else (interval[1] - interval[0]) / 2
+    else:
+        uncertain = margin(np.mean, (values, subjects), seed=c.seed)
+    return Row(metric, float(values.mean()), uncertain, **rest)
 
 
 # ---------------------------------------------------------------- distances between sets, in features
 
 
 def kid(c: Comparison) -> list[Row]:
-    """Kernel distances: unlike FID, they have no bias at small numbers."""
+    """Kernel distances: unlike FID, the first two have no bias at small numbers, nor by several slices a subject."""
     size, sigma = min(1000, *map(len, c.features)), median_distance(c.features.reference)
+    features = np.concatenate(c.features)
+    subjects = np.concatenate([data.subjects for data in (c.samples, c.stand_in, c.reference)])
+    ends = np.cumsum([len(rows) for rows in c.features])
+    rows = Sides(*np.split(np.arange(len(features)), ends[:-1]))  # their numbers: with features go subjects
 
     def cubic(a, b, subsets=100):
-        return 1000 * kernel_distance(a, b, subsets, size, c.seed)[0]
+        of = {"of_a": subjects[a], "of_b": subjects[b]}
+        return 1000 * kernel_distance(features[a], features[b], subsets, size, c.seed, **of)[0]
 
     def gaussian(a, b):
-        return gaussian_mmd(a, b, sigma)
+        return gaussian_mmd(features[a], features[b], sigma, of_a=subjects[a], of_b=subjects[b])
 
     subsets = "all" if {*map(len, c.features)} == {size} else f"mean of 100 subsets of {size}"
     ours = f"{subsets}; below 0 is possible, and as good as 0"
     median = f"sigma {sigma:.3g}, the median distance of real images: sees spread and shape too; below 0 is possible"
     theirs = "features scaled to length 1, sigma 10, which sees little but means; no published number compares"
-    return [
-        compared(c, "KID x 1000", cubic, c.features, "0", ours, 20, lambda a, b: cubic(a, b, subsets=4)),
-        compared(c, "Gaussian MMD, median bandwidth x 1000", gaussian, c.features, "0", median, 20),
-        compared(c, "Gaussian MMD x 1000", cmmd, c.features, "as low as real", theirs, 20),
-    ]
+    found = [compared(c, "KID x 1000", cubic, rows, "0", ours, 20, lambda a, b: cubic(a, b, subsets=4))]
+    if sigma > 0:  # of features that do not vary there is no median distance
+        found.append(compared(c, "Gaussian MMD, median bandwidth x 1000", gaussian, rows, "0", median, 20))
+    return [*found, compared(c, "Gaussian MMD x 1000", cmmd, c.features, "as low as real", theirs, 20)]
 
 
 def fid(c: Comparison) -> list[Row]:
@@ -109,6 +118,8 @@ def fid(c: Comparison) -> list[Row]:
 
     c.fid_line = fid_infinity(c.features.samples, c.features.reference, seed=c.seed)
     note = f"a straight line in 1/N, slope {c.fid_line.slope:.0f}, continued to 1/N = 0"
+    if n < 4 * (D := c.features.samples.shape[1]):
+        note += f"; too low, as the line bends where N is not many times the {D} features"
     return [*rows, compared(c, "FID, extrapolated", limit, c.features, "as low as real", note, 10)]
 
 

@@ -39,7 +39,8 @@ def small_evaluation(model: Model, held_out: Slices) -> dict[str, float]:
     samples = replace(held_out.part(chosen), images=draw_for(model, held_out, chosen, sampling, batch_size=24))
     judge = load_segmenter()
     c = Comparison(samples, held_out, chosen, others, segmenter_features(judge, "of the embedded data"), judge)
-    mean, std = kid(c.features.samples, c.features.reference, subset_size=len(chosen))
+    of = {"of_a": c.samples.subjects, "of_b": c.reference.subjects}
+    mean, std = kid(c.features.samples, c.features.reference, subset_size=len(chosen), **of)
     scores = {"kid": mean, "kid_std": std, "evaluated": len(chosen)}
     if model.config.data == "phantom":
         for row in condition_fidelity(c):

@@ -87,8 +87,9 @@ def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, keep
     def extracted():
         parts = []
         for start in progress(range(0, len(images), batch_size), desc=desc, unit="batch"):
-            answer = extractor.function(images[start : start + batch_size])
-            if not isinstance(answer, Tensor) or answer.ndim != 2:
+            batch = images[start : start + batch_size]
+            answer = extractor.function(batch)
+            if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(batch):
                 raise UserError(f"{extractor}: answers no (batch, features) tensor; wrap the network so that it does")
             parts.append(answer.float().numpy())
         features = np.concatenate(parts)

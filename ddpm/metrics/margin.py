@@ -9,7 +9,7 @@ with all of its slices: they resemble each other, so ten subjects are ten observ
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 from ddpm import UserError
 from ddpm.seeds import generator
@@ -41,3 +41,27 @@ def margin(statistic: Callable, *sides, rounds: int = 100, seed: int = 0):
             return None
     half = stdtrit(fewest - 1, 0.975) * np.std(values, axis=0, ddof=1)
     return float(half) if half.ndim == 0 else half
+
+
+def share_interval(right: np.ndarray, subjects: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    """The 95 % interval of a share, the mean of right (N,) bool: Clopper and Pearson's, for as many independent images as
+    the subjects (N,) are worth. It does not end at the share where that is 0 or 1. None if there is one subject."""
+    share, n, known = float(np.mean(right)), len(right), len(np.unique(subjects))
+    if known < 2:
+        return None
+    # Images of one subject are right or wrong together: as many independent ones as have an interval as wide.
+    worth, alone = n, 1.96 * (share * (1 - share) / n) ** 0.5
+    if known < n:
+        worth = n / max((margin(np.mean, (right, subjects), seed=seed) / alone) ** 2, 1) if alone else known
+    return clopper_pearson(share * worth, worth)
+
+
+def clopper_pearson(correct: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval for a probability after `correct` of n trials (Clopper & Pearson 1934).
+
+    Its ends are the probabilities at which so many, or so few, would be seen in (1 - level) / 2 of all cases.
+    """
+    tail = (1 - level) / 2
+    low = betaincinv(correct, n - correct + 1, tail) if correct > 0 else 0.0
+    high = betaincinv(correct + 1, n - correct, 1 - tail) if correct < n else 1.0
+    return float(low), float(high)

@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 
 from ddpm import UserError
-from ddpm.metrics.margin import margin
+from ddpm.metrics.margin import share_interval
 from ddpm.runtime.progress import progress
 from ddpm.seeds import generator
 
@@ -56,12 +55,8 @@ def two_sample_test(
         net = classifier(train)
         fit(net, train, validation, steps, rng)
     right = torch.cat([(said > 0).eq(is_fake) for said, is_fake in answers(net, unseen)]).double().numpy()
-    accuracy, n = float(right.mean()), len(right)
-    # Images of one subject are right or wrong together: as many independent ones as have an interval as wide.
     subjects = np.concatenate([whose[0][parts[2][0]], whose[1][parts[2][1]] + whose[0].max() + 1])
-    width, alone = margin(np.mean, (right, subjects), seed=seed), 1.96 * (accuracy * (1 - accuracy) / n) ** 0.5
-    worth = n / max((width / alone) ** 2, 1) if alone and len(np.unique(subjects)) < n else n
-    return TwoSample(accuracy, *clopper_pearson(accuracy * worth, worth), n)
+    return TwoSample(float(right.mean()), *share_interval(right, subjects, seed), len(right))
 
 
 def check(real: np.ndarray, fake: np.ndarray) -> None:
@@ -155,14 +150,3 @@ def answers(net: nn.Module, pair: tuple[Tensor, Tensor]):
     for truth, images in enumerate(pair):
         for batch in images.split(256):
             yield net(batch)[:, 0], torch.full((len(batch),), float(truth))
-
-
-def clopper_pearson(correct: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval for a probability after `correct` of n trials (Clopper & Pearson 1934).
-
-    Its ends are the probabilities at which so many, or so few, would be seen in (1 - level) / 2 of all cases.
-    """
-    tail = (1 - level) / 2
-    low = betaincinv(correct, n - correct + 1, tail) if correct > 0 else 0.0
-    high = betaincinv(correct + 1, n - correct, 1 - tail) if correct < n else 1.0
-    return float(low), float(high)
