@@ -106,7 +106,9 @@ def draft_masks(args, model: Model) -> dict[str, np.ndarray]:
     for start in range(0, args.n, args.batch_size):
         part = range(args.n)[start : start + args.batch_size]
         maps = drawn_masks(drafter, words[part.start : part.stop], [(args.seed, k) for k in part])
-        masks |= {f"prompt_{k}": images.resize_labels(mask, size) for k, mask in zip(part, maps, strict=True)}
+        for k, mask in zip(part, maps, strict=True):  # the phantom's field of view is as wide as the shorter side
+            square = images.resize_labels(mask, (min(size), min(size)))
+            masks[f"prompt_{k}"] = images.crop_or_pad(square, size)
     return masks
 
 

@@ -266,7 +266,8 @@ def nearest_time(schedule: Schedule, ratio: float) -> int:
 
 def heal(predict_x_0, schedule: Schedule, image: Tensor, times: list[int], noise) -> Tensor:
     """The image in [0, 1], noised to times[0] and drawn anew from there under predict_x_0's condition: told that there is
-    no lesion, it keeps the large shapes and mends the rest (AnoDDPM, Wyatt et al. 2022). The walk down is DDIM's, eta 0."""
+    no lesion, it keeps the large shapes and mends the rest (after AnoDDPM, Wyatt et al. 2022, whose noise is simplex
+    noise). The walk down is DDIM's, eta 0."""
     t = torch.tensor([times[0]])
     *_, healed = ddim(predict_x_0, schedule, q_sample(schedule, 2 * image - 1, t, noise()), times, noise)
     return (healed + 1) / 2

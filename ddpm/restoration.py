@@ -78,8 +78,9 @@ def measure(args, model: Model) -> Measurement:
         return of_kspace(read_kspace(args.restore, size), None, args.real, sigma, args.restore)
     image = torch.from_numpy(read_image(args.restore).astype(np.float32) / 255)[None, None]
     expected = size if args.simulate else (size[0] // factor, size[1] // factor)
-    if tuple(image.shape[2:]) != expected:
-        found = f"{args.restore} is {image.shape[2]}x{image.shape[3]}"
+    shape = tuple(image.shape[2:])
+    if shape != expected:
+        found = f"{args.restore} is {shape[0]}x{shape[1]}"
         if not args.simulate and args.mode != "anomaly":  # nothing else may come between a measurement and its image
             raise UserError(f"{found}; {model.name} restores images of {expected[0]}x{expected[1]}")
         print(printable(f"{found}, and resized to {expected[0]}x{expected[1]}"))
@@ -92,7 +93,7 @@ def measure(args, model: Model) -> Measurement:
             y = simulated_kspace(image, args.acceleration, args.lines, args.real, sigma, random)
             return of_kspace(y, truth, args.real, sigma, args.restore)
         case "inpaint":
-            known = torch.from_numpy(~read_region(args.region, size))
+            known = torch.from_numpy(~read_region(args.region, size, shape))
             operator, about = Inpainting(known.float()), f"{(~known).float().mean():.1%} of the pixels drawn anew"
             y = operator.apply(image + sigma * torch.randn(image.shape, generator=random) * args.simulate)
             return Measurement(operator, y, sigma, torch.where(known, y, 0.5), about, truth)
@@ -168,12 +169,6 @@ def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
         if y is None:
             raise UserError(f"{path}: no kspace in it; a file of fastMRI's single coil has one")
         y = y[len(y) // 2] if y.ndim == 3 else y
-        if y.ndim == 2:
-            y = within_view(y)
-            aspect = y.shape[1] * size[0] / (y.shape[0] * size[1])
-            if abs(aspect - 1) > 0.01:
-                view = f"it shows {y.shape[0]}x{y.shape[1]} pixels, so one of {size[0]}x{size[1]}"
-                print(printable(f"note: {path}: {view} is {aspect:.2f} times as wide as high"))
     elif path.endswith(".npy"):
         with reading(path, "an array of NumPy", "save it again"):
             y = np.load(path, allow_pickle=False)
@@ -182,13 +177,28 @@ def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
     if not isinstance(y, np.ndarray) or y.ndim != 2 or not np.iscomplexobj(y):
         raise UserError(f"{path}: k-space of one coil is needed: complex numbers, height x width")
     if not np.isfinite(y).all() or y.shape[0] < size[0] or y.shape[1] < size[1]:
-        raise UserError(f"{path}: {y.shape[0]}x{y.shape[1]} finite numbers are needed, {size[0]}x{size[1]} or more")
+        raise UserError(f"{path}: {y.shape[0]}x{y.shape[1]}; finite numbers are needed, {size[0]}x{size[1]} or more")
+    share = (y != 0).mean(axis=0)  # of each line, which is a column
+    if (partly := (share > 0) & (share < 0.99)).any():
+        found = f"{partly.sum()} of its lines (columns) were measured in part, the first to {share[partly][0]:.0%}"
+        raise UserError(f"{path}: {found}; whole lines are needed, and 0 in those that were not measured")
+    y = within_view(y)
+    aspect = y.shape[1] * size[0] / (y.shape[0] * size[1])
+    if abs(aspect - 1) > 0.01:
+        view = f"it shows {y.shape[0]}x{y.shape[1]} pixels, so one of {size[0]}x{size[1]}"
+        print(printable(f"note: {path}: {view} is {aspect:.2f} times as wide as high"))
     top, left = (there // 2 - here // 2 for there, here in zip(y.shape, size, strict=True))
     y = torch.from_numpy(y[top : top + size[0], left : left + size[1]].astype(np.complex64))[None, None]
     brightest = KSpace(torch.ones(size[1])).pseudo_inverse(y).abs().max()
     if not brightest:
         raise UserError(f"{path}: nothing was measured, all of it is 0")
-    return y * (0.9 / brightest)
+    scale = 0.9 / brightest.item()
+    print(
+        printable(
+            f"{path}: times {scale:.4g}, so that the brightest pixel is 0.9; --noise and the results count in that"
+        )
+    )
+    return y * scale
 
 
 def within_view(y: np.ndarray) -> np.ndarray:
@@ -222,11 +232,15 @@ def symmetrised(y: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(lines, y, mirrored(y, -2, -1).conj() * other), lines | other
 
 
-def read_region(path: str | None, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: where the image shall be drawn anew. Raises UserError."""
+def read_region(path: str | None, size: tuple[int, int], of: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: where the image of that size shall be drawn anew. of: height and width of the picture that it was made
+    of. Raises UserError."""
     if path is None:
         raise UserError("--as inpaint needs --region: a mask that is white where the image shall be drawn anew")
     region = read_mask(path, ("known", "new"))
+    if abs(region.shape[0] * of[1] / (region.shape[1] * of[0]) - 1) > 0.01:
+        found = f"{region.shape[0]}x{region.shape[1]}, but the image is {of[0]}x{of[1]}"
+        raise UserError(f"{path}: {found}; mark it in a picture of the same proportions")
     down, across = (overlaps(*sizes) for sizes in zip(size, region.shape, strict=True))
     region = down @ (region != 0) @ across.T  # any pixel some of whose area is marked
     if region.all() or not region.any():
@@ -345,7 +359,7 @@ def run(args, model: Model, how: Sampling) -> None:
     walked = progress(draws, "restoring", total=count(args), unit="draw")
     lifted = torch.cat([draw.cpu() for draw in walked])
     images = measured.operator.shown(lifted).clamp(0, 1)
-    result, deviation = images.mean(dim=0, keepdim=True), images.std(dim=0, correction=0, keepdim=True)
+    result = images.mean(dim=0, keepdim=True)
     shown = {"measured": measured.shown, "restored": result}
     if args.mode == "anomaly":
         changed = (measured.y - result).abs()[0, 0].numpy()
@@ -353,8 +367,8 @@ def run(args, model: Model, how: Sampling) -> None:
     if measured.truth is not None:
         shown["truth"] = measured.truth
         shown["error"] = AMPLIFIED * (result - measured.truth).abs()
-    if count(args) > 1 and args.mode != "anomaly":
-        shown["deviation"] = AMPLIFIED * deviation
+    if (args.n or 1) > 1 and args.mode != "anomaly":  # means of the data step differ less than images that fit y do
+        shown["deviation"] = AMPLIFIED * images.std(dim=0, correction=0, keepdim=True)
     if args.n:
         shown |= {f"draw_{k}": images[k : k + 1] for k in range(args.n)}
     pictures = {name: to_uint8(2 * image - 1)[0] for name, image in shown.items()}

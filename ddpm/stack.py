@@ -5,6 +5,7 @@ is the way from a file's grid to there and back. Nothing is interpolated between
 their noise, which goes over from one to another within a few cm (`seed`).
 """
 
+import functools
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +69,13 @@ class Stack:
 
     def to_file(self, image: np.ndarray) -> np.ndarray:
         """A picture (1, H, W) -> the slice (h, w) in the file's pixels, 0 where the network does not look."""
-        return resize(crop_or_pad(image, self.true_size), self.shape[1:])[0]
+        padded = crop_or_pad(image, self.true_size, mode="edge")  # with black the outermost pixels would be mixed
+        return resize(padded, self.shape[1:])[0] * self.looked_at
 
+    @functools.cached_property
     def looked_at(self) -> np.ndarray:
         """(h, w) bool: which of the file's pixels the network sees."""
-        return self.to_file(np.ones((1, *self.size), np.float32)) > 0.5
+        return resize(crop_or_pad(np.ones((1, *self.size), np.float32), self.true_size), self.shape[1:])[0] > 0.5
 
     def write(self, path: str | Path, slices: np.ndarray) -> None:
         """Slices (N, h, w) -> a NIfTI file on this grid. Raises OSError."""

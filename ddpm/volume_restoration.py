@@ -50,7 +50,7 @@ def run(args, model: Model, how: Sampling) -> None:
     todo, new = np.flatnonzero(foreground_share(scan) >= MIN_BRAIN), np.ones(scan.shape, np.uint8)
     if args.mode == "inpaint":
         new = read_region(args.region, stack, volume, affine)
-        todo = np.flatnonzero(new[:, stack.looked_at()].any(axis=1))
+        todo = np.flatnonzero(new[:, stack.looked_at].any(axis=1))
     measured = measure(args, stack, ((scan[todo] - low) / (high - low)).clip(0, 1), new[todo])
     # What noise of this size does not explain is brain, and would be cut to black.
     if args.mode == "denoise" and below > 3 * measured.sigma * high:
@@ -64,7 +64,7 @@ def run(args, model: Model, how: Sampling) -> None:
     print(printable(f"{model.name}: step {model.step}; {args.mode}: {work}; {measured.about}; {asked} -> {args.out}"))
 
     names, shown, rows = [stack.names[n] for n in todo], set(np.linspace(0, len(todo) - 1, SHOWN).round()), []
-    looked_at = stack.looked_at()
+    looked_at = stack.looked_at
     volumes: dict[str, np.ndarray] = {}
     made = restored(args, model, how, measured, condition, stack, names)
     for i, pictures in enumerate(progress(made, "restoring", total=len(todo), unit="slice")):
@@ -103,7 +103,9 @@ def restored(
         if args.mode == "anomaly":
             changed = median_filter((here.y - mean).abs().numpy(), (1, 1, SMOOTHED, SMOOTHED))
             made["anomaly"] = torch.from_numpy(changed)
-        elif len(draws) > 1:
+        elif (
+            args.n or 1
+        ) > 1:  # of draws: means of the data step differ less than images do that fit what was measured
             made["deviation"] = draws.std(dim=0, correction=0)
         for i in range(len(mean)):
             yield {name: pictures[i] for name, pictures in made.items()}
@@ -163,7 +165,7 @@ def read_region(path: str | None, stack: Stack, volume: np.ndarray, affine: np.n
     region = along(read_labels(path, stack.path, volume, affine, ("known", "new")), stack.axis)
     if not region.any():
         raise UserError(f"{path}: nothing of it is marked; mark what shall be drawn anew")
-    if outside := np.count_nonzero(region[:, ~stack.looked_at()]):
+    if outside := np.count_nonzero(region[:, ~stack.looked_at]):
         found = f"{path}: {outside} of {np.count_nonzero(region)} marked voxels lie beside what the network sees"
         if outside == np.count_nonzero(region):
             raise UserError(f"{found}; crop or pad the scan, so that they lie near its middle")

@@ -3,8 +3,10 @@
 import json
 import shutil
 import sys
+from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from test_train import folder_of_pairs, log_of
 
 import sample
 import train
+from ddpm import asked
 from ddpm.model import load_model
 from ddpm.runtime import checkpoint, start
 from ddpm.runtime.config import make_config
@@ -302,3 +305,14 @@ def test_the_model_of_masks_in_the_box_draws_what_prompts_ask_for():
     ):
         masks = drawn_masks(drafter, drafter.vocabulary.numbers([prompt] * 8), range(8))
         assert np.mean([describe(mask == 1).get(part) == value for mask in masks]) > 0.6, prompt
+
+
+def test_a_drafted_mask_keeps_its_proportions(monkeypatch):
+    """The phantom's field of view is as wide as the shorter side."""
+    square = np.zeros((1, 64, 64), np.uint8)
+    square[0, 10:20, 40:50] = 1
+    monkeypatch.setattr(asked, "drawn_masks", lambda drafter, words, seeds: square)
+    model = SimpleNamespace(config=SimpleNamespace(image_size=[96, 64]))
+    args = Namespace(prompt="large lesion", text_embeddings=None, n=1, batch_size=8, seed=0)
+    [mask] = asked.draft_masks(args, model).values()
+    assert np.array_equal(mask, np.pad(square[0], ((16, 16), (0, 0))))

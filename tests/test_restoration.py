@@ -1,5 +1,6 @@
 """`sample.py --restore`: each mode as a command, on a small model; the equations are in test_inverse.py."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def restored(tiny_run, picture, mode, *flags):
 def test_a_prior_of_noisy_images_gives_the_mean_of_several_draws(tiny_run, picture, capsys):
     plain = restored(tiny_run, picture, "denoise", "--noise", "0.05")
     unseen = restored(tiny_run, picture, "denoise", "--noise", "0.05", "--noisy-prior")
-    assert not np.array_equal(plain, unseen) and "deviation" in capsys.readouterr().out
+    assert not np.array_equal(plain, unseen) and "of full scale" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, corrected", [(["--noisy-prior"], False), ([], True), (["--gaussian"], False)])
@@ -140,24 +141,33 @@ def test_the_result_has_the_k_space_that_was_measured(tiny_run, tmp_path, pictur
     assert np.abs(found - scale * y).max() < 1e-5 * np.abs(found).max()
 
 
-def test_a_fastmri_file_gives_its_middle_slice(tiny_run, tmp_path, capsys):
+@pytest.mark.parametrize("ending", ["h5", "npy"])
+def test_a_scan_is_cut_to_what_it_shows(ending, tiny_run, tmp_path, capsys):
+    """Of fastMRI's files the middle slice."""
     h5py = pytest.importorskip("h5py")
     rng = np.random.default_rng(0)
     image = rng.uniform(size=(3, 80, 36))
     image[:, :20] = image[:, 60:] = 0  # the readout takes in twice the field of view
     scans = fourier(torch.from_numpy(image)).numpy().astype(np.complex64)
     scans[:, :, 2:16] = scans[:, :, 22:] = 0
-    with h5py.File("scan.h5", "w") as file:
-        file["kspace"] = scans
-    y = restoration.read_kspace("scan.h5", (32, 32))[0, 0]
+    scan = f"scan.{ending}"
+    if ending == "npy":
+        np.save(scan, scans[1])
+    else:
+        with h5py.File(scan, "w") as file:
+            file["kspace"] = scans
+    y = restoration.read_kspace(scan, (32, 32))[0, 0]
     known = (y != 0).any(dim=0)
     expected = fourier(torch.from_numpy(image[1, 20:60]))[4:36, 2:34]
     ratio = (y / expected)[:, known]
     assert known.sum() == 6 and torch.allclose(ratio, ratio[0, 0], rtol=1e-3)
-    restored(tiny_run, "scan.h5", "kspace")
+    restored(tiny_run, scan, "kspace")
     out = capsys.readouterr().out
     assert "6 of 32 lines: accelerated 5.33 times" in out
-    assert "note: scan.h5: it shows 40x36 pixels, so one of 32x32 is 0.90 times as wide as high" in out
+    assert f"note: {scan}: it shows 40x36 pixels, so one of 32x32 is 0.90 times as wide as high" in out
+    told = float(re.search(rf"{scan}: times ([\d.e+-]+), so that the brightest pixel is 0.9", out)[1])
+    # A unitary transform of 80 rows, and of the 40 that are kept: a factor of sqrt(40 / 80).
+    assert ratio[0, 0].abs().item() == pytest.approx(told / 2**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["anomaly", "super-resolution"])
@@ -173,7 +183,7 @@ def test_what_is_white_in_a_finer_region_is_drawn_anew():
     """Any pixel some of whose area is marked; by the nearest neighbour a thin line would be lost."""
     line = np.zeros((64, 48), np.uint8)
     line[21, 10:30] = 255
-    region = restoration.read_region(write("line.png", line), (32, 32))
+    region = restoration.read_region(write("line.png", line), (32, 32), of=(128, 96))
     expected = np.zeros((32, 32), bool)
     expected[10, 6:20] = True  # columns of 1.5 pixels each
     assert np.array_equal(region, expected)
@@ -237,6 +247,12 @@ def test_the_rician_bias_is_taken_away_on_average():
 
 def test_an_anomaly_map_and_draws_are_written(tiny_run, picture):
     restored(tiny_run, picture, "anomaly")
+    assert not Path("o/deviation.png").exists()
+    restored(
+        tiny_run, picture, "kspace", "--simulate"
+    )  # of means: they differ less than what fits the measurement does
+    assert not Path("o/deviation.png").exists()
+    restored(tiny_run, picture, "anomaly")
     assert {path.name for path in Path("o").iterdir()} >= {"anomaly.png", "restored.png", "grid.png"}
     restored(tiny_run, picture, "inpaint", "--region", region("r.png"), "--n", "3")
     assert {f"draw_{k}.png" for k in range(3)} | {"deviation.png"} <= {path.name for path in Path("o").iterdir()}
@@ -289,6 +305,11 @@ def test_mirroring_completes_the_k_space_of_a_real_image():
         (["--restore", "real.npy", "--as", "kspace"], "k-space of one coil is needed"),
         (["--restore", "zero.npy", "--as", "kspace"], "nothing was measured"),
         (["--restore", "full.npy", "--as", "kspace"], "an undersampled scan"),
+        (
+            ["--restore", "echo.npy", "--as", "kspace"],
+            "9 of its lines (columns) were measured in part, the first to 75%",
+        ),
+        (["--restore", "p.png", "--as", "inpaint", "--region", "wide.png"], "wide.png: 16x32, but the image is 32x32"),
         (["--restore", "p.npy", "--as", "kspace"], "no such file"),
         (["--restore", "broken.npy", "--as", "kspace"], "an array of NumPy"),
         (["--restore", "black.png", "--as", "denoise"], "no noise found"),
@@ -311,6 +332,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tiny_run, picture
     Path("packed.npz").rename("packed.npy")
     np.save("zero.npy", np.zeros((32, 32), np.complex64))
     np.save("full.npy", np.ones((32, 32), np.complex64))
+    echo = np.ones((32, 32), np.complex64)
+    echo[:8, :9] = echo[:, 9:12] = 0  # an echo that was not read from its start is no line of zeros
+    np.save("echo.npy", echo)
+    region("wide.png", (16, 32))
     Path("broken.npy").write_bytes(b"nothing")
     assert sample.main(["--ckpt", str(tiny_run), *flags, "--out", "o"]) == 2
     error = capsys.readouterr().err

@@ -74,6 +74,16 @@ def test_a_pixel_any_of_whose_area_is_marked_is_in_the_region(shape):
     assert np.array_equal(stack.region_to_network(region), expected) and expected.any() and not expected.all()
 
 
+@pytest.mark.parametrize("shape, true_size", [((256, 240), (78, 74)), ((40, 36), (64, 64)), ((30, 90), (64, 70))])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_at_the_edge_of_what_the_network_sees_nothing_is_mixed_with_black(shape, true_size, kind):
+    stack = Stack("x", np.eye(4), "axial", (1, *shape), true_size, (64, 64))
+    written = stack.to_file(np.full((1, 64, 64), 200, kind))
+    assert written.dtype == kind and np.array_equal(written > 0, stack.looked_at)
+    assert np.abs(written[stack.looked_at] - 200.0).max() < 1e-3
+    assert stack.looked_at.mean() == pytest.approx(64 * 64 / true_size[0] / true_size[1], rel=0.03)
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_slices_become_the_volume_that_they_were_cut_from(axis):
     volume = np.arange(2 * 3 * 5).reshape(2, 3, 5)

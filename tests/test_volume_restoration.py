@@ -71,7 +71,7 @@ def plain(ckpt) -> str:
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_what_is_known_stays_exactly_and_the_region_is_drawn_anew(affine, plain, capsys):
     slices, new = scan(affine=affine), region(affine=affine) == 1
-    result = restored(plain, "inpaint", "--region", "region.nii.gz")
+    result = restored(plain, "inpaint", "--region", "region.nii.gz", "--n", "2")
     assert np.array_equal(result[~new], slices[~new])
     assert np.abs(result[new] - slices[new]).mean() > 50
     out = capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_a_voxel_that_no_pixel_has_for_its_nearest_is_drawn_anew(ckpt):
     affine, new = np.diag([-2.0, -2.0, 6.0, 1]), np.zeros((SLICES, 104, 104), np.uint8)
     new[3, 45, 45] = 1
     scan(affine=affine, size=(104, 104)), stored("region.nii.gz", new, affine)
-    restored(ckpt, "inpaint", "--region", "region.nii.gz")
+    restored(ckpt, "inpaint", "--region", "region.nii.gz", "--n", "2")
     assert read("deviation")[3, 45, 45] > 1
 
 

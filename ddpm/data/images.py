@@ -44,7 +44,8 @@ def read_pixels(path: str | Path, channels: int = 1) -> np.ndarray:
     with open_picture(path) as picture:
         deep = picture.mode.startswith(("I", "F"))
         if channels == 3 and picture.mode not in ("RGB", "RGBA"):
-            raise UserError(f"{path}: mode {picture.mode}, not three channels; leave out --image-channels 3")
+            remedy = "save it in RGB, as LGG's are, or leave out --image-channels 3"
+            raise UserError(f"{path}: mode {picture.mode}, not three channels; {remedy}")
         if not deep:
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
             return pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
@@ -100,8 +101,8 @@ def overlaps(n: int, m: int) -> np.ndarray:
     return (i * m < (j + 1) * n) & (j * n < (i + 1) * m)
 
 
-def crop_or_pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(..., h, w) -> (..., H, W) of `size`, about the same centre, with 0 where there was nothing."""
+def crop_or_pad(image: np.ndarray, size: tuple[int, int], mode: str = "constant") -> np.ndarray:
+    """(..., h, w) -> (..., H, W) of `size`, about the same centre. Where there was nothing is 0, or as np.pad's mode says."""
     for axis, wanted in ((-2, size[0]), (-1, size[1])):
         spare = image.shape[axis] - wanted
         if spare > 0:
@@ -109,7 +110,7 @@ def crop_or_pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         elif spare:
             pads = [(0, 0)] * image.ndim
             pads[axis] = (-spare // 2, -spare - -spare // 2)
-            image = np.pad(image, pads)
+            image = np.pad(image, pads, mode)
     return image
 
 
