@@ -36,11 +36,13 @@ def main(argv):
     rows, unanswered = [], []
     for name in args.metrics:
         try:
-            rows += QUESTIONS[name].ask(comparison)
+            rows += (answer := QUESTIONS[name].ask(comparison))
+            if args.named and not answer:
+                unanswered.append(f"{name}: nothing here can be asked that ({QUESTIONS[name].help})")
         except UserError as error:  # what cannot be asked of this data costs no other answer
             unanswered.append(f"{name}: {error}")
     if not rows:
-        raise UserError("; ".join(unanswered) or f"--metrics {' '.join(args.metrics)}: nothing here can be asked that")
+        raise UserError("; ".join(unanswered))
     comparison.warnings += [f"not answered: {reason}" for reason in unanswered]
 
     out = make_folder(args.out, "results/evaluation")
@@ -112,6 +114,7 @@ def read_arguments(argv):
     if args.real and args.metrics and (wrong := [name for name in given if name != "all" and QUESTIONS[name].needs]):
         raise UserError(f"--metrics {wrong[0]} needs --ckpt; two folders do not say what was asked for")
     asked = QUESTIONS if "all" in given else given
+    args.named = bool(args.metrics) and "all" not in given  # what is asked by name is answered, or it is said why not
     args.metrics = [name for name in QUESTIONS if name in asked and not (args.real and QUESTIONS[name].needs)]
     if args.features == "inception" and not args.inception_weights:
         remedy = "see 'Inception' in docs/evaluation.md; or use --features segmenter"

@@ -123,6 +123,9 @@ def read_arguments(argv):
         noise=(0, 1),
         resample=(1, 100),
     )
+    for name in ("mask", "source", "restore", "region"):
+        if getattr(args, name) == "":
+            raise UserError(f"--{name}: an empty name (an unset variable?); name one, or leave it out")
     if args.eta and args.sampler != "ddim":
         raise UserError("--eta belongs to --sampler ddim; give that too, or leave it out")
     if bool(args.restore) != bool(args.mode):
@@ -139,6 +142,8 @@ def read_arguments(argv):
             raise UserError(f"{flag(name)} is for --simulate, as a scan says itself what was measured; leave it out")
     if args.coherence != COHERENCE and not is_nifti(args.restore or args.mask):
         raise UserError("--coherence is for volumes (--mask or --restore NAME.nii.gz); leave it out")
+    if args.mode == "denoise" and args.noise == 0:
+        raise UserError("--noise 0: there is none to take away; leave it out, and it is found in the image's corners")
     for name in ("source", "prompt"):
         if getattr(args, name) is not None and is_nifti(args.mask):
             raise UserError(f"--{name} with --mask {args.mask}, a volume: give pictures, or leave --{name} out")
@@ -163,6 +168,8 @@ def prepare(args):
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
     out = make_folder(args.out, "results/samples")
+    if (Path(out) / "grid.png").exists():
+        print(f"note: {out} holds images already; those of other names stay among the new ones")
     how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
     print(f"{model.name}: step {model.step}, {how}, {sampling.in_words} -> {out}")
     if args.prompt is not None and (model.config.words or asked.drafted):
@@ -180,7 +187,7 @@ def make_parser() -> Parser:
     add("--mask", nargs="?", const=EXAMPLES, metavar="PATH", help=f"{masks}; {without}")
     add("--n", type=int, help="images for each mask (default 6), or volumes (default 1)")
     add("--source", metavar="PATH", help="the picture that is translated, or a folder of them, named as their masks")
-    says = 'what to show, such as "axial FLAIR, large lesion, left frontal"; for a model without --words, masks are drawn first'
+    says = 'what to show, such as "axial FLAIR, large lesion, left frontal"; a model without --words gets drawn masks'
     add("--prompt", metavar="TEXT", help=says)
     add("--text-embeddings", metavar="FILE", help="where the prompt's vector is, of a model that was trained with such")
     values = (

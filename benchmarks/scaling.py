@@ -8,6 +8,7 @@ pass has to keep by autograd's hooks, both on tensors that have a shape but no c
 """
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from ddpm.runtime.config import PRESETS, Config
 from ddpm.runtime.run import peak_memory_gb
 from ddpm.training import make_training, training_step
 
+FAKE = functools.partial(FakeTensorMode, allow_non_fake_inputs=True)  # the weights are real
 VOCABULARY = Vocabulary(("background", "lesion"), {"contrast": ("T1", "T2", "FLAIR")})
 
 # Bytes a weight: itself, gradient, Adam's two moments, average, and the copy of the gradients that travels; all float32.
@@ -56,8 +58,8 @@ def inputs(config: Config, images: int):
 
 def flops(config: Config) -> int:
     """Of one image, forward and backward."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        unet = make_unet(config, VOCABULARY)
+    unet = make_unet(config, VOCABULARY)
+    with FAKE(), FlopCounterMode(display=False) as counter:
         unet(*inputs(config, 1)).sum().backward()
     return counter.get_total_flops()
 
@@ -66,8 +68,8 @@ def kept_for_backward(config: Config) -> int:
     """Bytes that each image adds to what the backward pass keeps, with the network in bf16 (CPU rules)."""
 
     def total(images: int) -> int:
-        with FakeTensorMode():
-            unet = make_unet(config, VOCABULARY)
+        unet = make_unet(config, VOCABULARY)
+        with FAKE():
             own = {weight.untyped_storage()._cdata for weight in unet.parameters()}
             kept = {}
 
@@ -99,8 +101,7 @@ def draw_seconds(config: Config) -> float:
 
 def tell(preset: str) -> None:
     config = Config(**PRESETS[preset])
-    with FakeTensorMode():
-        weights = sum(weight.numel() for weight in make_unet(config, VOCABULARY).parameters())
+    weights = sum(weight.numel() for weight in make_unet(config, VOCABULARY).parameters())
     work, kept, draw = flops(config), kept_for_backward(config), draw_seconds(config)
     print(
         f"{preset}: {weights / 1e6:.1f} M weights; {work / 1e9:.0f} GFLOP and {kept / 1e6:.0f} MB an image; state "

@@ -149,7 +149,9 @@ class Sampling:
             published = not distilled and (few or sampler != "dpm-solver")
             images = "source" not in given and not config.segment
             extra = config.extra_noise if images and not published else 0.0
-        how = dict(sampler=sampler, steps=steps, times=times, guidance=guidance, guided=guided, extra_noise=extra)
+        how = dict(
+            sampler=sampler, steps=len(times) - 1, times=times, guidance=guidance, guided=guided, extra_noise=extra
+        )
         return replace(self, **how)
 
 

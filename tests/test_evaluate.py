@@ -134,6 +134,15 @@ def test_the_same_seed_gives_the_same_scores(ckpt):
     assert report("a") != report("c")
 
 
+def test_a_question_asked_by_name_is_answered_or_it_is_said_why_not(ckpt, capsys):
+    assert evaluate.main(["--ckpt", ckpt, *QUICK[:-1], "a", "--metrics", "spectrum", "inception-score", "paired"]) == 0
+    out = capsys.readouterr().out
+    for name, help in (("inception-score", "with --features inception"), ("paired", "the truth that a source")):
+        assert re.search(rf"warning: not answered: {name}: nothing here can be asked that \(.*{help}", out)
+    assert evaluate.main(["--ckpt", ckpt, *QUICK[:-1], "b", "--metrics", "inception-score"]) == 2
+    assert "with --features inception" in capsys.readouterr().err
+
+
 def test_a_sample_does_not_depend_on_the_batch(ckpt):
     for out, size in (("a", "40"), ("b", "7")):
         assert evaluate.main(["--ckpt", ckpt, *QUICK[:-1], out, "--metrics", "spectrum", "--batch-size", size]) == 0

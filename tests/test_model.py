@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ddpm.model
+from benchmarks import scaling
 from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.images import read_mask, to_uint8
@@ -30,6 +31,13 @@ def model():
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return Model(config, KNOWN, make_schedule("cosine"), unet.eval().requires_grad_(False))
+
+
+def test_the_benchmark_of_scaling_counts_without_computing():
+    """Convolutions are nearly all: four times as many pixels, four times the arithmetic and what is kept."""
+    small, large = (Config(**PRESETS["tiny"] | {"image_size": [size, size], "attention": []}) for size in (32, 64))
+    assert scaling.flops(large) / scaling.flops(small) == pytest.approx(4, rel=0.1)
+    assert scaling.kept_for_backward(large) / scaling.kept_for_backward(small) == pytest.approx(4, rel=0.1)
 
 
 def test_five_lines_in_a_notebook(tiny_run):

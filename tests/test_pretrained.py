@@ -105,11 +105,14 @@ def test_without_a_run_the_box_is_drawn_from_and_a_run_comes_first(in_the_box, t
     [
         (sample, ["--ckpt", "pretrained", "--weights", "raw"], "averaged weights only"),
         (train, ["--resume", "pretrained"], "start a new run with --init"),
-        (train, ["--preset", "tiny", "--init", "pretrained", "--attention", "0"], "another network"),
-        (train, ["--preset", "tiny", "--init", "pretrained", "--zero-terminal-snr"], "--zero-terminal-snr False"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--attention", "0"], "trained with --attention 1; give"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--zero-terminal-snr"], "with --no-zero-terminal-snr;"),
         (train, ["--init", "nowhere.pt"], "no such checkpoint"),
-        (train, ["--preset", "tiny", "--init", "pretrained", "--channels", "32"], "another network"),
-        (train, ["--preset", "tiny", "--init", "pretrained", "--blocks", "2"], "another network"),
+        (sample, ["--mask", ""], "--mask: an empty name"),
+        (sample, ["--restore", "", "--as", "denoise"], "--restore: an empty name"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--channels", "32"], "trained with --channels 16; give"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--mults", "1", "2", "2"], "with --mults 1 2; give"),
+        (train, ["--preset", "tiny", "--init", "pretrained", "--no-lean"], "with --lean; give"),
         (
             train,
             ["--preset", "tiny", "--init", "pretrained", "--objective", "eps"],
@@ -122,6 +125,15 @@ def test_what_the_box_cannot_do_is_one_line(in_the_box, program, flags, says, tm
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not list(tmp_path.glob("o/checkpoints/*"))
+
+
+def test_what_cannot_be_started_from_leaves_no_folder(in_the_box, tmp_path):
+    assert train.main(["--preset", "tiny", "--init", "nowhere.pt"]) == 2
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_box_may_be_named_by_a_path():
+    assert checkpoint.find(Path("pretrained-fast")) == checkpoint.find("pretrained-fast")
 
 
 def test_without_a_run_there_is_nothing_to_resume(in_the_box, capsys):

@@ -315,6 +315,7 @@ def test_mirroring_completes_the_k_space_of_a_real_image():
         (["--restore", "black.png", "--as", "denoise"], "no noise found"),
         (["--restore", "p.png", "--as", "denoise", "--simulate"], "needs --noise"),
         (["--restore", "p.png", "--as", "denoise", "--noise", "2"], "at most 1"),
+        (["--restore", "p.png", "--as", "denoise", "--noise", "0"], "--noise 0: there is none to take away"),
         (["--restore", "p.png", "--as", "anomaly", "--mask", "p.png"], "leave --mask out"),
         (["--restore", "p.png", "--as", "denoise", "--mask"], "is no file"),
         (["--restore", "p.png", "--as", "denoise", "--contrast", "PD"], "knows T1, T2, FLAIR"),

@@ -82,6 +82,13 @@ def test_the_newest_whole_checkpoint_is_used_and_replaces_the_damaged_one(damage
     assert same(last_checkpoint(run)["model"], last_checkpoint(tiny_run)["model"])
 
 
+def test_the_folder_of_the_checkpoints_is_as_good_as_the_runs(tiny_run, tmp_path):
+    run = copy_of(tiny_run, tmp_path / "run")
+    assert checkpoint.find(run / "checkpoints") == checkpoint.find(run)
+    assert train.main(["--resume", str(run / "checkpoints"), "--steps", "41"]) == 0
+    assert checkpoint.find(run).name == "step_000041.pt"
+
+
 def test_the_step_says_which_of_a_run_is_the_last_whatever_copying_did_to_the_times(tiny_run, tmp_path):
     run = copy_of(tiny_run, tmp_path / "run")
     os.utime(run / "checkpoints" / "step_000040.pt", (1, 1))

@@ -62,6 +62,23 @@ def test_default_output_is_in_results(ckpt, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["grid.png", "unconditional_0.png"]
 
 
+def test_the_steps_that_are_told_are_those_that_are_walked(ckpt, capsys):
+    assert sample.main(["--ckpt", ckpt, "--n", "1", "--sample-steps", "60", "--out", "o"]) == 0
+    assert "58 dpm-solver steps" in capsys.readouterr().out  # two times met another's
+
+
+def test_what_lies_in_the_folder_already_is_told(ckpt, capsys):
+    for flags, told in ((["--n", "2"], False), (["--n", "1"], True)):
+        draw(ckpt, *flags, "--out", "o")
+        assert ("note: o holds images already; those of other names stay" in capsys.readouterr().out) == told
+    assert Path("o/unconditional_1.png").exists()
+
+
+def test_a_folder_of_folders_names_them(ckpt, capsys):
+    assert sample.main(["--ckpt", ckpt, "--mask", str(ROOT / "examples" / "masks"), "--out", "o"]) == 2
+    assert "no pictures here" in (error := capsys.readouterr().err) and "its folders (lesion, tissue, ...)" in error
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_k_is_the_same_whatever_is_drawn_beside_it(sampler, ckpt, tmp_path):
     """To one grey level in float32, for another --n, another --batch-size, and alone or in a folder of masks."""

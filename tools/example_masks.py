@@ -14,13 +14,16 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from ddpm.data.phantom import draw_subject, render, to_label_set  # noqa: E402
+from ddpm.runtime.command_line import Parser, one_line_errors  # noqa: E402
 
 SIZE = 64
 SUBJECTS = {"small_right": 20, "medium_left": 7, "large_left": 17, "healthy": 22}  # side: the patient's
 PALETTE = [0, 0, 0, 60, 110, 220, 150, 150, 150, 240, 240, 240, 220, 50, 47]  # air, CSF, GM, WM, lesion: RGB
 
 
-def main():
+@one_line_errors
+def main(argv):
+    Parser(description=__doc__).parse_args(argv)
     for name, index in SUBJECTS.items():
         _, tissue = render(draw_subject(0, "test", index), SIZE)
         lesion = Image.fromarray(to_label_set(tissue, "lesion") * np.uint8(255))
@@ -34,4 +37,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,7 +13,7 @@ import sample
 from ddpm.data.images import CELL_SIZE, write_gif, write_png
 from ddpm.data.sources import load_data
 from ddpm.model import Sampling, load_model
-from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.run import sample_grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +40,7 @@ def few_greys(frame: np.ndarray) -> np.ndarray:
 
 @one_line_errors
 def main(argv):
+    Parser(description=__doc__).parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
         if sample.main([*ASKED.split(), "--out", place]):
             raise SystemExit(2)  # it has said why

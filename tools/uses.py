@@ -11,15 +11,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sample
 from ddpm.data import phantom
-from ddpm.data.images import write_png
-from ddpm.runtime.command_line import one_line_errors
+from ddpm.data.images import grid_size, write_png
+from ddpm.runtime.command_line import Parser, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 SLICE, SIZE = 3, 64
-ROWS = {  # mode: flags; a row is measured | restored | truth | error x 5 | deviation x 5, as far as there is such
-    "inpaint": ["--region", "region.png", "--simulate"],
-    "kspace": ["--simulate", "--acceleration", "4"],
-    "super-resolution": ["--simulate", "--factor", "2"],
+COLUMNS = 5  # measured | restored | truth | error x 5 | deviation of the draws x 5, as far as there is such
+ROWS = {  # mode: flags
+    "inpaint": ["--region", "region.png", "--simulate", "--n", "8"],
+    "kspace": ["--simulate", "--acceleration", "4", "--n", "8"],
+    "super-resolution": ["--simulate", "--factor", "2", "--n", "8"],
     "denoise": ["--simulate", "--noise", "0.1"],
     "anomaly": [],
 }
@@ -27,6 +28,7 @@ ROWS = {  # mode: flags; a row is measured | restored | truth | error x 5 | devi
 
 @one_line_errors
 def main(argv):
+    Parser(description=__doc__).parse_args(argv)
     images, _, _ = phantom.load("test", (SIZE, SIZE), n=SLICE + 1)
     region = np.zeros((1, SIZE, SIZE), np.uint8)
     region[:, 20:38, 22:40] = 255
@@ -41,7 +43,7 @@ def main(argv):
             asked = ["--ckpt", "pretrained", "--restore", str(place / "slice.png"), "--as", mode, *flags]
             if sample.main([*asked, "--out", str(out)]):
                 raise SystemExit(2)  # it has said why
-            rows.append(np.asarray(Image.open(out / "grid.png")))
+            rows.append(np.asarray(Image.open(out / "grid.png"))[:, : grid_size(1, COLUMNS, SIZE, SIZE)[1]])
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     write_png(ROOT / "docs" / "figures" / "uses.png", np.concatenate(rows))

@@ -300,5 +300,7 @@ def pictures_in(folder: Path) -> dict[str, Path]:
                 raise UserError(f"{path}: the same name as {found[path.stem].name}; names must differ")
             found[path.stem] = path
     if not found:
-        raise UserError(f"{folder}: no pictures here ({', '.join(sorted(ENDINGS))})")
+        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())[:3]
+        remedy = f"; name one of its folders ({', '.join(inside)}, ...)" if inside else ""
+        raise UserError(f"{folder}: no pictures here ({', '.join(sorted(ENDINGS))}){remedy}")
     return found

@@ -137,13 +137,15 @@ def find(path: str | Path | None = None) -> Path:
         raise UserError("an empty name for a checkpoint (an unset variable?); leave it out for the newest")
     if path is None and not checkpoints_in(Path("results")):
         return PRETRAINED
-    if path in IN_THE_BOX:
+    if str(path) in IN_THE_BOX:
         return PRETRAINED.with_name(f"{path}.pt")
     return newest(path or "results") if path is None or Path(path).is_dir() else Path(path)
 
 
 def checkpoints_in(place: Path) -> list[Path]:
-    """Those of a run's folder, or of a folder of runs."""
+    """Those of a run's folder, of its checkpoints/, or of a folder of runs."""
+    if place.name == "checkpoints":
+        return [*place.glob("*.pt")]
     return [*place.glob("checkpoints/*.pt"), *place.glob("*/checkpoints/*.pt")]
 
 

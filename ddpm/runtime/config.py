@@ -272,6 +272,14 @@ def make_config(preset: str, given: dict) -> Config:
         raise UserError("--muon-decay has no meaning with --muon-lr 0, where AdamW trains all; see --weight-decay")
     if "foreground_weight" in given and (config.segment or config.labels == "none"):
         raise UserError("--foreground-weight has no meaning where no mask is followed; leave it out")
+    if "gamma" in given and config.loss_weight != "min-snr":
+        raise UserError("--gamma has no meaning without --loss-weight min-snr; give that too, or leave it out")
+    if given.get("time_mean") and not config.time_std:
+        raise UserError("--time-mean has no meaning with --time-std 0, where t is uniform; give --time-std too")
+    withheld = {"words_drop": config.words, "source_drop": config.source or config.segment}
+    withheld["mask_drop"] = config.labels != "none" and not config.segment
+    if wrong := [name for name, known in withheld.items() if name in given and not known]:
+        raise UserError(f"{flag(wrong[0])} has no meaning where there is nothing of the kind to withhold; leave it out")
     if config.objective == "eps" and config.zero_terminal_snr:
         raise UserError("--objective eps is undefined with --zero-terminal-snr (x_T holds no signal); use v or x_0")
     try:

@@ -36,10 +36,10 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     given = given_fields(args)
     if args.resume is None:
         config, resumed, home = make_config(args.preset or "laptop", given), None, None
-        if (
-            config.teacher and Path(config.teacher).is_dir()
-        ):  # its newest file, now: this may be resumed when it has others
+        if config.teacher and Path(config.teacher).is_dir():  # its newest, now: when this is resumed it may have others
             config.teacher = str(checkpoint.find(config.teacher))
+        if config.init:
+            checkpoint.load(checkpoint.find(config.init))  # what cannot be read is said before the work
     else:
         config, resumed, home = resume(args, given)
     if config.batch_size < (n := distributed.size()):
@@ -125,6 +125,13 @@ def learn_from(training: Training, vocabulary: Vocabulary) -> None:
     training.teacher = teacher
 
 
+# What a training that starts from a checkpoint's weights must have in common with it.
+SAME = (
+    *("objective", "schedule", "timesteps", "zero_terminal_snr", "image_channels"),
+    *("channels", "mults", "blocks", "attention", "patch", "lean"),
+)
+
+
 def start_from(training: Training, vocabulary: Vocabulary) -> None:
     """Give a new training the averaged weights of the checkpoint --init, or of its teacher.
 
@@ -136,13 +143,15 @@ def start_from(training: Training, vocabulary: Vocabulary) -> None:
     config, flagged = training.config, "--teacher" if training.config.teacher else "--init"
     path = checkpoint.find(config.teacher or config.init)
     loaded = checkpoint.load(path)
-    for name in ("objective", "schedule", "timesteps", "zero_terminal_snr", "image_channels"):
+    for name in SAME:
         if (there := getattr(loaded["config"], name)) != getattr(config, name):
-            raise UserError(f"{flagged} {path} was trained with {flag(name)} {there}; give that here too")
+            given = " ".join(map(str, there)) if isinstance(there, list) else there
+            given = f"{flag(name)} {given}" if not isinstance(there, bool) else flag(f"{'' if there else 'no_'}{name}")
+            raise UserError(f"{flagged} {path} was trained with {given}; give that here too")
     ours = parts_of(training.unet.state_dict(), vocabulary, config.image_channels)
     theirs = parts_of(loaded["ema"], loaded["conditions"], config.image_channels)
     shapes, known = ({part: weight.shape for part, weight in parts.items()} for parts in (ours, theirs))
-    for layer, name in shapes.keys() | known.keys():  # only a class or a value may be missing, on either side
+    for layer, name in {**shapes, **known}:  # only a class or a value may be missing, on either side
         here, there = shapes.get((layer, name)), known.get((layer, name))
         if here != there and not (name and None in (here, there)):
             raise UserError(f"{flagged} {path} is another network (see {layer}); give the flags it was trained with")
