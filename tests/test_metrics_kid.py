@@ -82,6 +82,8 @@ def test_of_one_subject_its_rows_are_taken_for_others():
     a, b = rng.normal(size=(2, 6, 3))
     assert kid(a, b, of_a=np.zeros(6), of_b=np.arange(6)) == kid(a, b)
     assert gaussian_mmd(a, b, 1.0, of_a=np.zeros(6)) == gaussian_mmd(a, b, 1.0)
+    mostly_one = np.arange(6) == 5  # many subsets of three rows are of one subject
+    assert np.isfinite(kid(a, b, subset_size=3, of_a=mostly_one, of_b=mostly_one)).all()
 
 
 def test_kid_of_two_gaussians_has_a_closed_form():

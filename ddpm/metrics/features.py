@@ -46,7 +46,10 @@ def make_extractor(features: str, inception_weights: str) -> Extractor | None:
 
 
 def segmenter_features(segmenter: Segmenter, name: str) -> Extractor:
-    return Extractor(f"segmenter {name}", segmenter.fingerprint(), lambda images: segmenter(to_float(images))[2])
+    seen = "it sees {}x{}".format(*segmenter.size)
+    return Extractor(
+        f"segmenter {name}, {seen}", segmenter.fingerprint(), lambda images: segmenter(to_float(images))[2]
+    )
 
 
 def inception_features(path: str) -> Extractor:

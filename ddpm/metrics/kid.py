@@ -38,7 +38,7 @@ def kid(
     for _ in range(subsets):
         i, j = rng.permutation(len(a))[:m], rng.permutation(len(b))[:m]
         k_xx, k_yy, k_xy = cubic(a[i], a[i]), cubic(b[j], b[j]), cubic(a[i], b[j])
-        within = k_xx[apart(of_a[i])].mean() + k_yy[apart(of_b[j])].mean()
+        within = k_xx[apart(whose(i, of_a[i]))].mean() + k_yy[apart(whose(j, of_b[j]))].mean()
         values.append(within - 2 * k_xy.mean())
     return float(np.mean(values)), float(np.std(values))
 
