@@ -232,7 +232,7 @@ def write_summary(out: Path, name: str, drawn: np.ndarray, segment: bool) -> Non
     spread = (restoration.AMPLIFIED * drawn.std(axis=0)).clip(0, 255)
     images.write_png(out / f"{name}_deviation.png", np.rint(spread).astype(np.uint8))
     if segment:
-        images.write_png(out / f"{name}_mask.png", 255 * (drawn.mean(axis=0) >= 127.5).astype(np.uint8))
+        images.write_png(out / f"{name}_mask.png", 255 * ((drawn >= 128).mean(axis=0) >= 0.5).astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def main(argv):
     if args.picture and args.draws < 2:
         raise UserError(f"--picture shows how draws differ: --draws {args.draws} are too few, give 2 or more")
     test = load_data(model.config, "test")
+    if not 1 <= args.n < len(test):
+        raise UserError(f"--n {args.n}: give 1 to {len(test) - 1}, as the test split has {len(test)} images")
     truth = test.part(np.arange(args.n))
     print(f"{model.name}, step {model.step}: {args.n} test slices, {args.draws} draws of each, of the source alone")
     drawn = np.stack([predict(model, truth, k) for k in range(args.draws)])  # (K, N, 1, H, W)

@@ -90,7 +90,8 @@ def read_asked(args, model: Model) -> Asked:
 
 def by_masks_alone(model: Model) -> bool:
     """Whether a prompt must become a mask first: the model knows no words, and the phantom's masks."""
-    return "words" not in model.vocabulary.given and model.vocabulary.classes == phantom.CLASSES["lesion"]
+    phantoms = model.config.data == "phantom" and model.vocabulary.classes == phantom.CLASSES["lesion"]
+    return phantoms and "words" not in model.vocabulary.given
 
 
 def said_contrast(prompt: str) -> str:

@@ -146,7 +146,7 @@ class Vocabulary:
         """
         rows = []
         for prompt in prompts:
-            found = split_words(prompt)
+            found = list(dict.fromkeys(split_words(prompt)))  # said twice it is no more
             if len(prompt) > LONGEST or not found:
                 what = f"{len(prompt):,} characters, more than {LONGEST}" if len(prompt) > LONGEST else "no word"
                 raise ValueError(f"{what}; known are {', '.join(self.words)}")
@@ -160,8 +160,9 @@ class Vocabulary:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in lower case, without those that tell nothing (IGNORED)."""
-    return [word for word in re.findall(r"[^\W_]+", text.lower()) if word not in IGNORED]
+    """The words of a text, in lower case, without those that tell nothing (IGNORED). T2 FLAIR is FLAIR."""
+    text = re.sub(r"\bt2[ -]flair\b", "flair", text.lower())
+    return [word for word in re.findall(r"[^\W_]+", text) if word not in IGNORED]
 
 
 def flag_of(kind: str) -> str:

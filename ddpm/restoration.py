@@ -270,13 +270,12 @@ def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -
     vocabulary, size = model.vocabulary, tuple(model.config.image_size)
     mask, name = None, "no mask"
     if args.mode == "anomaly":
-        if not vocabulary.classes or args.mask is not None:
-            found = (
-                "finds what is not healthy by itself; leave --mask out"
-                if vocabulary.classes
-                else "needs a model of masks"
+        if args.mask is not None:
+            raise UserError("--as anomaly finds what is not healthy by itself; leave --mask out")
+        if not vocabulary.classes or model.config.labels == "tissue":  # of tissues an empty mask is air
+            raise UserError(
+                "--as anomaly needs a model of masks that are empty where all is healthy; name another --ckpt"
             )
-            raise UserError(f"--as anomaly {found}")
         mask, name = np.zeros((n, *size), np.uint8), "a mask without lesion"
     elif masks is not None:
         mask, name = masks, f"the mask {args.mask}"

@@ -512,7 +512,7 @@ def bids_table_of_one_number_twice(root):
     (label_maps(root) / "dseg.tsv").write_text("index\tname\n1\tlesion\n1\toedema\n")
 
 
-@case("dseg.tsv: 1 is 'oedema', but 'lesion' in another table; give a label one number", "refuses")
+@case("dseg.tsv: 1 is 'oedema', but 'lesion' in another table; make a number mean one label", "refuses")
 def bids_tables_that_differ(root):
     label_maps(root)
     for subject, names in (("sub-01", ("lesion", "oedema")), ("sub-02", ("oedema", "lesion"))):

@@ -108,6 +108,8 @@ def test_slices_refuse_what_they_cannot_cut(tmp_path, capsys):
     ):
         refused(slices.main, flags, says, capsys)
     assert not out.exists() or not list(out.iterdir())
+    assert slices.main([str(good), "--out", str(out)]) == 0
+    refused(slices.main, [twin, "--out", out], "holds a volume v already", capsys)  # of a loop over subjects' folders
 
 
 # make_masks.py
@@ -169,7 +171,9 @@ def test_pictures_without_masks_train_with_made_ones(tmp_path, capsys, rule):
 def test_make_masks_refuses(tmp_path, capsys):
     root = yes_no_set(tmp_path / "d")
     (tmp_path / "empty").mkdir()
-    flat = write(tmp_path / "flat" / "a.png", np.full((9, 9), 5, np.uint8)).parent
+    flat, drawn = (write(tmp_path / name / "a.png", np.full((9, 9), 5, np.uint8)).parent for name in ("flat", "drawn"))
+    for name in ("a.jpg", "a.png"):
+        twins = write(tmp_path / "twins" / name, noise(1)).parent
     for flags, says in (
         ([tmp_path / "nowhere", tmp_path / "m"], "no such folder"),
         ([tmp_path / "empty", tmp_path / "m"], "no pictures here"),
@@ -178,6 +182,8 @@ def test_make_masks_refuses(tmp_path, capsys):
         ([root, tmp_path / "m", "--seed", "-1"], "must not be negative"),
         ([flat, tmp_path / "m", "--rule", "otsu"], "a.png: a single grey level"),
         ([root, tmp_path / "m", "--rule", "best"], "invalid choice"),
+        ([twins, tmp_path / "m"], "a.png: is the mask of a.jpg too"),
+        ([flat, drawn], "a.png: exists already"),
     ):
         refused(make_masks.main, flags, says, capsys)
     assert not (tmp_path / "m").exists()

@@ -341,6 +341,16 @@ def test_few_steps_without_a_teacher_train_and_sample_at_the_same_times(spacing,
     assert "trained for 5 steps and no others" in capsys.readouterr().err
 
 
+def test_a_student_cannot_do_without_what_its_teacher_never_did_without(tiny_run, capsys):
+    raw = torch.load(tiny_run / "checkpoints/step_000040.pt", weights_only=True)
+    raw["config"].update(mask_drop=0.0, label_drop=0.1, all_drop=0.0)
+    torch.save(raw, "bound.pt")
+    flags = ["--preset", "tiny", "--steps", "1", "--teacher", "bound.pt", "--precision", "fp32"]
+    assert train.main([*flags, "--out", "bad"]) == 2
+    assert "never learnt to do without --mask; give --mask-drop 0 --all-drop 0 here too" in capsys.readouterr().err
+    assert train.main([*flags, "--mask-drop", "0", "--all-drop", "0", "--out", "good"]) == 0
+
+
 @pytest.mark.parametrize(
     "flags, told",
     [

@@ -26,6 +26,7 @@ from ddpm.forward import training_target
 from ddpm.model import Sampling, draw, load_model
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
+from ddpm.seeds import generator
 from ddpm.training import draw_batch
 from ddpm.unet import UNet
 
@@ -348,12 +349,34 @@ def test_masks_without_a_source_are_drawn_by_themselves(small_phantom):
     assert alone.source is None and np.array_equal(alone.images, sees.images)
 
 
+def test_most_of_the_draws_is_a_vote_not_a_mean(tmp_path):
+    """One that is sure does not outweigh two that are not: 255, 100, 100."""
+    drawn = np.array([255, 100, 100], np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3)
+    sample.write_summary(tmp_path, "a", drawn, segment=True)
+    assert not pixels("a_mask.png").any() and pixels("a_mean.png").max() == 152
+
+
+def test_masks_of_more_classes_are_not_drawn_as_one():
+    data = Slices(np.zeros((1, 1, 8, 8), np.uint8), np.zeros((1, 8, 8), np.uint8), {}, Vocabulary(("air", "a", "b")))
+    with pytest.raises(UserError, match="of two classes, and these have air, a, b"):
+        turned_round(data, True)
+
+
+def test_noise_and_words_are_drawn_from_numbers_of_their_own(small_phantom):
+    """Or the contrast would be named where the noise is weak, and only there."""
+    clean = np.full((60, 1, 32, 32), 128, np.uint8)
+    strength = noisy(clean, "train").astype(float).std((1, 2, 3))
+    named = [generator(0, i).random() < 0.85 for i in range(60)]
+    assert strength[np.array(named)].max() > strength[~np.array(named)].min() and not all(named)
+
+
 def test_segmentation_draws_masks_and_says_what_most_of_them_say(trained, capsys):
     write_source("brain.png")
     flags = ["--ckpt", trained("--segment"), "--sample-steps", "2", "--source", "brain.png", "--n", "3", "--out", "o"]
     assert sample.main(flags) == 0
-    mean, mask = (np.mean([pixels(f"o/brain_{k}.png") for k in range(3)], axis=0), pixels("o/summary/brain_mask.png"))
-    assert set(np.unique(mask)) <= {0, 255} and np.array_equal(mask == 255, mean >= 127.5)
+    votes = np.mean([pixels(f"o/brain_{k}.png") >= 128 for k in range(3)], axis=0)
+    mask = pixels("o/summary/brain_mask.png")
+    assert set(np.unique(mask)) <= {0, 255} and np.array_equal(mask == 255, votes >= 0.5)
 
 
 @pytest.mark.parametrize(
@@ -466,6 +489,8 @@ def test_the_benchmark_of_translation_runs(trained, capsys):
 
 
 def test_the_benchmark_of_translation_wants_a_source(ckpt, trained, capsys):
+    assert translation.main(["--ckpt", trained("--segment"), "--n", "5001"]) == 2
+    assert "--n 5001: give 1 to " in capsys.readouterr().err
     assert translation.main(["--ckpt", ckpt]) == 2
     assert "without a source" in capsys.readouterr().err
     assert translation.main(["--ckpt", trained("--segment"), "--draws", "1", "--picture", "p.png"]) == 2

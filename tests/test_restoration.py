@@ -351,11 +351,19 @@ def test_a_model_without_masks_says_so(tiny_run, picture, tmp_path, capsys):
         weights["conv_in.weight"] = weights["conv_in.weight"][:, :4]
     torch.save(raw, "maskless.pt")
     for flags, says in (
-        (["--as", "anomaly"], "a model of masks"),
+        (["--as", "anomaly"], "needs a model of masks that are empty where all is healthy"),
         (["--as", "denoise", "--mask", picture], "without masks"),
     ):
         assert sample.main(["--ckpt", "maskless.pt", "--restore", picture, *flags, "--out", "o"]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_of_tissues_an_empty_mask_is_air_and_nothing_healthy(tiny_run, picture, capsys):
+    raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
+    raw["config"]["labels"] = "tissue"
+    torch.save(raw, "tissue.pt")
+    assert sample.main(["--ckpt", "tissue.pt", "--restore", picture, "--as", "anomaly", "--out", "o"]) == 2
+    assert "needs a model of masks that are empty where all is healthy" in capsys.readouterr().err
 
 
 def test_a_map_is_guided_by_the_mask_alone_and_needs_no_guidance(tiny_run, picture, tmp_path, monkeypatch):

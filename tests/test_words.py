@@ -17,7 +17,7 @@ import sample
 import train
 from benchmarks import prompts
 from ddpm import UserError
-from ddpm.asked import read_asked
+from ddpm.asked import read_asked, said_contrast
 from ddpm.conditions import Condition, Vocabulary, split_words
 from ddpm.data import descriptions, phantom
 from ddpm.data.descriptions import PARTS, WORDS, all_said, asked, contradictions, describe, held_out, some, text
@@ -135,6 +135,13 @@ def test_training_sees_no_combination_that_is_held_out_and_words_that_are_true(s
         ("no lesion", patch(-50, -60, 1200), "the prompt says no lesion, the mask lesion"),
         ("small lesion", np.zeros((64, 64), bool), "the prompt says lesion, the mask no lesion"),
         ("T1 T2", None, "the prompt says T1 and T2"),
+        ("FLAIR and T1", None, "the prompt says FLAIR and T1"),
+        ("axial T2-FLAIR, large lesion", None, None),
+        (
+            "lesion on the left side of the image",
+            None,
+            "the prompt says left and image, but sides are the patient's: it is the image's right",
+        ),
         ("no lesion, left", None, "the prompt says no lesion, and left"),
         ("large lesion, right frontal", patch(-50, -60, 1200), None),
     ],
@@ -142,6 +149,13 @@ def test_training_sees_no_combination_that_is_held_out_and_words_that_are_true(s
 def test_contradictions_are_found(prompt, mask, says):
     found = contradictions(prompt, [] if mask is None else [("the mask", describe(mask))])
     assert found == ([] if says is None else [says]) or (says is not None and says in found)
+
+
+def test_what_a_prompt_says_first_or_twice():
+    assert said_contrast("FLAIR and T1") == "FLAIR" and said_contrast("T1 and FLAIR") == "T1"
+    assert said_contrast("axial T2 FLAIR, lesion") == said_contrast("T2-FLAIR") == "FLAIR"
+    known = Vocabulary(words=descriptions.WORDS)
+    assert np.array_equal(known.numbers(["small lesion, small lesion"]), known.numbers(["small lesion"]))
 
 
 # All conditions in one model
@@ -263,6 +277,15 @@ def masks_in_the_box(trained, tmp_path, monkeypatch):  # noqa: F811
     box.mkdir()
     monkeypatch.setattr(checkpoint, "PRETRAINED", box / "pretrained.pt")
     shutil.copy(trained("--segment", "--words", "--source-drop", "1"), box / "pretrained-masks.pt")
+
+
+def test_a_folders_model_gets_no_masks_of_the_phantom(ckpt, masks_in_the_box, capsys):
+    """Its lesions may be in another organ, whatever their class is called."""
+    raw = torch.load(ckpt, weights_only=True)
+    raw["config"]["data"] = "folder"
+    torch.save(raw, "own.pt")
+    assert sample.main(["--ckpt", "own.pt", "--prompt", "large lesion", "--out", "o"]) == 2
+    assert "was trained without words" in capsys.readouterr().err and not Path("o").exists()
 
 
 def test_a_model_of_masks_alone_is_given_those_that_the_prompt_asks_for(ckpt, masks_in_the_box):

@@ -49,6 +49,13 @@ def main(argv):
     files = [file for file in walk(images, Findings(skip_bad=False)) if ending(file) in ENDINGS]
     if not files:
         raise UserError(f"{images}: no pictures here ({', '.join(ENDINGS)})")
+    targets: dict[Path, str] = {}
+    for file in files:
+        target = masks / f"{stem(file)}.png"
+        if target.exists() or target in targets:
+            there = "exists already" if target.exists() else f"is the mask of {targets[target]} too"
+            raise UserError(f"{target}: {there}; name a folder without masks, and pictures by names that differ")
+        targets[target] = file
     for file in files:
         image, name = read_pixels(images / file), stem(file)
         if image.dtype == np.uint16:

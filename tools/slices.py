@@ -46,6 +46,8 @@ def main(argv):
     names = [stem(volume) for volume in args.volumes]
     if len(set(names)) < len(names):
         raise UserError(f"two volumes of the name {max(names, key=names.count)}; rename one")
+    if already := next((name for name in names if (Path(args.out) / f"{name}.json").exists()), None):
+        raise UserError(f"--out {args.out} holds a volume {already} already; name another folder, or rename the volume")
     check_writable(args.out)
     for i, (name, path) in enumerate(zip(names, args.volumes, strict=True)):
         about = cut(name, path, args.masks[i] if args.masks else None, Path(args.out), tuple(args.percentiles))

@@ -87,9 +87,10 @@ def combinations_held_out() -> list[dict[str, str]]:
 
 
 def asked(prompt: str) -> dict[str, list[str]]:
-    """What a prompt asks for: part -> values, more than one where it contradicts itself."""
+    """What a prompt asks for: part -> values in its order, more than one where it contradicts itself."""
     words = split_words(prompt)
     found = {part: [value for value in values if value.lower() in words] for part, values in PARTS.items()}
+    found = {part: sorted(values, key=lambda value: words.index(value.lower())) for part, values in found.items()}
     if "no" in words:
         found["presence"] = ["no lesion"] if "lesion" in words else []
     return {part: values for part, values in found.items() if values}
@@ -101,6 +102,9 @@ def contradictions(prompt: str, others: Sequence[tuple[str, Mapping[str, str]]])
     found = [f"the prompt says {' and '.join(values)}" for values in wanted.values() if len(values) > 1]
     if wanted.get("presence") == ["no lesion"] and (where := [p for p in ("size", "side", "region") if p in wanted]):
         found.append(f"the prompt says no lesion, and {wanted[where[0]][0]}")
+    for side, other in (("left", "right"), ("right", "left")):
+        if wanted.get("side") == [side] and "image" in prompt.lower():
+            found.append(f"the prompt says {side} and image, but sides are the patient's: it is the image's {other}")
     for name, said in others:
         for part in wanted.keys() & said.keys():
             if said[part] not in wanted[part]:

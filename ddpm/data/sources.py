@@ -68,7 +68,7 @@ def noisy(images: np.ndarray, split: str) -> np.ndarray:
     """Each image with Rician noise of its own strength and of its own seed, (N, C, H, W) uint8."""
     spoilt = np.empty_like(images)
     for i, image in enumerate(images):
-        random = generator(list(phantom.SPLITS).index(split), i)
+        random = generator(list(phantom.SPLITS).index(split), i, 1)  # not the numbers of with_words
         magnitude = phantom.rician(image / np.float32(255), random.uniform(*NOISE), random)
         spoilt[i] = np.rint(magnitude.clip(0, 1) * 255)
     return spoilt
@@ -89,6 +89,9 @@ def turned_round(data: Slices, sees: bool) -> Slices:
     its source; or, if it never sees one, masks alone are drawn. Raises UserError."""
     if data.masks is None:
         raise UserError("--segment draws masks, and this data has none")
+    if len(data.classes) != 2:
+        remedy = "make them one, in masks of 0 and 255"
+        raise UserError(f"--segment draws masks of two classes, and these have {', '.join(data.classes)}; {remedy}")
     vocabulary = replace(data.vocabulary, classes=(), source=("image",) if sees else ())
     masks = (data.masks * np.uint8(255))[:, None]
     return replace(data, images=masks, masks=None, source=data.images if sees else None, vocabulary=vocabulary)

@@ -36,7 +36,9 @@ def read_embeddings(path: str | Path) -> Embeddings:
         or not vectors.size
     ):
         raise UserError(f"{path}: texts {texts.shape} and vectors {vectors.shape}; (N,) and (N, D) are needed")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused, too
+        vectors = vectors.astype(np.float32)
     if not np.isfinite(vectors).all():
         broken = texts[~np.isfinite(vectors).all(axis=1)][0]
         raise UserError(f"{path}: the vector of {str(broken)[:80]!r} has numbers that are not finite; make it again")
-    return Embeddings(str(path), texts.tolist(), vectors.astype(np.float32))
+    return Embeddings(str(path), texts.tolist(), vectors)

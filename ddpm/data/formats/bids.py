@@ -164,7 +164,7 @@ def classes_of(request: Request, masks: dict[str, str], tables: list[str]) -> tu
         for number, name in numbered(table).items():
             if named.setdefault(number, name) != name:
                 told = f"{number} is {name!r}, but {named[number]!r} in another table"
-                raise UserError(f"{table}: {told}; give a label one number in all maps and tables")
+                raise UserError(f"{table}: {told}; make a number mean one label in all of them")
     named.setdefault(0, "background")
     if len(named) == 1:
         named |= {number: f"class {number}" for number in range(1, request.config.num_classes)}
