@@ -176,36 +176,47 @@ def read_kspace(path: str, size: tuple[int, int]) -> Tensor:
         raise UserError(f"{path}: a picture holds no k-space; give a .npy or .h5, or --simulate to measure the picture")
     if not isinstance(y, np.ndarray) or y.ndim != 2 or not np.iscomplexobj(y):
         raise UserError(f"{path}: k-space of one coil is needed: complex numbers, height x width")
-    if not np.isfinite(y).all() or y.shape[0] < size[0] or y.shape[1] < size[1]:
-        raise UserError(f"{path}: {y.shape[0]}x{y.shape[1]}; finite numbers are needed, {size[0]}x{size[1]} or more")
-    share = (y != 0).mean(axis=0)  # of each line, which is a column
-    if (partly := (share > 0) & (share < 0.99)).any():
-        found = f"{partly.sum()} of its lines (columns) were measured in part, the first to {share[partly][0]:.0%}"
-        raise UserError(f"{path}: {found}; whole lines are needed, and 0 in those that were not measured")
-    y = within_view(y)
-    aspect = y.shape[1] * size[0] / (y.shape[0] * size[1])
+    if not np.isfinite(y).all():
+        raise UserError(f"{path}: holds numbers that are not finite; reconstruct it again")
+    whole = within_view(y, size)
+    if whole.shape[0] < size[0] or whole.shape[1] < size[1]:
+        raise UserError(f"{path}: {y.shape[0]}x{y.shape[1]}; {size[0]}x{size[1]} or more is needed")
+    refuse_parts(path, y, size[0] * y.shape[0] // whole.shape[0])
+    aspect = whole.shape[1] * size[0] / (whole.shape[0] * size[1])
     if abs(aspect - 1) > 0.01:
-        view = f"it shows {y.shape[0]}x{y.shape[1]} pixels, so one of {size[0]}x{size[1]}"
+        view = f"it shows {whole.shape[0]}x{whole.shape[1]} pixels, so one of {size[0]}x{size[1]}"
         print(printable(f"note: {path}: {view} is {aspect:.2f} times as wide as high"))
-    top, left = (there // 2 - here // 2 for there, here in zip(y.shape, size, strict=True))
-    y = torch.from_numpy(y[top : top + size[0], left : left + size[1]].astype(np.complex64))[None, None]
+    y = torch.from_numpy(middle(whole, size).astype(np.complex64))[None, None]
     brightest = KSpace(torch.ones(size[1])).pseudo_inverse(y).abs().max()
     if not brightest:
         raise UserError(f"{path}: nothing was measured, all of it is 0")
     scale = 0.9 / brightest.item()
-    print(
-        printable(
-            f"{path}: times {scale:.4g}, so that the brightest pixel is 0.9; --noise and the results count in that"
-        )
-    )
+    told = "so that the brightest pixel is 0.9; --noise and the results count in that"
+    print(printable(f"{path}: times {scale:.4g}, {told}"))
     return y * scale
 
 
-def within_view(y: np.ndarray) -> np.ndarray:
-    """k-space (H, W) of square pixels, without what the readout, which is the height, takes in beside the field of view:
-    about as much again. As many rows of the image are kept as it has columns, but half of them at least."""
+def middle(y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The low frequencies of k-space (h, w), zero in its middle, as many as the size (H, W) holds."""
+    top, left = (there // 2 - here // 2 for there, here in zip(y.shape, size, strict=True))
+    return y[top : top + size[0], left : left + size[1]]
+
+
+def refuse_parts(path: str, y: np.ndarray, rows: int) -> None:
+    """Raises UserError if a line (a column of y) was measured in part: its zeros would be taken for what was measured.
+    Only so many rows about the middle come into the image; a zero in a hundred may be one by chance."""
+    zeros = (middle(y, (rows, y.shape[1])) == 0).sum(axis=0)
+    if (partly := (zeros > max(1, rows // 100)) & (zeros < rows)).any():
+        found = f"{partly.sum()} of its lines (columns) were measured in part"
+        raise UserError(f"{path}: {found}; whole lines are needed, and 0 in those that were not measured")
+
+
+def within_view(y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """k-space (h, w) of square pixels, without what the readout, which is the height, takes in beside the field of view:
+    about as much again. As many rows of the image are kept as are in proportion to its columns, but half of them at
+    least. size: (H, W) of what it becomes."""
     height, width = y.shape
-    kept = min(max(width, height // 2), height)
+    kept = min(max(round(width * size[0] / size[1]), height // 2), height)
     first = height // 2 - kept // 2
     image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(y, 0), axis=0), 0)[first : first + kept]
     return np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image, 0), axis=0), 0)

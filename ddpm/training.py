@@ -148,7 +148,8 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 def rate(config: Config, step: int) -> float:
     """The share of the highest learning rate at a step: a linear warm-up, which must not take a short training's time, then
-    a straight line to 0 at config.steps. A run resumed with more steps jumps to the line that leads to the new end."""
+    a straight line to 0 at config.steps. A run resumed with more steps jumps to the line that leads to the new end (or to
+    the new warm-up, if it is not past that)."""
     warmup = min(config.warmup, config.steps / 10)
     return min((step + 1) / max(warmup, 1), 1) * (1 - step / config.steps)
 

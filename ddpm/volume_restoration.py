@@ -103,9 +103,7 @@ def restored(
         if args.mode == "anomaly":
             changed = median_filter((here.y - mean).abs().numpy(), (1, 1, SMOOTHED, SMOOTHED))
             made["anomaly"] = torch.from_numpy(changed)
-        elif (
-            args.n or 1
-        ) > 1:  # of draws: means of the data step differ less than images do that fit what was measured
+        elif (args.n or 1) > 1:  # of draws: the walks of means differ less than the images that fit y
             made["deviation"] = draws.std(dim=0, correction=0)
         for i in range(len(mean)):
             yield {name: pictures[i] for name, pictures in made.items()}

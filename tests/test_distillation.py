@@ -394,6 +394,11 @@ def test_a_resumed_distillation_needs_its_teacher(student_run, tiny_run, capsys)
     torch.save(raw, "lost.pt")
     assert train.main(["--resume", "lost.pt", "--out", "branch"]) == 2
     assert "gone.pt" in capsys.readouterr().err
+    where = ["--resume", "lost.pt", "--teacher", str(tiny_run), "--out", "branch"]
+    assert train.main([*where, "--steps", "4"]) == 0  # it lies elsewhere now
+    assert load_model("branch").config.teacher == str(tiny_run / "checkpoints" / "step_000040.pt")
+    assert train.main(["--resume", str(tiny_run), "--teacher", str(tiny_run), "--out", "no"]) == 2
+    assert "--teacher" in (error := capsys.readouterr().err) and "which was trained with none" in error
 
 
 def test_a_teacher_that_trains_on_does_not_change_the_student(tiny_run, small_phantom):

@@ -28,7 +28,7 @@ from ddpm.evaluation.comparison import Comparison, Sides, draw_for, nearest_trai
 from ddpm.evaluation.questions import QUESTIONS, Row, condition_fidelity
 from ddpm.evaluation.report import NO_PLOTS, figure, page_of, table, write_report
 from ddpm.metrics import segmenter
-from ddpm.metrics.features import Extractor
+from ddpm.metrics.features import Extractor, extract
 from ddpm.metrics.fid import fid_infinity, frechet_distance_of_features
 from ddpm.metrics.kid import cmmd, gaussian_mmd, kid, median_distance
 from ddpm.metrics.manifold import precision_recall_density_coverage
@@ -133,6 +133,12 @@ def test_the_same_seed_gives_the_same_scores(ckpt):
     assert report("a") == report("b")
     assert evaluate.main(["--ckpt", ckpt, *QUICK[:-1], "c", "--metrics", "kid", "mask", "--seed", "1"]) == 0
     assert report("a") != report("c")
+
+
+def test_features_for_each_image_or_none():
+    own = Extractor("own", "x", lambda images: torch.zeros(1, 4))
+    with pytest.raises(UserError, match="answers no .batch, features. tensor"):
+        extract(own, np.zeros((3, 1, 8, 8), np.uint8))
 
 
 def test_a_question_asked_by_name_is_answered_or_it_is_said_why_not(ckpt, capsys):
@@ -278,6 +284,10 @@ def test_samples_of_a_head_are_not_held_against_that_head(tmp_path, capsys):
         path.unlink()
     c = comparison.from_folders("real", "fake", "sub[0-9]+", False, None, 0, None, "out")
     assert len(c.samples) == len(c.chosen) == 42 and {*c.samples.subjects} <= {*c.stand_in.subjects}
+    sides = comparison.split_by_subject(
+        reals, 40, 0, np.repeat(np.arange(24), 2)
+    )  # two samples a head: half of all heads
+    assert [len(np.unique(reals.subjects[side])) for side in sides] == [12, 12]
     assert len(reals) == len(fakes) == 96 and {*reals.subjects} == {*fakes.subjects} == {*range(24)}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from small_sets import SIZE, noise, split_set, subject_set, write, yes_no_set
 from ddpm import UserError
 from ddpm.data import folders, pictures, store
 from ddpm.data.folders import split_by_subject
-from ddpm.data.layout import Item
+from ddpm.data.layout import Item, lies_in
 from ddpm.evaluation.comparison import read_folder
 from ddpm.runtime import cache
 from ddpm.runtime.config import Config
@@ -221,6 +222,13 @@ def test_folders_of_splits_that_a_format_does_not_know_are_not_mixed(tmp_path):
             UserError, match=".*Testing and .*Training would be mixed.*call them train/, val/ and test/"
         ):
             folders.refuse_pooling(sum(found.values(), []))
+    visits = [
+        Item(f"s{s}/{visit}/t1", ("x",), None, f"s{s}") for s in range(5) for visit in ("pre_training", "post_test")
+    ]
+    folders.refuse_pooling(visits)
+    brats = [Item(f"MICCAI_BraTS2020_{split}Data/c/c", ("x",), None, split) for split in ("Training", "Validation")]
+    with pytest.raises(UserError, match="TrainingData and .*ValidationData would be mixed"):
+        folders.refuse_pooling(brats)
     for split in ("Training", "Testing"):
         for s in range(9):
             write(tmp_path / "d" / split / "glioma" / f"p{s}.png", noise(s, len(split)))
@@ -357,6 +365,14 @@ def test_arrays_are_mapped_not_read(tmp_path):
     assert torch.equal(x_0[1, 0], torch.from_numpy(noise(0, 0)) / 127.5 - 1) and condition.given == ("mask",)
     x_0 += 1  # a batch is a copy
     assert np.array_equal(load(tmp_path / "d").images, data.images)
+
+
+def test_where_one_stands_decides_what_a_relative_path_means(tmp_path, monkeypatch):
+    for place in ("a", "b"):
+        (tmp_path / place / "d" / "masks").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        assert lies_in(Path("d/masks"), "d/masks/x.png") and not lies_in(Path("d/masks"), "d/x.png")
+        assert not lies_in(tmp_path / "b" / "d" / "masks", "d/masks/x.png") or place == "b"
 
 
 def test_another_folder_of_the_same_name_is_another_set(tmp_path, monkeypatch):

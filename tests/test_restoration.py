@@ -10,7 +10,7 @@ from PIL import Image
 from test_stack import commands
 
 import sample
-from ddpm import restoration
+from ddpm import UserError, restoration
 from ddpm.data import phantom
 from ddpm.inverse import Inpainting, KSpace, SuperResolution, fourier
 
@@ -170,6 +170,27 @@ def test_a_scan_is_cut_to_what_it_shows(ending, tiny_run, tmp_path, capsys):
     assert ratio[0, 0].abs().item() == pytest.approx(told / 2**0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("shape, size", [((96, 64), (96, 64)), ((192, 64), (96, 64)), ((64, 64), (32, 48))])
+def test_a_scan_is_cut_in_the_proportions_of_the_networks_image(shape, size):
+    y = np.zeros(shape, np.complex64)
+    y[:, 28:36] = 1
+    np.save("k.npy", y)
+    assert restoration.read_kspace("k.npy", size).shape == (1, 1, *size)
+
+
+@pytest.mark.parametrize("padded, zero, refused", [(40, 0, False), (0, 1, False), (0, 8, True), (300, 0, True)])
+def test_only_what_comes_into_the_image_must_be_whole(padded, zero, refused):
+    """Of 640 rows of 368 columns, the middle 111 for an image of 64 x 64: a padded readout may end outside of them."""
+    y = np.ones((640, 368), np.complex64)
+    y[:padded] = y[640 - padded :] = y[:, 100:110] = y[320 : 320 + zero, 5] = 0
+    np.save("k.npy", y)
+    if refused:
+        with pytest.raises(UserError, match="measured in part; whole lines are needed"):
+            restoration.read_kspace("k.npy", (64, 64))
+    else:
+        assert restoration.read_kspace("k.npy", (64, 64)).shape == (1, 1, 64, 64)
+
+
 @pytest.mark.parametrize("mode", ["anomaly", "super-resolution"])
 def test_a_whole_picture_of_another_size_is_resized(mode, tiny_run, capsys):
     """And a measurement is not: there that would be another measurement."""
@@ -189,11 +210,13 @@ def test_what_is_white_in_a_finer_region_is_drawn_anew():
     assert np.array_equal(region, expected)
 
 
-@pytest.mark.parametrize("width, kept", [(56, 56), (100, 80), (36, 40)])
-def test_of_a_readout_as_much_is_kept_as_the_scan_is_wide(width, kept):
+@pytest.mark.parametrize(
+    "width, kept, size", [(56, 56, (9, 9)), (100, 80, (9, 9)), (36, 40, (9, 9)), (36, 54, (12, 8))]
+)
+def test_of_a_readout_as_much_is_kept_as_the_scan_is_wide(width, kept, size):
     """So that pixels stay square; at most all of it, and at least the half that is not oversampling."""
     image = np.random.default_rng(0).uniform(size=(80, width))
-    y = restoration.within_view(fourier(torch.from_numpy(image)[None])[0].numpy())
+    y = restoration.within_view(fourier(torch.from_numpy(image)[None])[0].numpy(), size)
     first = 40 - kept // 2
     expected = fourier(torch.from_numpy(image[first : first + kept])[None])[0].numpy()
     ratio = y / expected  # the transform of rows alone has another unit
@@ -246,13 +269,9 @@ def test_the_rician_bias_is_taken_away_on_average():
 
 
 def test_an_anomaly_map_and_draws_are_written(tiny_run, picture):
+    restored(tiny_run, picture, "kspace", "--simulate")
     restored(tiny_run, picture, "anomaly")
-    assert not Path("o/deviation.png").exists()
-    restored(
-        tiny_run, picture, "kspace", "--simulate"
-    )  # of means: they differ less than what fits the measurement does
-    assert not Path("o/deviation.png").exists()
-    restored(tiny_run, picture, "anomaly")
+    assert not Path("o/deviation.png").exists()  # means differ less than what fits the measurement does
     assert {path.name for path in Path("o").iterdir()} >= {"anomaly.png", "restored.png", "grid.png"}
     restored(tiny_run, picture, "inpaint", "--region", region("r.png"), "--n", "3")
     assert {f"draw_{k}.png" for k in range(3)} | {"deviation.png"} <= {path.name for path in Path("o").iterdir()}
@@ -307,7 +326,7 @@ def test_mirroring_completes_the_k_space_of_a_real_image():
         (["--restore", "full.npy", "--as", "kspace"], "an undersampled scan"),
         (
             ["--restore", "echo.npy", "--as", "kspace"],
-            "9 of its lines (columns) were measured in part, the first to 75%",
+            "9 of its lines (columns) were measured in part; whole lines",
         ),
         (["--restore", "p.png", "--as", "inpaint", "--region", "wide.png"], "wide.png: 16x32, but the image is 32x32"),
         (["--restore", "p.npy", "--as", "kspace"], "no such file"),

@@ -85,6 +85,8 @@ def test_the_newest_whole_checkpoint_is_used_and_replaces_the_damaged_one(damage
 def test_the_folder_of_the_checkpoints_is_as_good_as_the_runs(tiny_run, tmp_path):
     run = copy_of(tiny_run, tmp_path / "run")
     assert checkpoint.find(run / "checkpoints") == checkpoint.find(run)
+    copy_of(tiny_run, tmp_path / "checkpoints" / "one")  # and it may be what somebody called a folder of runs
+    assert checkpoint.find(tmp_path / "checkpoints").parent.parent.name == "one"
     assert train.main(["--resume", str(run / "checkpoints"), "--steps", "41"]) == 0
     assert checkpoint.find(run).name == "step_000041.pt"
 
@@ -93,7 +95,10 @@ def test_the_step_says_which_of_a_run_is_the_last_whatever_copying_did_to_the_ti
     run = copy_of(tiny_run, tmp_path / "run")
     os.utime(run / "checkpoints" / "step_000040.pt", (1, 1))
     assert checkpoint.newest(run).name == "step_000040.pt"
-    (run / "checkpoints" / "step_1000000.pt").write_bytes((run / "checkpoints" / "step_000040.pt").read_bytes())
+    content = (run / "checkpoints" / "step_000040.pt").read_bytes()
+    (run / "checkpoints" / "step_000020-good one.pt").write_bytes(content)  # a copy, put aside under a longer name
+    assert checkpoint.newest(run).name == "step_000040.pt"
+    (run / "checkpoints" / "step_1000000.pt").write_bytes(content)
     assert checkpoint.newest(run).name == "step_1000000.pt"
 
 
@@ -244,7 +249,11 @@ def test_after_going_back_and_a_stop_the_new_branch_goes_on(damage, six, tmp_pat
     monkeypatch.setattr(train.Run, "record", record)
     assert names(run) == ["abandoned-1", "step_000002.pt", "step_000004.pt"] and steps_of(run) == [1, 2, 3, 4]
     abandoned = run / "checkpoints" / "abandoned-1"
-    assert sorted(path.name for path in abandoned.iterdir()) == ["log.jsonl", "step_000004.pt", "step_000006.pt"]
+    moved = [path.name for path in abandoned.iterdir() if path.suffix != ".png"]
+    assert sorted(moved) == ["log.jsonl", "step_000004.pt", "step_000006.pt"]
+    drawn = {int(path.stem[5:]) for path in abandoned.glob("*.png")}
+    kept = {int(path.stem[5:]) for path in (run / "samples").glob("*.png")}
+    assert drawn and min(drawn) > 2 and kept <= {1, 2, 3, 4}  # grids go with the checkpoints
     assert '"step": 6' in (abandoned / "log.jsonl").read_text()
     assert train.main(["--resume", str(run)]) == 0
     assert "resumed at step 4 of 8" in capsys.readouterr().out

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +25,13 @@ from ddpm.data.sources import load_data
 from ddpm.forward import denoising_loss
 from ddpm.model import Sampling, draw, load_model, make_unet
 from ddpm.reverse import STEPS
-from ddpm.runtime import checkpoint, progress, start
+from ddpm.runtime import checkpoint, progress, run, start
 from ddpm.runtime.command_line import one_line_errors
 from ddpm.runtime.config import CHANGEABLE, PRESETS, Config, make_config
 from ddpm.runtime.files import make_folder
 from ddpm.runtime.run import Run
 from ddpm.schedule import OBJECTIVES, make_schedule
-from ddpm.training import training_step
+from ddpm.training import make_training, training_step
 from ddpm.unet import UNet
 from tools.soak import same
 
@@ -334,6 +336,29 @@ def test_the_weight_of_the_foreground_changes_the_gradient(tiny_run, tmp_path):
     plain = moments_after_one_step(tiny_run, tmp_path / "plain", clip=1e9, foreground_weight=1.0)
     weighted = moments_after_one_step(tiny_run, tmp_path / "weighted", clip=1e9, foreground_weight=50.0)
     assert (weighted - plain).norm() > 0.1 * plain.norm()
+
+
+def test_what_is_shown_is_worked_on_in_parts_as_in_training(tiny_run, small_phantom):
+    """Or a run that fits into memory in parts would end at its first grid."""
+    model = load_model(tiny_run)
+    held_out = load_data(model.config, "val")
+    parts = replace(model, config=replace(model.config, batch_size=16, grad_accum=3))
+    assert run.at_once(parts.config) == 6
+    grids = [run.sample_grid(one, held_out, Sampling(steps=2)).astype(int) for one in (model, parts)]
+    assert np.abs(grids[0] - grids[1]).max() <= 1
+
+
+def test_a_folder_is_validated_on_slices_of_all_its_subjects(tmp_path, monkeypatch):
+    """They lie subject by subject, so the first of them are one subject's."""
+    monkeypatch.setattr(run, "VALIDATION_IMAGES", 12)
+    subjects, asked = np.repeat(np.arange(10), 6), []
+    slices = Slices(np.zeros((60, 1, 32, 32), np.uint8), None, {}, Vocabulary(), subjects, index={"subjects": subjects})
+    monkeypatch.setattr(Slices, "batch", lambda self, rows, of=Slices.batch: asked.append(rows) or of(self, rows))
+    config = Config(**PRESETS["tiny"] | {"out": str(tmp_path / "r")})
+    training = make_training(config, Vocabulary(), torch.device("cpu"))
+    run.Run(training, slices, 0).validate(1, SimpleNamespace(write=print))
+    seen = np.concatenate(asked)
+    assert len(seen) == 12 and len(np.unique(subjects[seen])) > 5
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

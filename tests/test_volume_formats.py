@@ -104,11 +104,12 @@ def test_volumes_of_one_contrast_are_no_brats_set(tmp_path):
     check(found, "a2_flair", 0, brain(2), label_volume(2, 9))
 
 
-def test_two_contrasts_of_a_subject_are_no_brats_set_either(tmp_path):
+@pytest.mark.parametrize("kinds", [("t1", "flair"), ("t1ce",)])
+def test_one_or_two_contrasts_of_a_subject_are_no_brats_set_either(tmp_path, kinds):
     for s in range(4):
-        for kind in ("t1", "flair"):
+        for kind in kinds:
             save_nifti(tmp_path / "d" / f"p{s}" / f"p{s}_{kind}.nii.gz", brain(s, len(kind)))
-    assert len(everything(tmp_path / "d")) == 4 * 2 * 6
+    assert len(everything(tmp_path / "d")) == 4 * len(kinds) * 6
 
 
 @pytest.mark.parametrize("name", ["lesionMask", "T1_LesionSmooth_stx", "gt"])
@@ -124,6 +125,14 @@ def test_a_map_of_labels_is_no_image_whatever_its_name(tmp_path, name):
     assert sum(map(len, found)) == 4 * 6
 
 
+def test_a_first_slice_of_two_values_makes_no_map_of_labels(tmp_path):
+    for s in range(3):
+        volume = noise(s, size=(340, 310, 6), top=900, dtype=np.int16)
+        volume[..., 0] = volume[..., 0] > 450
+        save_nifti(tmp_path / "d" / f"v{s}.nii.gz", volume)
+    assert len(load(tmp_path / "d")) > 3
+
+
 def test_several_volumes_of_a_subject_in_one_folder_are_asked_about(tmp_path):
     for s in range(4):
         for kind in ("Guys-T1", "Guys-T2")[: 1 + s % 2]:
@@ -132,11 +141,15 @@ def test_several_volumes_of_a_subject_in_one_folder_are_asked_about(tmp_path):
         UserError, match=r"2 volumes IXI001-Guys\*, is 'IXI001-Guys' a subject. Whose is each. say it by"
     ):
         load(tmp_path / "d")
-    subjects = {subject for _, _, subject, _ in everything(tmp_path / "d", subject_pattern="^[^_-]+").values()}
-    assert subjects == {f"IXI{s:03d}" for s in range(4)}
+    subjects = {subject for _, _, subject, _ in everything(tmp_path / "d", subject_pattern="(.+)[_-]").values()}
+    assert subjects == {f"IXI{s:03d}-Guys" for s in range(4)}  # as the message says
     for path in [*(tmp_path / "d").glob("*T2*")]:
         path.unlink()
     assert len(everything(tmp_path / "d")) == 4 * 6  # one each, whatever their names share
+    for group in ("control", "patient"):
+        for s in range(3):
+            save_nifti(tmp_path / "e" / f"{group}_{s:02d}.nii.gz", brain(s, group == "control"))
+    assert len(everything(tmp_path / "e")) == 6 * 6  # two groups of three, and not three volumes each of two subjects
 
 
 # BIDS

@@ -140,8 +140,9 @@ def test_training_sees_no_combination_that_is_held_out_and_words_that_are_true(s
         (
             "lesion on the left side of the image",
             None,
-            "the prompt says left and image, but sides are the patient's: it is the image's right",
+            "the prompt says left of the image, but sides are the patient's: it is the image's right",
         ),
+        ("axial T1 image, left lesion", None, None),
         ("no lesion, left", None, "the prompt says no lesion, and left"),
         ("large lesion, right frontal", patch(-50, -60, 1200), None),
     ],

@@ -10,6 +10,7 @@ read off the lesion's pixels in the slice, by these rules:
 """
 
 import itertools
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -103,8 +104,8 @@ def contradictions(prompt: str, others: Sequence[tuple[str, Mapping[str, str]]])
     if wanted.get("presence") == ["no lesion"] and (where := [p for p in ("size", "side", "region") if p in wanted]):
         found.append(f"the prompt says no lesion, and {wanted[where[0]][0]}")
     for side, other in (("left", "right"), ("right", "left")):
-        if wanted.get("side") == [side] and "image" in prompt.lower():
-            found.append(f"the prompt says {side} and image, but sides are the patient's: it is the image's {other}")
+        if re.search(rf"{side}( side)? of the image|image('s)? {side}", prompt.lower()):
+            found.append(f"the prompt says {side} of the image, but sides are the patient's: it is the image's {other}")
     for name, said in others:
         for part in wanted.keys() & said.keys():
             if said[part] not in wanted[part]:

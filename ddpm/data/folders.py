@@ -29,6 +29,7 @@ FORMATS = sorted(path.stem for path in Path(__file__).with_name("formats").glob(
 CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{name}.py" for name in FORMATS))
 COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # as folders, in any case
+SPLIT_FOLDER = re.compile(rf"(?:.*coil_)?({'|'.join(SPLIT_WORDS)})|.*_(training|validation|testing)data", re.IGNORECASE)
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -104,8 +105,8 @@ def refuse_pooling(items: list[Item]) -> None:
     found: dict[str, str] = {}
     for item in items:
         for folder in item.name.split("/")[:-1]:
-            if (word := folder.lower().rpartition("_")[2]) in SPLIT_WORDS:
-                found.setdefault(word, folder)
+            if word := SPLIT_FOLDER.fullmatch(folder):
+                found.setdefault((word[1] or word[2]).lower(), folder)
     if len(found) > 1:
         folders = " and ".join(sorted(found.values()))
         remedy = "call them train/, val/ and test/ as docs/data.md shows, or name one of them by --data"

@@ -156,7 +156,11 @@ def walk(root: Path, findings: Findings) -> list[str]:
 
 def lies_in(folder: Path | None, path: str) -> bool:
     """Is the file below the folder, however the two are written, and whatever links lead there?"""
-    return folder is not None and Path(real_folder(os.path.dirname(path))).is_relative_to(os.path.realpath(folder))
+    if folder is None:
+        return False
+    return Path(real_folder(os.path.abspath(os.path.dirname(path)))).is_relative_to(
+        real_folder(os.path.abspath(folder))
+    )
 
 
 real_folder = functools.lru_cache(os.path.realpath)  # of a million files few folders differ

@@ -5,7 +5,6 @@ and labels of held-out images; `from_folders` reads two folders of pictures or v
 """
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -107,11 +106,14 @@ def with_subjects(data: Slices) -> Slices:
     return data if data.subjects is not None else replace(data, subjects=np.arange(len(data)))
 
 
-def split_by_subject(data: Slices, n: int, seed: int, first: Sequence = ()) -> tuple[np.ndarray, np.ndarray]:
+def split_by_subject(
+    data: Slices, n: int, seed: int, samples: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of n images (or a little fewer, if their subjects have no more), and those of all other subjects' images.
 
-    Subjects are drawn, those of `first` before the others, until they have n images and are FEW (or half of all, if that
-    is less). One subject alone cannot be split: then its images are.
+    Subjects are drawn until they have n images and are FEW (or half of all, if that is less). One subject alone cannot be
+    split: then its images are. samples: whose each sample is, where they may be of the same subjects. Then those with
+    samples are drawn first, half of all at most, until as many samples are of none of the others.
     """
     rng = generator(seed)
     subjects = with_subjects(data).subjects
@@ -119,9 +121,13 @@ def split_by_subject(data: Slices, n: int, seed: int, first: Sequence = ()) -> t
         subjects = np.arange(len(data))
     names, number, count = np.unique(subjects, return_inverse=True, return_counts=True)
     order = rng.permutation(len(names))
-    order = order[np.argsort(~np.isin(names[order], first), kind="stable")]
-    enough = 1 + np.searchsorted(np.cumsum(count[order]), n)
-    here = min(max(enough, min(FEW, len(names) // 2)), len(names) - 1)
+    enough, most = 1 + np.searchsorted(np.cumsum(count[order]), n), len(names) - 1
+    if samples is not None and np.isin(samples, names).any():
+        of_each = (samples[:, None] == names).sum(axis=0)
+        order = order[np.argsort(of_each[order] == 0, kind="stable")]
+        usable = len(samples) - of_each.sum() + np.cumsum(of_each[order])
+        enough, most = 1 + np.searchsorted(np.minimum(usable, np.cumsum(count[order])), n), max(len(names) // 2, 1)
+    here = min(max(enough, min(FEW, len(names) // 2)), most)
     first, others = (np.flatnonzero(np.isin(number, part)) for part in (order[:here], order[here:]))
     return np.sort(rng.permutation(first)[:n]), others
 
@@ -256,15 +262,15 @@ def from_folders(
     if reals.subjects is None or fakes.subjects is None:
         chosen, others = split_by_subject(reals, wanted, seed)
     else:  # samples of a head, its reconstructions say, are not to be held against that head
-        chosen, others = split_by_subject(reals, wanted, seed, first=np.unique(fakes.subjects))
+        chosen, others = split_by_subject(reals, wanted, seed, fakes.subjects)
         if len(np.unique(reals.subjects)) > 1:
             usable = np.flatnonzero(~np.isin(fakes.subjects, reals.subjects[others]))
     if min(len(chosen), len(others)) < 40:
         parts = f"{len(chosen)} and {len(others)} images"
         raise UserError(f"--real {real}: its subjects fall into {parts}; 40 each are needed")
     if len(usable) < 40:
-        subjects = f"{len(usable)} of its images are of other subjects than those of --real they are compared with"
-        raise UserError(f"--fake {fake}: {subjects}; 40 are needed, so add samples of more subjects")
+        subjects = f"but for those of subjects that are compared with in --real, {len(usable)} images are left"
+        raise UserError(f"--fake {fake}: {subjects}; 40 are needed, so add samples of others")
     taken = np.sort(generator(seed, 1).permutation(usable)[: len(chosen)])  # as many as stand in for them
     if len(taken) < len(chosen):
         chosen = np.sort(generator(seed, 2).permutation(chosen)[: len(taken)])
@@ -290,8 +296,8 @@ def numbered(*data: Slices) -> tuple[Slices, ...]:
 
 def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
     """The pictures of a folder in grey; or, where it holds NIfTI volumes, their axial slices with brain, in one window a
-    volume, each a subject of its own unless the pattern says otherwise. Subjects are names, as both folders have. Raises UserError for what cannot be read or
-    differs in size; with skip_bad, unreadable files are counted and left out."""
+    volume, each a subject of its own unless the pattern says otherwise. Subjects are names here. Raises UserError for
+    what cannot be read or differs in size; with skip_bad, unreadable files are counted and left out."""
     volumes = [path for path in sorted(Path(folder).glob("[!.]*")) if is_nifti(path)]
     volumes = [path for path in volumes if bare(stem(path)) == stem(path)]  # no masks
     read, bad = [], []

@@ -144,16 +144,15 @@ def find(path: str | Path | None = None) -> Path:
 
 def checkpoints_in(place: Path) -> list[Path]:
     """Those of a run's folder, of its checkpoints/, or of a folder of runs."""
-    if place.name == "checkpoints":
-        return [*place.glob("*.pt")]
-    return [*place.glob("checkpoints/*.pt"), *place.glob("*/checkpoints/*.pt")]
+    own = place.glob("*.pt") if place.name == "checkpoints" else ()
+    return [*own, *place.glob("checkpoints/*.pt"), *place.glob("*/checkpoints/*.pt")]
 
 
 def newest(place: str | Path) -> Path:
     """The last whole checkpoint of a run's folder, or, in a folder of runs, of the run that saved last.
 
-    Within a run the step in the name decides, not when the file was written, which copying changes. Damaged ones are
-    passed over, with a line each. Raises UserError if there is none.
+    Within a run the step in the name decides, not when the file was written, which copying changes; files of other names
+    come after those. Damaged ones are passed over, with a line each. Raises UserError if there is none.
     """
     place = Path(place)
     found = checkpoints_in(place)
@@ -162,7 +161,12 @@ def newest(place: str | Path) -> Path:
     if not found:
         raise UserError(f"{place}: no checkpoint in this folder; `make train` makes one, or name one")
     folder = max(found, key=lambda path: path.stat().st_mtime_ns).parent
-    of_one_run = sorted(folder.glob("*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
+
+    def step(path: Path) -> int:
+        number = path.stem.removeprefix("step_")
+        return int(number) if number.isdigit() else -1
+
+    of_one_run = sorted(folder.glob("*.pt"), key=lambda path: (step(path), path.name), reverse=True)
     for path in of_one_run:
         if is_whole(path):
             return path

@@ -196,7 +196,7 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
     *("guidance", "extra_noise", "steps", "grad_accum", "compile", "device", "threads", "out", "data", "masks"),
-    *("text_embeddings", "log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
+    *("text_embeddings", "teacher", "log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
 )
 
 # A line each for the network, the diffusion, the optimisation and the run.

@@ -22,7 +22,7 @@ from ddpm.forward import denoising_loss
 from ddpm.model import Model, Sampling, draw
 from ddpm.runtime import checkpoint
 from ddpm.runtime.files import remove_left_overs, write_whole
-from ddpm.training import Step, Training
+from ddpm.training import Step, Training, order
 
 try:
     import resource
@@ -62,12 +62,14 @@ class Run:
         later = [path for n, path in self.saved().items() if n > step]
         if not later:
             return
+        grids = (self.folder / "samples").glob("step_*.png")
+        grids = [path for path in grids if path.stem[5:].isdigit() and int(path.stem[5:]) > step]
         places = (self.folder / "checkpoints" / f"abandoned-{n}" for n in itertools.count(1))
         place = next(place for place in places if not place.exists())  # what was abandoned before stays, too
         place.mkdir()
         if self.log_path.exists():
             shutil.copy(self.log_path, place)
-        for path in later:
+        for path in (*later, *grids):
             os.replace(path, place / path.name)
         print(f"{len(later)} checkpoint(s) of steps after {step} moved to {place}, with a copy of the log")
 
@@ -113,15 +115,17 @@ class Run:
 
     @torch.no_grad()
     def validate(self, step: int, bar) -> None:
-        """The averaged weights' loss on held-out images, with the same times and noise every time, and a sample grid."""
+        """The averaged weights' loss on held-out images, with the same times and noise every time, and a sample grid. As
+        many at once as in training; of a folder, whose slices lie subject by subject, in a random order of all."""
         training, config, begun = self.training, self.config, time.perf_counter()
         generator = torch.Generator().manual_seed(0)
         total, count = 0.0, min(VALIDATION_WALKS if training.teacher else VALIDATION_IMAGES, len(self.held_out))
         t = torch.linspace(1, training.schedule.T, count).round().long()
         if few := config.few_times[:-1]:
             t = torch.tensor(few)[torch.arange(count) % len(few)]
-        for part in torch.arange(count).split(config.batch_size):
-            x_0, condition = self.held_out.batch(part.numpy())
+        rows = np.arange(count) if self.held_out.index is None else order(len(self.held_out), 0, 0)[:count]
+        for part in torch.arange(count).split(at_once(config)):
+            x_0, condition = self.held_out.batch(rows[part.numpy()])
             eps = torch.randn(x_0.shape, generator=generator)
             x_0, eps, condition = (x.to(training.device) for x in (x_0, eps, condition))
             with torch.autocast(training.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -251,14 +255,22 @@ def sample_grid(model: Model, held_out: Slices, how: Sampling) -> np.ndarray:
     """A row for each of a few held-out masks: mask | real | samples. (H, W, 3) uint8. Same noise every time."""
     rows = pick_rows(held_out)
     condition = held_out.condition(np.repeat(rows, GRID_SAMPLES))
-    *_, (_, x_0) = draw(model, condition, range(GRID_SAMPLES * len(rows)), how)
-    samples = to_uint8(x_0)
+    samples = []
+    for part in torch.arange(GRID_SAMPLES * len(rows)).split(at_once(model.config)):
+        *_, (_, x_0) = draw(model, condition[part], part.tolist(), how)
+        samples.append(to_uint8(x_0))
+    samples = np.concatenate(samples)
     cells = samples.reshape(len(rows), GRID_SAMPLES, *samples.shape[1:])
     cells = rgb(np.concatenate([held_out.images[rows][:, None], cells], axis=1))
     if held_out.masks is not None:
         shown = colour_labels(held_out.masks[rows], len(held_out.classes))
         cells = np.concatenate([shown[:, None], cells], axis=1)
     return grid(cells)
+
+
+def at_once(config) -> int:
+    """Images that a training works on at once: what fits then fits later."""
+    return -(-config.batch_size // config.grad_accum)
 
 
 def pick_rows(held_out: Slices) -> list[int]:

@@ -36,12 +36,12 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     given = given_fields(args)
     if args.resume is None:
         config, resumed, home = make_config(args.preset or "laptop", given), None, None
-        if config.teacher and Path(config.teacher).is_dir():  # its newest, now: when this is resumed it may have others
-            config.teacher = str(checkpoint.find(config.teacher))
         if config.init:
             checkpoint.load(checkpoint.find(config.init))  # what cannot be read is said before the work
     else:
         config, resumed, home = resume(args, given)
+    if config.teacher and Path(config.teacher).is_dir():  # its newest, now: when this is resumed it may have others
+        config.teacher = str(checkpoint.find(config.teacher))
     if config.batch_size < (n := distributed.size()):
         raise UserError(f"--batch-size {config.batch_size} is for all {n} processes together; give each an image")
     if config.out and Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
@@ -75,7 +75,7 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
         preset = {name: value for name, value in preset.items() if name not in STUDENT}
     for name, value in {**preset, **given}.items():
         was = getattr(trained, name)
-        if name not in CHANGEABLE and value not in (was, "auto"):
+        if (name not in CHANGEABLE or (name == "teacher" and not was)) and value not in (was, "auto"):
             trained_with, remedy = "none" if was == "" else was, "leave it out, or start a new run without --resume"
             raise UserError(f"{flag(name)} {value} contradicts {path}, which was trained with {trained_with}; {remedy}")
     home = path.parent.parent
@@ -222,7 +222,8 @@ def plan(training: Training, data: Slices, started: float) -> Config:
         extra = step * share_of_validation(config)
         left = 60 * config.minutes - distributed.broadcast(lambda: time.perf_counter() - started)
         config.steps = max(1, int((left - extra) / (step + extra / config.sample_every)))
-        print(f"plan: {config.steps} steps of {step:.2f} s fill {config.minutes:g} minutes")
+        more = ", and --evaluate-every takes more" * bool(config.evaluate_every)
+        print(f"plan: {config.steps} steps of {step:.2f} s fill {config.minutes:g} minutes{more}")
     return config
 
 

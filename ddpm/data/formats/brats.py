@@ -28,8 +28,9 @@ def recognise(request: Request) -> Layout | None:
             if twin := scan.get(kind):
                 request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
             scan[kind] = path
-    if not any("t1ce" in scan or len(scan.keys() - {"seg"}) > 2 for scan in scans.values()):
-        return None  # volumes may be called NAME_t1 and NAME_flair in any folder
+    contrasts = [scan.keys() - {"seg"} for scan in scans.values()]
+    if not any(len(kinds) > 2 - ("t1ce" in kinds) for kinds in contrasts):
+        return None  # volumes may be called NAME_t1 and NAME_flair, or NAME_t1ce, in any folder
     request.check_flags("BraTS cases")
     check_library("nibabel")
     items = []

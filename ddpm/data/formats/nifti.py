@@ -18,9 +18,10 @@ from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, lies_in, 
 from ddpm.data.scans import read_labels, volume_slices, volumes_below
 from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
+from ddpm.seeds import generator
 
 MOST = 20  # volumes of a subject, unless the user says so
-FEW_VALUES = 8  # a scan has hundreds; a volume of so few is a map of labels
+FEW_VALUES, SAMPLED = 8, 100_000  # a scan has hundreds, seen in so many voxels; a volume of few is a map of labels
 B_0 = 50  # s/mm^2; scanners write a b of 0 as a few
 
 
@@ -61,8 +62,8 @@ def refuse_several(names: list[str], request: Request) -> None:
     pairs = [found.groups() for name in names if (found := re.fullmatch(r"(.+)[_-]([^_-]+)", name))]
     firsts, lasts = (Counter(words) for words in zip(*pairs, strict=True)) if pairs else ({}, {})
     for first, last in pairs:
-        if firsts[first] > 1 and lasts[last] > 1:
-            remedy = r"say it by --subject-pattern, such as '^[^_-]+' ('.+' if each is another's)"
+        if firsts[first] > 1 and lasts[last] > 1 and len(lasts) < len(firsts):
+            remedy = r"say it by --subject-pattern, such as '(.+)[_-]' ('.+' if each is another's)"
             raise UserError(
                 f"{request.root}: {firsts[first]} volumes {first}*, is {first!r} a subject? Whose is each? {remedy}"
             )
@@ -110,7 +111,8 @@ def decode(
             which = chosen(path, n, volume, item.beside)
             volumes, affine = read_series(path, which)
             labels = read_labels(item.mask, path, volumes, affine, classes) if item.mask else None
-            if 1 < (n_values := len(np.unique(volumes.ravel()[:: 1 + volumes.size // 100_000]))) <= FEW_VALUES:
+            some = volumes[tuple(generator(0).integers(volumes.shape, size=(SAMPLED, volumes.ndim)).T)]
+            if 1 < (n_values := len(np.unique(some))) <= FEW_VALUES:
                 remedy = "call it NAME_mask or NAME_seg, name its folder by --masks, or move it away"
                 raise UserError(f"{path}: {n_values} different values, as a map of labels has; {remedy}")
             for i, values in zip(which, np.moveaxis(volumes, -1, 0), strict=True):
