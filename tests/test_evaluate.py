@@ -278,12 +278,15 @@ def test_samples_of_a_head_are_not_held_against_that_head(tmp_path, capsys):
     c = comparison.from_folders("real", "fake", "sub[0-9]+", False, 46, 0, None, "out")
     assert len(c.samples) == len(c.chosen) == 46 and not {*c.samples.subjects} & {*c.reference.subjects}
     assert {*c.stand_in.subjects} == {*c.samples.subjects}
-    for path in sorted(tmp_path.glob("fake/sub*"))[
-        11 * 4 - 2 :
-    ]:  # of 11 heads and a half are samples: those stand in first
+    for path in sorted(tmp_path.glob("fake/sub*"))[::8]:  # of every second head a slice less: half of the heads have
+        path.unlink()  # fewer samples than real images, of which as many stand in
+    c = comparison.from_folders("real", "fake", "sub[0-9]+", False, None, 0, None, "out")
+    assert 40 <= len(c.samples) == len(c.chosen) < 48 and {*c.stand_in.subjects} == {*c.samples.subjects}
+    few = [path for path in sorted(tmp_path.glob("fake/sub*")) if path.name < "sub12"]
+    for path in {*tmp_path.glob("fake/sub*")} - {*few}:  # of 12 heads there are samples: those stand in first
         path.unlink()
     c = comparison.from_folders("real", "fake", "sub[0-9]+", False, None, 0, None, "out")
-    assert len(c.samples) == len(c.chosen) == 42 and {*c.samples.subjects} <= {*c.stand_in.subjects}
+    assert len(c.samples) == len(c.chosen) == len(few) and {*c.samples.subjects} <= {*c.stand_in.subjects}
     sides = comparison.split_by_subject(
         reals, 40, 0, np.repeat(np.arange(24), 2)
     )  # two samples a head: half of all heads
@@ -541,7 +544,13 @@ def test_each_distance_compares_samples_with_the_reference_and_so_with_the_stand
     for name, row in got.items():
         assert (row.samples, row.real) == pytest.approx(expected[name]), name
         assert row.margin > 0, name  # also of KID, where a subset is all of the samples
-    assert c.fid_line.fid_infinity == expected["FID, extrapolated"][0]
+    assert (
+        c.fid_line.fid_infinity == expected["FID, extrapolated"][0] and "too low" not in got["FID, extrapolated"].note
+    )
+    c.features = Sides(*(rng.normal(size=(n, 60)) for n in (210, 230, 260)))
+    assert "too low, as the line bends where N is not many times the 60 features" in questions.fid(c)[1].note
+    c.features = Sides(fakes, stand_in, np.ones((260, 3)))  # without a median distance
+    assert [row.metric for row in questions.kid(c)] == ["KID x 1000", "Gaussian MMD x 1000"]
     _, grey, spread = questions.spectrum(c)
     shares = [intensity_histogram(images).mean(0) for images in levels]
     assert grey.samples == pytest.approx(histogram_distance(shares[0], shares[2]))
