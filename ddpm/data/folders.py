@@ -26,7 +26,7 @@ from ddpm.runtime.progress import progress
 
 SHARED = ("folders", "layout", "pictures", "scans", "volumes", "dicom", "images", "store")
 FORMATS = sorted(path.stem for path in Path(__file__).with_name("formats").glob("*.py"))
-CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{name}.py" for name in FORMATS))
+CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{name}.py" for name in FORMATS), "seeds.py")
 COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # as folders, in any case
 SPLIT_FOLDER = re.compile(rf"(?:.*coil_)?({'|'.join(SPLIT_WORDS)})|.*_(training|validation|testing)data", re.IGNORECASE)
