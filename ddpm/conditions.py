@@ -170,6 +170,11 @@ def flag_of(kind: str) -> str:
     return "--prompt" if kind == "words" else f"--{kind}"
 
 
+def drop_flag_of(kind: str) -> str:
+    """The flag of train.py that says how often a kind of condition is withheld by itself."""
+    return f"--{kind if kind in ('mask', 'source', 'words') else 'label'}-drop"
+
+
 def one_hot(label_maps, num_classes: int) -> Tensor:
     """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included. Raises ValueError for others."""
     labels = torch.as_tensor(np.asarray(label_maps))[:, None]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ddpm import UserError
-from ddpm.conditions import Condition, Vocabulary, flag_of
+from ddpm.conditions import Condition, Vocabulary, drop_flag_of, flag_of
 from ddpm.reverse import STEPS, denoiser, times_for, trajectory
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
@@ -114,8 +114,7 @@ class Sampling:
         config, guidance, guided = model.config, self.guidance, self.guided
         for kind in model.vocabulary.given:
             if kind not in given and not config.withholds(kind):
-                drop = kind if kind in ("mask", "source", "words") else "label"
-                never = f"{model.name} was trained with --{drop}-drop 0 and --all-drop 0"
+                never = f"{model.name} was trained with {drop_flag_of(kind)} 0 and --all-drop 0"
                 raise UserError(f"{never}: it needs {flag_of(kind)}")
         distilled, few = bool(config.teacher), config.few_steps
         sampler = self.sampler or ("ddim" if distilled else "dpm-solver")

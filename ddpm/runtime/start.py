@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ddpm import UserError
-from ddpm.conditions import Vocabulary, flag_of
+from ddpm.conditions import Vocabulary, drop_flag_of, flag_of
 from ddpm.data import Slices
 from ddpm.model import load_model
 from ddpm.reverse import STEPS
@@ -116,8 +116,7 @@ def learn_from(training: Training, vocabulary: Vocabulary) -> None:
         raise UserError(f"--teacher {teacher.name} draws images of {sizes[0]}, not {sizes[1]}; give its --image-size")
     for kind in vocabulary.given:
         if config.withholds(kind) and not theirs.withholds(kind):
-            drop = kind if kind in ("mask", "source", "words") else "label"
-            remedy = f"give --{drop}-drop 0 --all-drop 0 here too"
+            remedy = f"give {drop_flag_of(kind)} 0 --all-drop 0 here too"
             raise UserError(f"--teacher {teacher.name} never learnt to do without {flag_of(kind)}; {remedy}")
     if theirs.few_steps and not theirs.teacher:
         raise UserError(f"--teacher {teacher.name} knows {theirs.few_steps} times alone; name one that knows all")
