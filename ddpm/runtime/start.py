@@ -36,8 +36,8 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     given = given_fields(args)
     if args.resume is None:
         config, resumed, home = make_config(args.preset or "laptop", given), None, None
-        if config.init:
-            checkpoint.load(checkpoint.find(config.init))  # what cannot be read is said before the work
+        if config.init and not (path := checkpoint.find(config.init)).is_file():
+            checkpoint.load(path)  # says so, before the work and not after it
     else:
         config, resumed, home = resume(args, given)
     if config.teacher and Path(config.teacher).is_dir():  # its newest, now: when this is resumed it may have others
