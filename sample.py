@@ -35,8 +35,9 @@ from ddpm.stack import COHERENCE
 FILM_FRAMES = 60
 OVERVIEW = 64  # names, and samples of each, at most in grid.png and the film
 DRAWING_ALONE = ("film", "sampler", "eta", "extra_noise")
+MEASURED = tuple(mode for mode in restoration.MODES if mode != "anomaly")
 RESTORATION_ALONE = {  # and the modes that use it
-    "simulate": tuple(mode for mode in restoration.MODES if mode != "anomaly"),
+    "simulate": MEASURED,
     "region": ("inpaint",),
     "resample": ("inpaint",),
     "acceleration": ("kspace",),
@@ -45,7 +46,7 @@ RESTORATION_ALONE = {  # and the modes that use it
     "factor": ("super-resolution",),
     "gaussian": ("denoise",),
     "noisy_prior": ("denoise",),
-    "noise": ("inpaint", "kspace", "super-resolution", "denoise"),
+    "noise": MEASURED,
 }
 
 
@@ -126,8 +127,6 @@ def read_arguments(argv):
     for name in ("mask", "source", "restore", "region"):
         if getattr(args, name) == "":
             raise UserError(f"--{name}: an empty name (an unset variable?); name one, or leave it out")
-    if args.eta and args.sampler != "ddim":
-        raise UserError("--eta belongs to --sampler ddim; give that too, or leave it out")
     if bool(args.restore) != bool(args.mode):
         raise UserError("--restore IMAGE and --as go together: --as " + ", ".join(restoration.MODES))
     for name in (*DRAWING_ALONE, *RESTORATION_ALONE):

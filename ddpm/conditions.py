@@ -4,7 +4,8 @@ The paper's p(x_0) becomes p(x_0 | condition). A condition travels as one object
 
     mask     enters beside x_t, as channels     one-hot, background included, (B, K, H, W)
     source   enters beside x_t, as channels     another image of the same place, in [-1, 1], (B, S, H, W)
-    labels   enter with the time, as embeddings  each (B,), counted from 1; the contrast (T1, T2, ...) is one
+    labels   enter with the time, as embeddings  each (B,), counted from 1, and of the whole image: its contrast
+                                                 (T1, T2, ...). (train.py's --labels are the phantom's kinds of mask.)
     words    enter with the time, as embeddings  the index of each word, from 1, (B, L); or vectors of texts (B, D)
 
 Each kind has a null, "none given", and it is 0 everywhere: no class of a mask at any pixel, a source without black or
@@ -127,7 +128,8 @@ class Vocabulary:
 
         label_maps: classes 0 .. K-1 of each pixel, (B, H, W), or None. source: (B, S, H, W) in [-1, 1], or None. words:
         what `numbers` makes of prompts, (B, L), or vectors (B, D), or None. labels: by name, B names of values, None for
-        null: `condition(maps, contrast=["T1", None])`. Raises ValueError for a value that is not known.
+        null: `condition(maps, contrast=["T1", None])`. Raises ValueError for a value that is not known, and for a source of
+        other values.
         """
         mask = None if label_maps is None else one_hot(label_maps, len(self.classes))
         numbers = {}
@@ -137,6 +139,8 @@ class Vocabulary:
                 raise ValueError(f"{name} {unknown[0]!r} is none of {', '.join(known[1:])}")
             numbers[name] = torch.tensor([known.index(value) for value in values])
         source, words = (None if x is None else torch.as_tensor(x) for x in (source, words))
+        if source is not None and not (source.is_floating_point() and (source.abs() <= 1).all()):
+            raise ValueError(f"a source of {source.dtype}, {source.min():g} to {source.max():g}; it must be in [-1, 1]")
         return Condition(mask, numbers, source, words)
 
     def numbers(self, prompts: Sequence[str]) -> np.ndarray:
@@ -176,9 +180,11 @@ def drop_flag_of(kind: str) -> str:
 
 
 def one_hot(label_maps, num_classes: int) -> Tensor:
-    """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included. Raises ValueError for others."""
+    """Classes (B, H, W) with values 0 .. K-1 -> float32 (B, K, H, W), background included. Raises ValueError for other
+    values, fractions among them."""
     labels = torch.as_tensor(np.asarray(label_maps))[:, None]
-    # A class without a channel would be 0 in all of them, as if no mask was given.
-    if labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(f"classes {labels.min()} to {labels.max()} in a mask; known are 0 to {num_classes - 1}")
-    return (labels == torch.arange(num_classes).view(-1, 1, 1)).float()
+    mask = labels == torch.arange(num_classes).view(-1, 1, 1)
+    if not mask.any(dim=1).all():  # such a pixel would be 0 in all channels, as if no mask was given
+        found = f"classes {labels.min():g} to {labels.max():g} in a mask"
+        raise ValueError(f"{found}; known are 0 to {num_classes - 1}, whole numbers")
+    return mask.float()

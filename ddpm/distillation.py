@@ -14,7 +14,8 @@ single step. The student learns it:
 
 Two DDIM steps of the teacher for one of the student, again and again, is the published way. But a student is only as
 good as the walk that it copies, and DDIM's is good only in many steps: so an ordinary teacher walks as it does when it
-draws, by DPM-Solver++ and guided, and a teacher that is a student itself takes its own steps. The student's times are
+draws, by DPM-Solver++, guided and with its extra noise, and a teacher that is a student itself takes its own steps. (Two
+points of any walk have a v* between them, also of one whose noise is not quite the schedule's.) The student's times are
 some of the teacher's (`middle_times` of reverse.py). From one to the next it takes DDIM's step, with one call of the
 network: what guidance does is in what it learnt.
 """

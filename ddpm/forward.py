@@ -3,6 +3,9 @@
 The forward process adds Gaussian noise in T small steps, but needs no loop: any x_t can be drawn
 from x_0 at once (Eq. 4). Training is therefore a regression: draw a time, add noise in one go,
 and ask the network what was added (Algorithm 1, lines 3 to 5; the step itself is in training.py).
+
+A condition (conditions.py), here and in the next files, is what an image is asked to follow. Its mask is one channel a
+class, 0 and 1, the background first; a kind of condition that is withheld is 0 in every channel.
 """
 
 import torch
@@ -45,8 +48,8 @@ def denoising_loss(
 ) -> Tensor:
     """Each sample's squared error || target - unet(x_t, t, condition) ||^2, a mean over its pixels; (B,) float32.
 
-    Its mean estimates L_simple (Eq. 14) per pixel, if t is uniform and the objective eps. The mean over pixels (not a
-    sum) keeps the gradient's size, hence the clipping threshold, free of the image size.
+    Its mean estimates L_simple (Eq. 14) per pixel and channel, if t is uniform, the objective eps and foreground_weight 1.
+    The mean over pixels (not a sum) keeps the gradient's size, hence the clipping threshold, free of the image size.
 
     foreground_weight: how many times an error counts where the mask is not background. Lesions are a few pixels of an
     image, and would be learnt last. The best answer to (x_t, t, condition) is the mean of the targets it may come from,
@@ -86,7 +89,7 @@ def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma:
 
 
 def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0, few: tuple[int, ...] = ()) -> Tensor:
-    """n times from 1 .. T, one from each n-th of their distribution, in random order; (n,) int64.
+    """n times from 1 .. T, in random order, one from each of the n parts, equally likely, of their distribution; (n,) int64.
 
     std 0 is uniform, as in Algorithm 1, line 3. Else t / T = u has logit(u) ~ N(mean, std^2), as in Esser et al. 2024,
     arXiv:2403.03206, section 3.1: with the cosine schedule -1/2 log SNR is about 0.83 logit(u), so noise over signal is

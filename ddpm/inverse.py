@@ -319,7 +319,7 @@ def predictor_corrector(
             x = to_network(image, then)
             score = (a[then] * predict_x_0(x, then) - x) / s[then] ** 2  # of q(x_t), by Tweedie's formula
             z = noise()
-            size_z, size_score = (torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) for x in (z, score))
+            size_z, size_score = (torch.linalg.vector_norm(part, dim=(1, 2, 3), keepdim=True) for part in (z, score))
             length = 2 * (snr * size_z / size_score) ** 2
             image = impose(x + length * score + (2 * length).sqrt() * z, then)
             x = to_network(image, then)

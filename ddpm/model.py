@@ -32,6 +32,7 @@ from ddpm.unet import UNet
 
 # For which t / T to guide unless asked otherwise: docs/ablations.md says why. (Kynkaanniemi et al. cut high noise too.)
 INTERVAL = (0.25, 1.0)
+WEIGHTS = {"ema": "ema", "raw": "model"}  # and what a checkpoint calls them
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,12 @@ def load_model(path: str | Path | None = None, weights: str = "ema", device: str
 
     weights: "ema", averaged over training, or "raw", the last ones. Raises UserError if there is none, or it is damaged.
     """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights {weights!r} are none of {', '.join(WEIGHTS)}")
     path = checkpoint.find(path)
     loaded = checkpoint.load(path)
     config, vocabulary = loaded["config"], loaded["conditions"]
-    unet, state = make_unet(config, vocabulary), loaded["ema" if weights == "ema" else "model"]
+    unet, state = make_unet(config, vocabulary), loaded[WEIGHTS[weights]]
     if not state:
         raise UserError(f"{path}: it holds the averaged weights only; leave --weights out")
     try:
@@ -95,7 +98,7 @@ class Sampling:
     interval: tuple[float, float] = INTERVAL  # guidance is 1 where t / T is outside
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
     precision: str = "fp32"  # or "bf16", inside the network
-    times: tuple[int, ...] = ()  # from T down to 0; (): as many as steps, where they suit the sampler
+    times: tuple[int, ...] = ()  # from T, or near it, down to 0; (): as many as steps, where they suit the sampler
     extra_noise: float | None = None  # a share, beyond what the network is told (`draw`); None: the model's own or 0
 
     @property
@@ -111,25 +114,55 @@ class Sampling:
     def complete(self, model: Model, given: Sequence[str]) -> "Sampling":
         """With every None filled in; given: the names of what the condition holds. Raises UserError for what the
         model cannot do."""
-        config, guidance, guided = model.config, self.guidance, self.guided
         for kind in model.vocabulary.given:
-            if kind not in given and not config.withholds(kind):
+            if kind not in given and not model.config.withholds(kind):
                 never = f"{model.name} was trained with {drop_flag_of(kind)} 0 and --all-drop 0"
                 raise UserError(f"{never}: it needs {flag_of(kind)}")
-        distilled, few = bool(config.teacher), config.few_steps
-        sampler = self.sampler or ("ddim" if distilled else "dpm-solver")
-        steps = self.steps or few or min(STEPS[sampler], config.timesteps)
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"precision {self.precision!r} is none of fp32, bf16")
+        sampler, times = self.walk(model)
+        guidance, guided = self.strengthened(model, given)
+        extra = self.extra_noise
+        if extra is None:
+            # The published ways (the paper's sampler, DDIM, Fast-DDPM) stay as they are; a student errs as its teacher
+            # does; a source tells how sharp its image is; a mask is smooth.
+            config = model.config
+            published = not config.teacher and (config.few_steps or sampler != "dpm-solver")
+            images = "source" not in given and not config.segment
+            extra = config.extra_noise if images and not published else 0.0
+        how = dict(sampler=sampler, steps=len(times) - 1, times=times, guidance=guidance, guided=guided)
+        return replace(self, **how, extra_noise=extra)
+
+    def walk(self, model: Model) -> tuple[str, tuple[int, ...]]:
+        """The sampler, and the times that it comes by. Raises UserError."""
+        config = model.config
+        sampler = self.sampler or ("ddim" if config.teacher else "dpm-solver")
+        if config.teacher and (sampler != "ddim" or self.eta):
+            raise UserError(f"{model.name} was distilled: it knows --sampler ddim without --eta, and no other")
+        if self.eta and sampler != "ddim":
+            raise UserError("--eta belongs to --sampler ddim; give that too, or leave it out")
+        steps = self.steps or config.few_steps or min(STEPS[sampler], config.timesteps)
         if steps > config.timesteps:
             raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {model.name}")
-        if few and steps != few:
-            raise UserError(f"--sample-steps {steps}: {model.name} was trained for {few} steps and no others")
-        if distilled and (sampler != "ddim" or self.eta):
-            raise UserError(f"{model.name} was distilled: it knows --sampler ddim without --eta, and no other")
-        if distilled and (guidance not in (None, 1) or guided or self.interval != INTERVAL):
-            raise UserError(f"{model.name} was distilled from a guided teacher: its guidance cannot be changed")
-        if distilled:
-            guidance, guided = 1.0, ()
-        times = self.times or config.few_times or tuple(times_for(sampler, model.schedule, steps))
+        if config.few_steps and steps != config.few_steps:
+            few = f"{model.name} was trained for {config.few_steps} steps and no others"
+            raise UserError(f"--sample-steps {steps}: {few}")
+        times = tuple(self.times or config.few_times or times_for(sampler, model.schedule, steps))
+        if config.few_times and times != config.few_times:
+            raise UserError(f"times {times}: {model.name} knows {config.few_times} and no others")
+        if times != tuple(sorted({*times, 0}, reverse=True)) or not 0 < times[0] <= config.timesteps:
+            raise UserError(f"times {times}: they must fall from {config.timesteps} at most, and end in 0")
+        return sampler, times
+
+    def strengthened(self, model: Model, given: Sequence[str]) -> tuple[float, tuple[str, ...]]:
+        """How strong guidance is, and by what. Raises UserError."""
+        config, guidance, guided, (low, high) = model.config, self.guidance, self.guided, self.interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"--guidance-interval {low:g} {high:g}: give two shares of T, 0 <= LOW <= HIGH <= 1")
+        if config.teacher:
+            if guidance not in (None, 1) or guided or self.interval != INTERVAL:
+                raise UserError(f"{model.name} was distilled from a guided teacher: its guidance cannot be changed")
+            return 1.0, ()
         if guided is None:
             guided = tuple(name for name in given if config.withholds(name)) or tuple(given) or ("mask",)
         missing = [flag_of(name) for name in guided if name not in given]
@@ -141,17 +174,7 @@ class Sampling:
             raise UserError(f"--guidance {guidance:g} needs {missing[0]}, and a checkpoint that was trained with it")
         if guidance != 1 and undroppable:
             raise UserError(f"{model.name} never learnt to do without {undroppable[0]}: it knows no --guidance by it")
-        extra = self.extra_noise
-        if extra is None:
-            # The published ways (the paper's sampler, DDIM, Fast-DDPM) stay as they are; a student errs as its teacher
-            # does; a source tells how sharp its image is; a mask is smooth.
-            published = not distilled and (few or sampler != "dpm-solver")
-            images = "source" not in given and not config.segment
-            extra = config.extra_noise if images and not published else 0.0
-        how = dict(
-            sampler=sampler, steps=len(times) - 1, times=times, guidance=guidance, guided=guided, extra_noise=extra
-        )
-        return replace(self, **how)
+        return guidance, guided
 
 
 class Between(NamedTuple):
@@ -171,7 +194,7 @@ def draw(
 ) -> Iterator[tuple[int, Tensor]]:
     """Algorithm 2, for as many images at a time as there are seeds.
 
-    Yields (t, x_t) for each time it comes by, from T to 0: x_t is (B, C, H, W) float32 on the model's device, and at
+    Yields (t, x_t) for each time it comes by, from T, or near it, to 0: x_t is (B, C, H, W) float32 on the model's device, and at
     t = 0 it is the image. condition holds B of each kind. An image depends on its own seed and condition, not on what
     is drawn beside it (to one grey level). Raises UserError for what the model cannot do.
 
@@ -189,7 +212,7 @@ def draw(
     def predict_x_0(x_t: Tensor, t: int) -> Tensor:
         return told(longer[t].to(x_t) * x_t, t)
 
-    # Line 1: x_T ~ N(0, I). Lines 2 to 5: t = T .. 1, each x_t from the one before.
+    # Line 1: x_T ~ N(0, I), at the first of the times. Lines 2 to 5: t = T .. 1, each x_t from the one before.
     steps = trajectory(sampling.sampler, predict_x_0, schedule, noise(), sampling.times, noise, sampling.eta)
     yield from zip(sampling.times, steps, strict=True)
 
@@ -220,7 +243,7 @@ def noise_source(seeds: Sequence[int | tuple[int, ...] | Between], shape: tuple[
         if isinstance(seed, Between):
             one, other, angle = stream(seed.one), stream(seed.other), seed.share * math.pi / 2
             return lambda: math.cos(angle) * one() + math.sin(angle) * other()
-        random = np.random.default_rng(np.random.SeedSequence(seed))
+        random = np.random.default_rng(seed)
         return lambda: random.standard_normal(shape, dtype=np.float32)
 
     streams = [stream(seed) for seed in seeds]

@@ -59,10 +59,10 @@ def denoiser(
 def ancestral(
     predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int], noise, variance: str = "beta_tilde"
 ) -> Iterator[Tensor]:
-    """Algorithm 2. With x_0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_bar_t), the mean in its
-    line 4 is that of Eq. 7 at x_0_hat; written this way, x_0_hat can be clipped first.
+    """Algorithm 2. With x_0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_bar_t) (Eq. 15), the mean in its
+    line 4 (Eq. 11) is that of Eq. 7 at x_0_hat; written this way, x_0_hat can be clipped first.
 
-    times: falling, from T to 0, both included; noise(): a fresh z ~ N(0, I) shaped like x_T.
+    times: falling, from T (or near it, where next to no signal is left) to 0, both included; noise(): a fresh z ~ N(0, I) shaped like x_T.
     variance: sigma^2, "beta_tilde" (exact if the data is one point) or "beta" (exact if it is N(0, I));
     see section 3.2. Over a skipped range, beta_t is 1 - alpha_bar_t / alpha_bar_s.
     """
@@ -73,7 +73,7 @@ def ancestral(
         c_0, c_t, beta_tilde = schedule.posterior(t, s)
         mu_tilde = c_0 * x_0_hat + c_t * x_t
         beta = 1 - (schedule.alpha_bar[t] / schedule.alpha_bar[s]).item()
-        sigma = math.sqrt(beta_tilde if variance == "beta_tilde" else beta)
+        sigma = math.sqrt({"beta_tilde": beta_tilde, "beta": beta}[variance])
         x_t = mu_tilde + sigma * noise() if s > 0 else mu_tilde  # line 3: no noise in the last step
         yield x_t
 
@@ -101,9 +101,12 @@ def dpm_solver(predict_x_0, schedule: Schedule, x_T: Tensor, times: list[int]) -
 
     In lambda (half the log SNR) the ODE's solution is an exponentially weighted integral of x_0_hat. It is held at D, half
     way along the step on a line through the last two x_0_hat. The first step has only one, and is DDIM's.
-    Give it `log_snr_times`: uniform steps in t gain less by the second order. At the end, t = 0, lambda is infinite.
-    There the line is one in exp(-lambda), noise over signal, at 0: the exact solution where x_0_hat is such a line.
-    x_0_hat itself is the mean of the images that x_t may come from: details as faint as the noise left would fade.
+    Give it `log_snr_times`: uniform steps in t gain less by the second order.
+
+    At the end, t = 0, lambda is infinite. So the last step goes by rho = exp(-lambda) = s / a, noise over signal: the line
+    through the last two x_0_hat is continued to rho = 0. That adds (x_0_hat - x_0_before) rho / (rho_before - rho), where
+    rho_before / rho = exp(h_before), and is exact if x_0_hat is linear in rho. To end in x_0_hat itself, the mean of the
+    images that x_t may come from, would take away details as faint as the noise left.
     """
     lam = schedule.half_log_snr()
     a, s = schedule.alpha_bar.flatten().sqrt(), (1 - schedule.alpha_bar).flatten().sqrt()
@@ -175,8 +178,8 @@ def nonuniform_times(T: int, n: int) -> list[int]:
 
 
 def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]:
-    """At most n steps from near T down to 0, at equal distances in log SNR; then the clean step 1 -> 0.
-    That is, in lambda, half the log SNR.
+    """At most n steps from near T down to 0, at equal distances in log SNR (in lambda, which is half of it); then the
+    clean step 1 -> 0.
 
     Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` (signal
     under 0.6 %) are passed over, as cosine schedules run on to where nothing is left; but sampling starts from pure

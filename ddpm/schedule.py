@@ -24,6 +24,8 @@ class Schedule:
 
     The shape lets `alpha_bar[t]` broadcast against images (B, C, H, W) for times t (B,).
     A time is a (B,) integer tensor on the CPU, or (in `posterior` always) one Python int for the whole batch.
+    In every file, `a` and `s` side by side are the weights sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t); an `s` beside a
+    `t` is an earlier time.
     """
 
     beta: Tensor
@@ -53,10 +55,10 @@ class Schedule:
 
     def noisier(self, extra: float) -> "tuple[Schedule, Tensor]":
         """A schedule with 1 + extra t / T times the noise for the same image, and factors n_t, (T+1, 1, 1, 1), that
-        lead from its x_t to this one's.
+        give its x_t this one's signal. (Used by `draw` in model.py; no part of the paper.)
 
-        x_t = sqrt(alpha_bar_t) x_0 + (1 + extra t / T) sqrt(1 - alpha_bar_t) eps is n_t times an x_t of the other
-        schedule, whose SNR is this one's over (1 + extra t / T)^2.
+        n_t times an x_t of the other schedule is sqrt(alpha_bar_t) x_0 + (1 + extra t / T) sqrt(1 - alpha_bar_t) eps: its
+        SNR is this one's over (1 + extra t / T)^2.
         """
         more = 1 + extra * torch.linspace(0, 1, self.T + 1, dtype=torch.float64).view(-1, 1, 1, 1)
         squared = self.alpha_bar + more**2 * (1 - self.alpha_bar)
@@ -76,7 +78,7 @@ class Schedule:
     def x_0_from(self, objective: str, output: Tensor, x_t: Tensor, t) -> Tensor:
         """x_0 from what the network was asked for; all (B, C, H, W).
 
-        "eps" solves Eq. 4 for x_0 and so needs alpha_bar_t > 0.
+        "eps" is Eq. 15, Eq. 4 solved for x_0, and so needs alpha_bar_t > 0.
         """
         a, s = self.signal_and_noise(t, x_t)
         match objective:
@@ -115,7 +117,7 @@ def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> 
     cosine   Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17.
     sigmoid  Jabri et al. 2022, arXiv:2212.11972, with start -3, end 3, tau 1.
 
-    Raises ValueError for an unknown kind, or a T so small that a beta would reach 1.
+    Raises ValueError for an unknown kind, for one step, or a T so small that a beta would reach 1.
     """
     u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
     match kind:
@@ -128,8 +130,10 @@ def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> 
             beta = betas_from(curve[-1] - curve)
         case _:
             raise ValueError(f"schedule {kind!r} is none of {SCHEDULES}")
-    if beta.max() >= 1:  # linear, with T of 20 or less
-        raise ValueError(f"a {kind} schedule of {T} steps would have a beta of 1 or more; it needs more steps")
+    if T < 2 or beta.max() >= 1:  # linear, with T of 20 or less
+        raise ValueError(
+            f"a {kind} schedule of {T} steps would be one step, or have a beta of 1 or more; it needs more"
+        )
 
     beta = torch.cat([beta.new_zeros(1), beta])
     if zero_terminal_snr:

@@ -1,6 +1,6 @@
 """Training: the paper's Algorithm 1, one step at a time.
 
-All that is random in a step comes from (seed, step). But for dropout it is drawn for the whole batch on the CPU, also
+All that is random in a step comes from (seed, step). All of it but dropout is drawn for the whole batch, on the CPU, also
 where several processes share the work (runtime/distributed.py): so a run that was stopped and resumed is, bit for bit,
 the run that never stopped.
 """
@@ -115,11 +115,12 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
 
     grad_norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip)
     settings = (config.lr, config.weight_decay), (config.muon_lr, min(config.muon_decay * DECAY_OF / config.steps, 1))
-    for optimizer, (lr, decay) in zip(training.optimizers, settings[: len(training.optimizers)], strict=True):
+    for optimizer, (lr, decay) in zip(training.optimizers, settings, strict=False):  # Muon may have nothing to do
         for group in optimizer.param_groups:
             group["lr"], group["weight_decay"] = lr * rate(config, step), decay
         optimizer.step()
         optimizer.zero_grad()
+    # The average's own warm-up: early on it forgets the untrained weights quickly.
     update_ema(training.ema, unet, min(config.ema_decay, (1 + step) / (10 + step)))
     return Step(t, losses, grad_norm)
 
@@ -147,8 +148,8 @@ def order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def rate(config: Config, step: int) -> float:
-    """The share of the highest learning rate at a step: a linear warm-up, which must not take a short training's time, then
-    a straight line to 0 at config.steps. A run resumed with more steps jumps to the line that leads to the new end (or to
+    """The share of the learning rate at a step: a straight line from 1 to 0 at config.steps, times a linear warm-up, which
+    must not take a short training's time (so it is 0.9 at most where that is a tenth of all steps). A run resumed with more steps jumps to the line that leads to the new end (or to
     the new warm-up, if it is not past that)."""
     warmup = min(config.warmup, config.steps / 10)
     return min((step + 1) / max(warmup, 1), 1) * (1 - step / config.steps)

@@ -170,7 +170,7 @@ class UNet(nn.Module):
     image_channels   C of the images
     vocabulary       what it can be asked for: K classes of masks, a source of S channels, labels, words; nothing is the
                      paper's network
-    channels         of the first level; the others have channels * mults[level]
+    channels         after the first convolution; a level has channels * mults[level]
     mults            one entry a level; between two levels height and width are halved
     blocks           residual blocks a level on the way down (one more on the way up)
     attention        the levels with attention, counted from 0; the middle always has it
@@ -247,7 +247,7 @@ class UNet(nn.Module):
 
         Raises ValueError if sizes do not fit, or if the condition holds what the network does not know.
         """
-        self.check(x_t, condition)
+        self.check(x_t, t, condition)
         mask, source = condition.mask, condition.source
         if mask is None:
             mask = x_t.new_zeros(len(x_t), self.num_classes, *x_t.shape[2:])
@@ -293,7 +293,7 @@ class UNet(nn.Module):
                 time = time + self.words(words)
             return F.silu(time)
 
-    def check(self, x_t: Tensor, condition: Condition) -> None:
+    def check(self, x_t: Tensor, t: Tensor, condition: Condition) -> None:
         """Raises ValueError, as `forward` says: what does not fit would be broadcast, or not heard."""
         B, C, H, W = x_t.shape
         if C != self.image_channels or H % self.multiple or W % self.multiple:
@@ -301,6 +301,8 @@ class UNet(nn.Module):
                 f"x_t is {tuple(x_t.shape)}; this network takes {self.image_channels} channel(s), "
                 f"with height and width multiples of {self.multiple}"
             )
+        if t.shape != (B,):
+            raise ValueError(f"t is {tuple(t.shape)}, not {(B,)}: each image has a time")
         for name, given, channels in (
             ("mask", condition.mask, self.num_classes),
             ("source", condition.source, self.source_channels),

@@ -40,6 +40,21 @@ def test_one_hot_takes_labels_of_any_type_and_no_class_that_is_not_there(dtype):
             one_hot(np.array([[[-1, 1]]], dtype), 2)
 
 
+@pytest.mark.parametrize("value", [0.5, 0.999, np.nan, 1.5])
+def test_a_mask_of_fractions_is_no_mask(value):
+    """Such a pixel is of no class, which is what a mask that is withheld looks like."""
+    with pytest.raises(ValueError, match="whole numbers"):
+        one_hot(np.array([[[0, value]]]), 3)
+
+
+@pytest.mark.parametrize(
+    "source", [np.full((1, 1, 2, 2), 200, np.uint8), np.full((1, 1, 2, 2), 1.5), np.full((1, 1, 2, 2), np.nan)]
+)
+def test_a_source_is_in_minus_1_to_1(source):
+    with pytest.raises(ValueError, match=r"it must be in \[-1, 1\]"):
+        KNOWN.condition(source=source)
+
+
 def test_values_are_counted_from_1_and_none_is_0():
     condition = of_four()
     assert condition.given == KNOWN.given == ("mask", "source", "words", "contrast", "sex")

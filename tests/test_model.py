@@ -141,11 +141,30 @@ def test_extra_noise_is_what_the_network_is_not_told(model, sampler, monkeypatch
         (Sampling(guidance=2.0), (), "needs --mask"),
         (Sampling(guidance=2.0, guided=("mask",)), ("contrast",), "needs --mask"),
         (Sampling(guidance=2.0, guided=("mask", "contrast")), ("mask",), "needs --contrast"),
+        (Sampling(eta=1.0), (), "--eta belongs to --sampler ddim"),
+        (Sampling(interval=(1.0, 0.25)), (), "0 <= LOW <= HIGH <= 1"),
+        (Sampling(precision="bfloat16"), (), "none of fp32, bf16"),
+        (Sampling(times=(100, 500, 0)), (), "they must fall"),
+        (Sampling(times=(500, 100)), (), "end in 0"),
+        (Sampling(times=(1001, 0)), (), "from 1000 at most"),
+        (Sampling(times=(0,)), (), "end in 0"),
     ],
 )
 def test_what_cannot_be_done_is_refused(model, sampling, given, says):
     with pytest.raises(UserError, match=says):
         sampling.complete(model, given)
+
+
+def test_a_network_of_few_steps_is_asked_at_its_times_alone(model):
+    few = replace(model, config=replace(model.config, few_steps=4))
+    assert Sampling("ddim", times=(1000, 750, 500, 250, 0)).complete(few, ()).steps == 4
+    with pytest.raises(UserError, match=r"knows \(1000, 750, 500, 250, 0\) and no others"):
+        Sampling("ddim", times=(700, 300, 0)).complete(few, ())
+
+
+def test_weights_of_another_name_are_refused(tiny_run):
+    with pytest.raises(ValueError, match="'EMA' are none of ema, raw"):
+        load_model(tiny_run, weights="EMA")
 
 
 def test_a_label_that_the_network_does_not_know_is_not_ignored(model):

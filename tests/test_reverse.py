@@ -88,6 +88,11 @@ def test_ancestral_variance(v, times, variance, published):
     assert variance_after(v, times, variance) == pytest.approx(published, abs=1e-7)
 
 
+def test_a_variance_of_another_name_is_none():
+    with pytest.raises(KeyError, match="beta-tilde"):
+        list(ancestral(lambda x, t: x, LINEAR, one_pixel(0.0), [2, 1, 0], None, "beta-tilde"))
+
+
 def test_algorithm_2_as_the_paper_writes_it():
     """Line 4: x_{t-1} = (x_t - beta_t / sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_t) + sigma_t z."""
     x_t, eps_hat, z = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64).unbind()

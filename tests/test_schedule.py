@@ -68,6 +68,10 @@ def test_tables_are_consistent(kind, T, zero_terminal_snr):
 def test_schedules_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="20 steps"):
         make_schedule("linear", 20)
+    for kind in SCHEDULES:  # capped at 0.999, or with a beta of 0.1, one step would pass
+        with pytest.raises(ValueError, match="of 1 steps"):
+            make_schedule(kind, 1)
+    assert make_schedule("cosine", 2).T == 2
     with pytest.raises(ValueError, match="none of"):
         make_schedule("exponential")
 

@@ -159,6 +159,9 @@ def test_what_does_not_fit_is_refused():
     for wrong in (torch.randn(2, 1, 8, 9), torch.randn(2, 1, 9, 8), torch.randn(2, 3, 8, 8)):
         with pytest.raises(ValueError, match="multiples of 2"):
             unet(wrong, t)
+    for wrong in (torch.tensor([1]), torch.tensor(1), torch.tensor([[1], [2]]), torch.tensor([1, 2, 3])):
+        with pytest.raises(ValueError, match="each image has a time"):
+            unet(x, wrong)
     for wrong in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 2, 4, 8), torch.zeros(1, 2, 8, 8)):
         with pytest.raises(ValueError, match="mask is"):
             unet(x, t, Condition(wrong))

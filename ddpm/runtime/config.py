@@ -73,8 +73,8 @@ class Config:
     image_size: list[int] = option([64, 64], "height and width; one number means both", at_least=1, at_most=4096)
 
     # The network (see ddpm/unet.py)
-    channels: int = option(64, "channels of the first level", at_least=4, at_most=4096)
-    mults: list[int] = option([1, 2, 2], "channels of each level, as multiples of the first", at_least=1, at_most=64)
+    channels: int = option(64, "channels after the first convolution", at_least=4, at_most=4096)
+    mults: list[int] = option([1, 2, 2], "channels of each level, as multiples of --channels", at_least=1, at_most=64)
     blocks: int = option(1, "residual blocks a level", at_least=1, at_most=64)
     attention: list[int] = option([2], "levels with attention, counted from 0")
     patch: int = option(2, "pixels folded into channels at the input, each way", at_least=1, at_most=64)
@@ -138,7 +138,7 @@ class Config:
     minutes: float = option(17.0, "plan the steps to take this long; --steps overrides", above=0, at_most=1_000_000)
     batch_size: int = option(32, "images an optimiser step", at_least=1, at_most=65_536)
     grad_accum: int = option(1, "parts each batch is computed in, in turn (less memory, same gradient)", at_least=1)
-    lr: float = option(5e-3, "AdamW's rate: a linear warm-up to it, then a straight line to 0 at the end", above=0)
+    lr: float = option(5e-3, "AdamW's rate: a straight line from it to 0 at the end, times a linear warm-up", above=0)
     muon_lr: float = option(
         0.015, "Muon's, which trains the inner convolutions; 0: AdamW trains all (with --lr 8e-4)", at_least=0
     )
@@ -180,7 +180,7 @@ class Config:
 
     @cached_property
     def few_times(self) -> tuple[int, ...]:
-        """The only times that the network knows, from T down to 0; empty if it knows all."""
+        """The only times that the network knows, from T, or near it, down to 0; empty if it knows all."""
         if not self.few_steps:
             return ()
         if self.teacher:
@@ -211,8 +211,8 @@ PRESETS: dict[str, dict] = {
         log_every=10, save_every=20, sample_every=20,
     ),
     # Ho et al. 2020, appendix B: the CIFAR-10 network, schedule, objective, batch, rate and averaging. It differs in
-    # that images have one channel (theirs: three), the learning rate decays, the average is warmed up and a batch's times
-    # are spread evenly. For one GPU; not yet run in full.
+    # that images have one channel (theirs: three), follow a mask and a contrast and are not mirrored (--flip), the learning
+    # rate decays, the average is warmed up and a batch's times are spread evenly. For one GPU; not yet run in full.
     "ho": dict(
         image_size=[32, 32], channels=128, mults=[1, 2, 2, 2], blocks=2, attention=[1], patch=1, dropout=0.1,
         lean=False, schedule="linear", objective="eps", time_std=0.0, foreground_weight=1.0,
