@@ -18,7 +18,7 @@ import train
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.sources import load_data
 from ddpm.distillation import angle, distillation_loss, lessons, velocity_between
-from ddpm.forward import denoising_loss, draw_times
+from ddpm.forward import denoising_loss
 from ddpm.model import Model, Sampling, draw, load_model
 from ddpm.reverse import ddim
 from ddpm.runtime.config import Config
@@ -163,8 +163,9 @@ def test_a_long_step_is_not_clipped():
 
 
 def test_the_loss_is_the_distance_to_the_lessons():
+    """The student is asked at the x_t where each of its steps begins, with its time and the condition of its walk."""
     teacher, config = gaussian_teacher(), Config(few_steps=2, teacher="t", precision="fp32")
-    _, v = lessons(teacher, config, Condition(), seeds=[5, 6, 7])
+    begins, v = lessons(teacher, config, Condition(), seeds=[5, 6, 7])
     loss = distillation_loss(lambda x_t, t, condition: torch.zeros_like(x_t), teacher, config, Condition(), [5, 6, 7])
     assert torch.allclose(loss, v.square().mean(dim=(2, 3, 4)))
     asked = []
@@ -172,6 +173,7 @@ def test_the_loss_is_the_distance_to_the_lessons():
 
     def student(x_t, t, condition):
         asked.append((t.tolist(), condition.labels["contrast"].tolist()))
+        assert torch.equal(x_t, begins[:, :2].flatten(0, 1))
         return x_t
 
     distillation_loss(student, teacher, config, condition, [5, 6])
@@ -321,21 +323,25 @@ def test_a_student_of_a_student(student_run, capsys):
 
 @pytest.mark.parametrize("spacing", ["uniform", "nonuniform"])
 def test_few_steps_without_a_teacher_train_and_sample_at_the_same_times(spacing, small_phantom, monkeypatch, capsys):
-    asked = []  # by the validation
+    asked = {"ddpm.training": set(), "ddpm.runtime.run": set()}  # the times of training and of validation
 
-    def spy(schedule, unet, objective, x_0, t, eps, condition):
-        asked.append(t)
-        return denoising_loss(schedule, unet, objective, x_0, t, eps, condition)
+    def spied(times):
+        def loss(schedule, unet, objective, x_0, t, *rest):
+            times.update(t.tolist())
+            return denoising_loss(schedule, unet, objective, x_0, t, *rest)
 
-    monkeypatch.setattr("ddpm.runtime.run.denoising_loss", spy)
+        return loss
+
+    for place, times in asked.items():
+        monkeypatch.setattr(f"{place}.denoising_loss", spied(times))
     flags = ["--preset", "tiny", "--few-steps", "5", "--train-times", spacing, "--steps", "2", "--precision", "fp32"]
     assert train.main([*flags, "--out", "fast"]) == 0
-    assert {t for times in asked for t in times.tolist()} == set(load_model("fast").config.few_times[:-1])
     model = load_model("fast")
-    trained = set(draw_times(1000, 1000, -0.5, 1.2, model.config.few_times[:-1]).tolist())
+    assert len(model.config.few_times) == 6
+    assert asked["ddpm.training"] == asked["ddpm.runtime.run"] == set(model.config.few_times[:-1])
     for sampler in ("ancestral", "ddim", "dpm-solver"):
-        asked = Sampling(sampler=sampler).complete(model, ())
-        assert set(asked.times[:-1]) <= trained and asked.steps == 5
+        how = Sampling(sampler=sampler).complete(model, ())
+        assert how.times == model.config.few_times and how.steps == 5
     assert sample.main(["--ckpt", "fast", "--mask", "--n", "1", "--out", "o"]) == 0
     assert sample.main(["--ckpt", "fast", "--mask", "--sample-steps", "10", "--out", "p"]) == 2
     assert "trained for 5 steps and no others" in capsys.readouterr().err

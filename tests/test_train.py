@@ -1,5 +1,6 @@
 """Algorithm 1 as a program: it learns, it can be stopped at any step and go on, and it refuses what it cannot do."""
 
+import copy
 import json
 import os
 import signal
@@ -21,9 +22,10 @@ import train
 from ddpm import UserError, training
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data import Slices, phantom
+from ddpm.data.images import colour_labels
 from ddpm.data.sources import load_data
 from ddpm.forward import denoising_loss
-from ddpm.model import Sampling, draw, load_model, make_unet
+from ddpm.model import Sampling, draw, load_model
 from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, progress, run, start
 from ddpm.runtime.command_line import one_line_errors
@@ -348,17 +350,56 @@ def test_what_is_shown_is_worked_on_in_parts_as_in_training(tiny_run, small_phan
     assert np.abs(grids[0] - grids[1]).max() <= 1
 
 
+def test_a_row_shows_a_mask_its_image_and_samples_of_that_mask(monkeypatch):
+    """A sampler that draws the mask itself, in parts that end within a row."""
+    masks = np.eye(8, dtype=np.uint8)[:, None].repeat(8, axis=1)  # image i: a line in column i
+    data = replace(numbered(8), masks=masks, images=np.arange(8, dtype=np.uint8).repeat(64).reshape(8, 1, 8, 8))
+
+    def drawn(model, condition, seeds, how):
+        assert len(seeds) == len(condition.mask)
+        return iter([(0, 2 * condition.mask[:, 1:] - 1)])
+
+    monkeypatch.setattr(run, "draw", drawn)
+    monkeypatch.setattr(run, "grid", lambda cells: cells)
+    cells = run.sample_grid(SimpleNamespace(config=Config(batch_size=6)), data, Sampling())
+    rows = cells[:, 1, 0, 0, 0]  # the grey level of an image is its number
+    assert cells.shape == (run.GRID_ROWS, 2 + run.GRID_SAMPLES, 3, 8, 8) and len(set(rows.tolist())) == run.GRID_ROWS
+    assert np.array_equal(cells[:, 0], colour_labels(masks[rows], 2))
+    assert (cells[:, 2:] == 255 * masks[rows][:, None, None]).all()
+
+
 def test_a_folder_is_validated_on_slices_of_all_its_subjects(tmp_path, monkeypatch):
     """They lie subject by subject, so the first of them are one subject's."""
     monkeypatch.setattr(run, "VALIDATION_IMAGES", 12)
     subjects, asked = np.repeat(np.arange(10), 6), []
     slices = Slices(np.zeros((60, 1, 32, 32), np.uint8), None, {}, Vocabulary(), subjects, index={"subjects": subjects})
     monkeypatch.setattr(Slices, "batch", lambda self, rows, of=Slices.batch: asked.append(rows) or of(self, rows))
-    config = Config(**PRESETS["tiny"] | {"out": str(tmp_path / "r")})
-    training = make_training(config, Vocabulary(), torch.device("cpu"))
-    run.Run(training, slices, 0).validate(1, SimpleNamespace(write=print))
+    run.Run(begun(slices, out=str(tmp_path / "r")), slices, 0).validate(1, SimpleNamespace(write=print))
     seen = np.concatenate(asked)
     assert len(seen) == 12 and len(np.unique(subjects[seen])) > 5
+
+
+def test_the_averaged_weights_are_validated_and_shown_with_the_same_times_and_noise_each_time(tmp_path, monkeypatch):
+    """Else one checkpoint would be kept as the best by chance."""
+    asked, shown, data = [], [], numbered(12)
+
+    def spy(schedule, unet, objective, x_0, t, eps, condition):
+        asked.append((unet, t.tolist(), eps))
+        return denoising_loss(schedule, unet, objective, x_0, t, eps, condition)
+
+    monkeypatch.setattr(run, "denoising_loss", spy)
+    grid = np.zeros((4, 4, 3), np.uint8)
+    monkeypatch.setattr(run, "sample_grid", lambda model, *rest: shown.append(model.unet) or grid)
+    made = begun(data, out=str(tmp_path / "r"))
+    there = run.Run(made, data, 0)
+    for step in (1, 2):
+        there.validate(step, SimpleNamespace(write=print))
+    assert len(shown) == 2 and all(unet is made.ema for unet in (*shown, *(unet for unet, _, _ in asked)))
+    once, again = asked[:2], asked[2:]  # a batch of 8, and one of 4
+    for (_, t, eps), (_, t_again, eps_again) in zip(once, again, strict=True):
+        assert t == t_again and torch.equal(eps, eps_again)
+    (_, t, eps), (_, last, other) = once
+    assert (t[0], last[-1]) == (1, 1000) and not torch.equal(eps[:4], other)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -387,13 +428,16 @@ def test_dropout_drops_and_a_resumed_run_drops_the_same(tmp_path):
     assert same(last_checkpoint(halved)["model"], dropped["model"])
 
 
-def test_averaged_weights_follow_closely_at_first(tiny_run):
-    """After 40 steps a decay of 0.998 alone would still hold 92 % of the weights at the start, whatever was learnt."""
-    loaded = last_checkpoint(tiny_run)
-    torch.manual_seed(0)
-    start = make_unet(loaded["config"], loaded["conditions"]).conv_in.weight
-    raw, ema = loaded["model"]["conv_in.weight"], loaded["ema"]["conv_in.weight"]
-    assert (ema - raw).norm() < 0.5 * (start - raw).norm()
+@pytest.mark.parametrize("step, decay", [(0, 0.1), (8, 0.5), (500, 0.9)])
+def test_averaged_weights_follow_closely_at_first_and_then_as_they_are_told(step, decay):
+    """A decay of 0.9 from the first step on would keep the untrained weights for as long as it keeps any."""
+    data = numbered(8)
+    made = begun(data, steps=1000, ema_decay=0.9)
+    before = copy.deepcopy(made.ema)
+    training_step(made, data, step)
+    for e, b, p in zip(*(unet.parameters() for unet in (made.ema, before, made.unet)), strict=True):
+        assert torch.allclose(e, decay * b + (1 - decay) * p, atol=1e-7)
+    assert not same(dict(before.state_dict()), dict(made.unet.state_dict()))
 
 
 def test_one_contrast_alone(tmp_path, capsys):
@@ -448,6 +492,12 @@ def numbered(n):
     return Slices(images, np.ones((n, 4, 4), np.uint8), {"contrast": np.arange(n) % 3 + 1}, vocabulary)
 
 
+def begun(data, **changes):
+    """A training of the preset `tiny` before its first step, in float32."""
+    config = Config(**PRESETS["tiny"] | {"precision": "fp32"} | changes)
+    return make_training(config, data.vocabulary, torch.device("cpu"))
+
+
 def test_every_epoch_has_every_image_once_in_another_order():
     data, config = numbered(10), Config(batch_size=4)
     seen = torch.cat([training.draw_batch(data, config, step)[0][:, 0, 0, 0] for step in range(10)])
@@ -469,6 +519,33 @@ def test_conditions_are_dropped_for_each_sample_by_itself():
     assert abs(both - 0.118) < 0.013  # 0.1 + 0.9 x 0.1 x 0.2
     per_batch = [(condition.mask.sum(dim=1).amax(dim=(1, 2)) == 0).float().mean() for condition in batches]
     assert 0 < min(per_batch) < max(per_batch) < 1
+
+
+def test_each_drop_withholds_its_own_kind():
+    data = numbered(4)
+    data = replace(data, source=np.full_like(data.images, 255), words=np.ones((4, 1), np.int64))
+    kinds = {"mask_drop": "mask", "label_drop": "contrast", "source_drop": "source", "words_drop": "words"}
+    for drop in (*kinds, "all_drop"):
+        config = Config(batch_size=4, **{name: float(name == drop) for name in (*kinds, "all_drop")})
+        _, condition = training.draw_batch(data, config, 0)
+        gone = {kind for kind, x in condition.parts.items() if not x.any()}
+        assert gone == ({kinds[drop]} if drop in kinds else set(kinds.values()))
+
+
+def test_another_seed_has_other_weights_another_order_and_other_times():
+    data = numbered(64)
+    one, other = begun(data), begun(data, seed=1)
+    assert not torch.equal(one.unet.conv_in.weight, other.unet.conv_in.weight)
+    images = [training.draw_batch(data, made.config, 0)[0] for made in (one, other)]
+    assert not torch.equal(*images)
+    assert not torch.equal(*(training_step(made, data, 0).t for made in (one, other)))
+
+
+def test_times_are_distributed_as_the_configuration_says():
+    """sigmoid(-3) T is 47. At other times the network would learn as well, and draw worse."""
+    data = numbered(8)
+    t = training_step(begun(data, time_mean=-3.0, time_std=0.1), data, 0).t
+    assert 30 < t.min() < 47 < t.max() < 70
 
 
 # The plan
@@ -742,6 +819,12 @@ def test_presets_are_whole():
         config = make_config(preset, {})
         assert config.steps or preset == "laptop"
     assert set(CHANGEABLE) <= set(Config.__dataclass_fields__)
+
+
+def test_the_schedule_of_a_configuration_is_the_one_that_it_names():
+    for kind, T, zero in (("linear", 50, True), ("linear", 50, False), ("cosine", 40, True)):
+        mine = Config(schedule=kind, timesteps=T, zero_terminal_snr=zero).make_schedule()
+        assert torch.equal(mine.alpha_bar, make_schedule(kind, T, zero).alpha_bar)
 
 
 # Folders of one's own
