@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from ddpm import inverse
+from ddpm.forward import q_sample
 from ddpm.inverse import (
     ERRORS_GATHER,
     Inpainting,
@@ -227,6 +229,58 @@ def test_predictor_corrector_draws_around_the_posterior_and_fits_what_was_measur
     assert unknown.var().item() == pytest.approx(V, rel=0.15)
 
 
+def test_the_corrector_is_a_langevin_step_of_the_length_that_its_paper_has():
+    """Of what nothing is measured of: x + l score + sqrt(2 l) z, with l = 2 (r |z| / |score|)^2, sample by sample (Song
+    et al. 2021, arXiv:2011.13456, Algorithm 5)."""
+    asked, drawn = [], []
+
+    def network(x_t, t):
+        asked.append(x_t)
+        return exact(x_t, t)
+
+    def noise():
+        drawn.append(torch.randn(2, 1, H, W, dtype=torch.float64))
+        return drawn[-1]
+
+    nothing = Inpainting(torch.zeros(H, W))
+    list(predictor_corrector(network, COSINE, noise(), [900, 500, 0], noise, nothing, torch.zeros(1, 1, H, W), snr=0.3))
+    predicted, corrected = asked[1:]
+    alpha_bar = COSINE.alpha_bar[500].item()
+    score = (alpha_bar**0.5 * exact(predicted, 500) - predicted) / (1 - alpha_bar)
+    z = drawn[3]  # after x_T, the predictor's and the measurement's
+    length = 2 * (0.3 * z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)).view(-1, 1, 1, 1) ** 2
+    assert torch.allclose(corrected, predicted + length * score + (2 * length).sqrt() * z, atol=1e-6)
+
+
+def test_predictor_and_corrector_see_what_was_measured_as_noisy_as_x_t_is(monkeypatch):
+    """q(x_t | x_0) on its scale, and half as much of images in [0, 1]; at the end what was measured itself."""
+    seen, step, y = [], inverse.data_step, torch.full((1, 1, 64, 64), 0.5)
+    monkeypatch.setattr(inverse, "data_step", lambda A, noisy, *rest: seen.append(noisy - y) or step(A, noisy, *rest))
+    noise = lambda: torch.randn(1, 1, 64, 64)  # noqa: E731
+    list(predictor_corrector(exact, COSINE, noise(), [900, 500, 0], noise, Operator(), y))
+    alpha_bar = COSINE.alpha_bar[500].item()
+    sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 / 2
+    assert [error.std().item() for error in seen] == pytest.approx([sigma, sigma, 0], rel=0.05)
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_what_is_not_known_of_the_operator_is_found_by_the_errors_of_image_and_measurement():
+    class Listens(Operator):
+        def refined(self, image, y, error):
+            errors.append(error)
+            return self
+
+    y, alpha_bar = torch.zeros(1, 1, H, W), COSINE.alpha_bar[500].item()
+    r = (alpha_bar / (1 - alpha_bar) + 1 / V) ** -0.5 / 2
+    for sigma, expected in ((0.0, r), (0.3, (r**2 + 0.3**2) ** 0.5)):
+        errors = []
+        walked(Listens(), y, sigma, 1, [500, 0], prior_variance=V)
+        assert errors == pytest.approx([expected])
+    errors, noise = [], lambda: torch.randn(1, 1, H, W)
+    list(predictor_corrector(exact, COSINE, noise(), [500, 0], noise, Listens(), y))
+    assert errors == pytest.approx([(1 - alpha_bar) ** 0.5 / 2])
+
+
 def test_a_noisy_image_is_an_x_t_and_one_call_is_its_posterior_mean():
     """x ~ N(MEAN, V) in [-1, 1], y = (x + 1) / 2 + N(0, sigma^2): the mean of linear algebra. At sigmas that are a time's."""
     y = torch.linspace(0, 1, H * W, dtype=torch.float64).view(1, 1, H, W)
@@ -269,15 +323,15 @@ def test_the_time_is_the_one_with_the_nearest_noise():
 
 
 def test_healing_starts_from_the_image_and_ends_where_the_network_says():
-    image, asked = torch.rand(2, 1, H, W), []
+    image, eps, asked = torch.rand(2, 1, H, W), torch.randn(2, 1, H, W), []
 
     def network(x_t, t):
         asked.append((t, x_t))
         return torch.full_like(x_t, 0.5)
 
-    healed = heal(network, COSINE, image, [300, 200, 0], lambda: torch.zeros(2, 1, H, W))
+    healed = heal(network, COSINE, image, [300, 200, 0], lambda: eps)
     assert torch.allclose(healed, torch.full_like(image, 0.75)) and [t for t, _ in asked] == [300, 200]
-    assert torch.allclose(asked[0][1], COSINE.alpha_bar[300].sqrt().float() * (2 * image - 1))
+    assert torch.allclose(asked[0][1], q_sample(COSINE, 2 * image - 1, torch.tensor([300]), eps))
 
 
 def test_a_walk_may_start_from_pure_noise():

@@ -70,6 +70,22 @@ def test_an_image_is_of_its_seed_and_its_condition(model):
     assert torch.allclose(one(3, contrast=[None]), one(3), atol=1e-4)
 
 
+def test_guidance_and_precision_reach_the_network(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ddpm.model, "denoiser", lambda *args, **how: asked.append((*args[4:], how)) or (lambda x, t: x))
+    how = Sampling(steps=2, guidance=3.0, guided=("contrast",), interval=(0.2, 0.7), precision="bf16")
+    list(draw(model, KNOWN.condition([[[1]]], contrast=["T1"]), [0], how))
+    assert asked == [(3.0, ("contrast",), (0.2, 0.7), dict(clip=True, bf16=True))]
+
+
+def test_eta_is_the_noise_of_ddim_from_none_to_the_ancestral_samplers(model):
+    def drawn(*how, **more):
+        return list(draw(model, Condition(), [0], Sampling(*how, **more)))[-1][1]
+
+    ancestral, noisy, quiet = drawn("ancestral", 4), drawn("ddim", 4, eta=1.0), drawn("ddim", 4)
+    assert torch.allclose(ancestral, noisy, atol=1e-3) and not torch.allclose(noisy, quiet, atol=0.1)
+
+
 def test_bf16_stays_inside_the_network(model):
     *_, (_, x_0) = draw(model, Condition(), [0], Sampling(steps=4, precision="bf16"))
     *_, (_, exact) = draw(model, Condition(), [0], Sampling(steps=4))

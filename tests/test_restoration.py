@@ -12,7 +12,9 @@ from test_stack import commands
 import sample
 from ddpm import UserError, restoration
 from ddpm.data import phantom
-from ddpm.inverse import Inpainting, KSpace, SuperResolution, fourier
+from ddpm.inverse import Inpainting, KSpace, SuperResolution, estimated_phase, fourier
+from ddpm.metrics.fastmri import fastmri_scores
+from ddpm.metrics.paired import psnr, ssim
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
 
@@ -59,16 +61,16 @@ def test_a_prior_of_noisy_images_gives_the_mean_of_several_draws(tiny_run, pictu
 
 
 @pytest.mark.parametrize("flags, corrected", [(["--noisy-prior"], False), ([], True), (["--gaussian"], False)])
-def test_a_prior_of_noisy_images_sees_them_with_the_bias_that_it_knows(
+def test_an_image_is_handed_on_with_the_bias_that_its_prior_knows_and_with_the_strength_of_its_noise(
     flags, corrected, tiny_run, picture, monkeypatch
 ):
     seen = []
     for name in ("denoise", "denoise_unseen"):
-        monkeypatch.setattr(restoration, name, lambda predict, schedule, y, *more: seen.append(y) or y)
+        monkeypatch.setattr(restoration, name, lambda predict, schedule, y, sigma, *more: seen.append((y, sigma)) or y)
     restored(tiny_run, picture, "denoise", "--noise", "0.1", *flags)
     y = torch.from_numpy(pixels(picture)).float()[None, None] / 255
     expected = restoration.without_rician_bias(y, 0.1) if corrected else y
-    assert seen and all(torch.allclose(there, expected, atol=1e-6) for there in seen)
+    assert seen and all(torch.allclose(there, expected, atol=1e-6) and sigma == 0.1 for there, sigma in seen)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,44 @@ def test_noise_is_taken_away(flags, tiny_run, picture, capsys):
     assert f"{'Gaussian' if '--gaussian' in flags else 'Rician'} noise of 0.100" in out and out.count("PSNR") == 2
 
 
+@pytest.mark.parametrize("flags, parts", [(["--gaussian"], 1), ([], 2)])
+def test_simulated_noise_is_gaussian_or_that_of_a_magnitude(flags, parts, tiny_run, monkeypatch):
+    """In the mean square each part of the noise adds its variance to the image's square."""
+    seen = []
+    monkeypatch.setattr(restoration, "denoise_unseen", lambda predict, schedule, y, *more: seen.append(y) or y)
+    grey = write("grey.png", np.full((32, 32), 102, np.uint8))
+    restored(tiny_run, grey, "denoise", "--simulate", "--noise", "0.2", "--noisy-prior", *flags)
+    assert seen[0].square().mean().item() == pytest.approx(0.4**2 + parts * 0.2**2, abs=0.015)
+
+
+@pytest.mark.parametrize("mode, flags", [("inpaint", ["--region", "r.png"]), ("super-resolution", []), ("kspace", [])])
+def test_simulated_noise_is_as_strong_as_asked_in_each_part_and_the_walk_is_told_so(
+    mode, flags, tiny_run, picture, monkeypatch
+):
+    seen, image = [], torch.zeros(1, 1, 32, 32)
+    monkeypatch.setattr(restoration, "restore", lambda *args, **how: seen.append(args[6:8]) or iter([image]))
+    region("r.png")
+    for sigma in ("0", "0.1"):
+        restored(tiny_run, picture, mode, *flags, "--simulate", "--noise", sigma, "--n", "1")
+    (clean, none), (noisy, told) = seen
+    noise = (noisy - clean)[noisy != clean]
+    parts = torch.view_as_real(noise).T if noise.is_complex() else noise[None]
+    assert (none, told, len(parts)) == (0, 0.1, 1 + (mode == "kspace")) and parts.shape[1] > 200
+    assert parts.std(dim=1).tolist() == pytest.approx([0.1] * len(parts), rel=0.15)
+    assert parts.mean(dim=1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("mode, flags, size", [("inpaint", ["--region", "r.png"], 32), ("super-resolution", [], 16)])
+def test_noise_that_a_measurement_has_is_not_added_once_more(mode, flags, size, tiny_run, monkeypatch):
+    seen, image = [], torch.zeros(1, 1, 32, 32)
+    monkeypatch.setattr(restoration, "restore", lambda *args, **how: seen.append(args[6:8]) or iter([image]))
+    region("r.png")
+    grey = write("grey.png", np.full((size, size), 102, np.uint8))
+    restored(tiny_run, grey, mode, *flags, "--noise", "0.1", "--n", "1")
+    [(y, sigma)] = seen
+    assert sigma == 0.1 and torch.allclose(y[y != 0], torch.tensor(0.4)) and (y != 0).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_noise_is_found_in_the_air(gaussian):
     generator = torch.Generator().manual_seed(0)
@@ -277,6 +317,29 @@ def test_an_anomaly_map_and_draws_are_written(tiny_run, picture):
     assert {f"draw_{k}.png" for k in range(3)} | {"deviation.png"} <= {path.name for path in Path("o").iterdir()}
     draws = np.stack([pixels(f"o/draw_{k}.png") for k in range(3)])
     assert np.abs(draws.mean(axis=0) - pixels("o/restored.png")).max() <= 1
+    deviation = restoration.AMPLIFIED * draws.std(axis=0)
+    assert deviation.max() > 20 and np.abs(deviation.clip(0, 255) - pixels("o/deviation.png")).max() <= 3
+
+
+def test_what_is_told_and_shown_of_a_result_is_what_its_picture_says(tiny_run, picture, capsys):
+    restored(tiny_run, picture, "kspace", "--simulate")
+    out, truth = capsys.readouterr().out, torch.from_numpy(pixels(picture))[None, None] / 255
+    for name in ("measured", "restored"):
+        pair = torch.from_numpy(pixels(f"o/{name}.png"))[None, None] / 255, truth
+        expected = [psnr(*pair, 1.0).item(), ssim(*pair, 1.0).item(), *fastmri_scores(*pair)]
+        line = next(line for line in out.splitlines() if line.startswith(f"{name}: PSNR"))
+        assert [float(x) for x in re.findall(r"\d+\.\d+", line)] == pytest.approx(expected, rel=0.01)
+    error = restoration.AMPLIFIED * np.abs(pixels("o/restored.png") - pixels(picture))
+    assert np.abs(error.clip(0, 255) - pixels("o/error.png")).max() <= 3
+
+
+@pytest.mark.parametrize("flags, shown", [([], 0.5), (["--real"], 0.3)])
+def test_of_an_image_whose_phase_was_guessed_the_magnitude_is_shown(flags, shown, tiny_run, picture, monkeypatch):
+    """The real part, turned back by the first guess, would be darker where that is wrong."""
+    image = torch.full((1, 1, 32, 32), 0.3 + 0.4j)
+    monkeypatch.setattr(restoration, "restore", lambda *args, **how: iter([image]))
+    result = restored(tiny_run, picture, "kspace", "--simulate", "--n", "1", *flags)
+    assert np.abs(result - 255 * shown).max() <= 1
 
 
 def test_the_same_seed_restores_the_same(tiny_run, picture):
@@ -443,6 +506,16 @@ def test_estimates_are_means_and_what_n_asks_for_are_draws(tiny_run, picture, mo
 def test_the_phase_of_a_scan_is_refined_unless_it_is_real(real):
     y = restoration.simulated_kspace(torch.rand(1, 1, 32, 32), 4, "equispaced", real, 0.0, torch.Generator())
     assert restoration.of_kspace(y, None, real, 0.0, "scan.npy").operator.estimated is not real
+
+
+def test_the_phase_of_a_scan_is_guessed_from_the_lines_side_by_side_in_its_middle():
+    """What is missing between the others would come into the image as folds."""
+    lines, centre = torch.zeros(2, 32, dtype=torch.bool)
+    lines[[3, 9, 14, 15, 16, 17, 24]] = centre[14:18] = True
+    y = lines * fourier(torch.rand(1, 1, 32, 32) * torch.exp(1j * torch.linspace(0, 2, 32)))
+    found, wrong = (KSpace(lines, estimated_phase(y[0, 0], seen)).turn for seen in (centre, lines))
+    assert torch.allclose(restoration.of_kspace(y, None, False, 0.0, "scan.npy").operator.turn, found, atol=1e-3)
+    assert (found - wrong).abs().max() > 0.05
 
 
 def test_a_map_heals_from_the_middle_of_the_walk(tiny_run, picture, monkeypatch):

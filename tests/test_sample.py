@@ -14,6 +14,7 @@ from PIL import Image
 import sample
 import train
 from benchmarks import samplers
+from ddpm.model import Sampling
 from ddpm.reverse import SAMPLERS
 from ddpm.runtime import checkpoint, command_line
 
@@ -113,6 +114,15 @@ def test_seed_contrast_mask_weights_and_guidance_each_change_the_image(ckpt, tmp
         assert not np.array_equal(pixels("base/m_0.png"), pixels(f"{name}/m_0.png")), name
     draw(ckpt, "--mask", mask, "--n", "1", "--contrast", "T1", "--guidance", "1.25", "--out", "again")
     assert np.array_equal(pixels("base/m_0.png"), pixels("again/m_0.png"))
+
+
+def test_every_flag_of_sampling_is_heard():
+    flags = "--sampler ddim --sample-steps 7 --guidance 2 --guided mask contrast --guidance-interval 0.1 0.9 --eta 0.3"
+    args = sample.make_parser().parse_args([*flags.split(), "--precision", "bf16", "--extra-noise", "0.1"])
+    how = Sampling("ddim", 7, 2.0, ("mask", "contrast"), (0.1, 0.9), 0.3, "bf16", extra_noise=0.1)
+    assert command_line.sampling_of(args) == how
+    plain = sample.make_parser().parse_args(["--precision", "fp32"])
+    assert command_line.sampling_of(plain) == Sampling()
 
 
 def test_contrasts_come_in_turn(ckpt, tmp_path):
