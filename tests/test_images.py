@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddpm import UserError
 from ddpm.data import images
-from ddpm.data.images import colour_labels, grid, grid_size, read_mask, to_float, to_uint8, write_png
+from ddpm.data.images import colour_labels, grid, grid_size, read_mask, read_pixels, to_float, to_uint8, write_png
 
 
 def test_every_grey_level_survives_the_round_trip():
@@ -49,6 +49,52 @@ def test_masks_of_0_and_255_are_two_classes_only(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "m.png", ("background", "lesion")), labels // 255)
     with pytest.raises(UserError, match="labels 255"):
         read_mask(tmp_path / "m.png", ("background", "CSF", "GM"))
+
+
+@pytest.mark.parametrize("palette", [[255, 255, 255, 0, 0, 0], [0, 0, 0, 255, 255, 255]])
+def test_of_a_palette_of_black_and_white_white_is_the_lesion(tmp_path, palette):
+    """Whichever comes first: as which index a quantised mask has its background is chance."""
+    shown = np.zeros((8, 8), np.uint8)
+    shown[2:4] = 1
+    for lesion in (shown, shown * 0, shown * 0 + 1):
+        picture = Image.fromarray(lesion ^ np.uint8(palette[0] == 255), "P")
+        picture.putpalette(palette)
+        picture.save(tmp_path / "m.png")
+        assert np.array_equal(read_mask(tmp_path / "m.png", ("background", "lesion")), lesion)
+    picture.putpalette([*palette, 9, 9, 9])
+    picture.putpixel((0, 0), 2)  # of more colours it is the indices that count
+    picture.save(tmp_path / "m.png")
+    labels = read_mask(tmp_path / "m.png", ("background", "CSF", "GM"))
+    assert labels[0, 0] == 2 and (labels.ravel()[1:] == (palette[0] == 0)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+def test_what_is_transparent_is_black(tmp_path, mode):
+    """The colour beneath may be anything; here white, which is not seen."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    grey[:, :2] = 255
+    picture = Image.fromarray(grey).convert(mode)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.fromarray(np.where(grey == 255, 0, 255).astype(np.uint8)))
+        picture.save(tmp_path / "a.png")
+    else:
+        picture.save(tmp_path / "a.png", transparency=255)
+    expected = np.where(grey == 255, 0, grey)
+    assert np.array_equal(read_pixels(tmp_path / "a.png")[0], expected)
+    if mode == "RGBA":
+        assert np.array_equal(read_pixels(tmp_path / "a.png", 3), np.stack([expected] * 3))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+def test_a_picture_is_turned_as_a_viewer_turns_it(tmp_path, ending):
+    picture = Image.fromarray(np.repeat(np.uint8([[250], [0], [0], [0]]), 8, axis=0).repeat(32, axis=1))
+    note = picture.getexif()
+    note[0x0112] = 6  # the top is on the right
+    picture.save(tmp_path / f"a.{ending}", exif=note)
+    (turned,) = read_pixels(tmp_path / f"a.{ending}")
+    assert (turned[:, 24:] > 240).all() and (turned[:, :24] < 10).all()
+    picture.save(tmp_path / "damaged.jpg", exif=b"Exif\0\0neither order of bytes")
+    assert read_pixels(tmp_path / "damaged.jpg")[0, 0].min() > 240
 
 
 def test_grid_puts_rows_under_each_other(monkeypatch):

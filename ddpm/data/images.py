@@ -1,12 +1,13 @@
 """Pictures: uint8 outside, float32 in [-1, 1] inside. This is the only place that converts."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm import UserError
@@ -39,14 +40,18 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_pixels(path: str | Path, channels: int = 1) -> np.ndarray:
     """The picture at `path`, (channels, H, W): uint8, or uint16 if it has more than 8 bits a pixel (grey only).
 
-    One channel is the picture in grey; three are its red, green and blue. Raises UserError.
+    One channel is the picture in grey; three are its red, green and blue. What is transparent is shown on black. Raises
+    UserError.
     """
     with open_picture(path) as picture:
         deep = picture.mode.startswith(("I", "F"))
         if channels == 3 and picture.mode not in ("RGB", "RGBA"):
-            remedy = "save it in RGB, as LGG's are, or leave out --image-channels 3"
+            remedy = "save it in RGB, as LGG's are, or, if --image-channels 3 was given, leave it out"
             raise UserError(f"{path}: mode {picture.mode}, not three channels; {remedy}")
         if not deep:
+            if picture.has_transparency_data:  # the colour beneath may be anything, white as likely as black
+                black = Image.new("RGBA", picture.size, "black")
+                picture = Image.alpha_composite(black, picture.convert("RGBA"))
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
             return pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
         pixels = np.asarray(picture)
@@ -59,12 +64,14 @@ def read_mask(path: str | Path, classes: tuple[str, ...], size: tuple[int, int] 
     """The mask at `path` as labels uint8 (H, W), in its own size, or of `size` (by nearest neighbour).
 
     Pixel values are labels 0 .. K-1 (a palette's indices count, not its colours), or 0 and 255 if there are
-    two classes. Raises UserError if there is a label that `classes` lacks.
+    two classes; of a palette these are its black and white. Raises UserError if there is a label that `classes` lacks.
     """
     with open_picture(path) as picture:
         if picture.mode not in ("1", "L", "P", "I", "I;16"):
             raise UserError(f"{path}: a mask must have one channel holding labels, not mode {picture.mode}; save it so")
         labels = np.array(picture)
+        if len(classes) == 2 and in_black_and_white(picture):  # once quantised, white may come first: index 0
+            labels = np.array(picture.convert("L"))
     values = np.unique(labels).tolist()
     if len(classes) == 2 and set(values) <= {0, 255}:
         labels = labels // 255
@@ -75,6 +82,13 @@ def read_mask(path: str | Path, classes: tuple[str, ...], size: tuple[int, int] 
             known += "; so many come from smoothed edges: save masks as PNG, resized by nearest neighbour only"
         raise UserError(f"{path}: the mask has labels {shown} that are not known; known are {known}")
     return resize_labels(labels.astype(np.uint8), size or labels.shape)
+
+
+def in_black_and_white(picture: Image.Image) -> bool:
+    """Has it a palette that holds white, of which nothing but white and black is used?"""
+    if picture.mode != "P" or [255, 255, 255] not in np.reshape(picture.getpalette() or [], (-1, 3)).tolist():
+        return False
+    return {colour for _, colour in picture.convert("RGB").getcolors()} <= {(0, 0, 0), (255, 255, 255)}
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -115,7 +129,8 @@ def crop_or_pad(image: np.ndarray, size: tuple[int, int], mode: str = "constant"
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A PNG, JPEG or TIFF of one page, decoded. Raises UserError if it cannot be."""
+    """A PNG, JPEG or TIFF of one page, decoded, and turned as its EXIF orientation says. Raises UserError if it cannot
+    be decoded."""
     with reading(path, "a picture", "save it again or remove it"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's on large or odd files; what matters is checked here
         picture = Image.open(path, formats=FORMATS)
@@ -126,6 +141,8 @@ def open_picture(path: str | Path) -> Image.Image:
         if ";16" in str(picture.tile) and not picture.mode.startswith("I"):  # Pillow would drop the low byte
             raise UserError(f"{path}: 16 bits a channel in colour or with transparency; save it in grey, or in 8 bits")
         picture.load()
+        with contextlib.suppress(Exception):  # a damaged note says nothing; the picture is whole
+            ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 
