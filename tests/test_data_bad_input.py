@@ -390,7 +390,7 @@ def dicom(root):
     (root / "a.dcm").write_bytes(bytes(200))
 
 
-@case("images: no such folder", "refuses")
+@case("images: no such folder; put pictures there", "refuses")
 def no_images_folder(root):
     split_set(root)
     (root / "train" / "images").rename(root / "train" / "pictures")
@@ -464,7 +464,7 @@ def leaking_split(root):
     write(split_set(root) / "val" / "images" / "s1.png", noise(0, 1))
 
 
-@case("subject 'p1' is in train and val", "refuses")
+@case("subject 'p1' is in train and val; keep each subject in one split, or name subjects by --subj", "refuses")
 def subject_in_two_splits(root):
     for s, split in enumerate(("train", "val")):
         write(root / split / "images" / "p1" / f"{s}.png", noise(s))

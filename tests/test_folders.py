@@ -202,6 +202,25 @@ def test_a_pattern_finds_subjects_in_names(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["Train", "TEST", "Training", "validation"])
+def test_the_question_whose_the_pictures_are_shows_what_patterns_would_find(tmp_path):
+    """Where a pattern for names finds classes it is not offered; what the one that is given finds is told."""
+    subject_set(tmp_path / "flat", nested=False)
+    offered = r"--subject-pattern '\^\[\^_\]\+' \(6 subjects, such as 'p0'\) or '.\+' \(12 subjects, such as 'p0_0'\)$"
+    with pytest.raises(UserError, match=offered):
+        load(tmp_path / "flat")
+    for c, kind in enumerate(("glioma", "meningioma", "pituitary")):
+        for i in range(4):
+            write(tmp_path / "kaggle" / kind / f"Tr-{kind[:2]}_{i:04d}.jpg", noise(c, i))
+    with pytest.raises(
+        UserError, match=r"--subject-pattern '.\+' \(12 .* or '.*/.*' \(3 subjects, such as 'glioma'\)$"
+    ):
+        load(tmp_path / "kaggle")
+    told = load(tmp_path / "kaggle", subject_pattern="^[^_]+").index["about"]
+    assert told.endswith("subjects such as 'glioma/Tr-gl', 'meningioma/Tr-me', 'pituitary/Tr-pi', each a whole folder")
+    assert "subjects" not in load(subject_set(tmp_path / "d")).index["about"]
+    assert load(tmp_path / "d", subject_pattern=".+").index["about"].endswith("subjects such as 'p0/0', 'p0/1', 'p1/0'")
+
+
 def test_a_folder_that_is_named_as_a_split_is_is_no_subject(tmp_path, folder):
     root = subject_set(tmp_path / "d")
     for kind in ("images", "masks"):
@@ -232,7 +251,9 @@ def test_folders_of_splits_that_a_format_does_not_know_are_not_mixed(tmp_path):
     for split in ("Training", "Testing"):
         for s in range(9):
             write(tmp_path / "d" / split / "glioma" / f"p{s}.png", noise(s, len(split)))
-    with pytest.raises(UserError, match="Testing and Training would be mixed"):
+    with pytest.raises(
+        UserError, match="Testing and Training would be mixed.*call them train/images/, val/images/ and"
+    ):
         load(tmp_path / "d", subject_pattern=".+")
     assert len(load(tmp_path / "d" / "Training", subject_pattern=".+")) > 3
 

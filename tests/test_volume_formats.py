@@ -2,6 +2,7 @@
 how volumes are cut along each axis and at each spacing."""
 
 import json
+import re
 from functools import partial
 
 import nibabel
@@ -138,7 +139,7 @@ def test_several_volumes_of_a_subject_in_one_folder_are_asked_about(tmp_path):
         for kind in ("Guys-T1", "Guys-T2")[: 1 + s % 2]:
             save_nifti(tmp_path / "d" / f"IXI{s:03d}-{kind}.nii.gz", brain(s, len(kind)))
     with pytest.raises(
-        UserError, match=r"2 volumes IXI001-Guys\*, is 'IXI001-Guys' a subject. Whose is each. say it by"
+        UserError, match=r"2 volumes IXI001\*, is 'IXI001' a subject. Whose is each. say it by .*'\^\[\^_-\]\+'"
     ):
         load(tmp_path / "d")
     subjects = {subject for _, _, subject, _ in everything(tmp_path / "d", subject_pattern="(.+)[_-]").values()}
@@ -161,6 +162,18 @@ def test_bids(tmp_path):
     assert len(found) == (4 * 2 * 2 + 1) * 6
     for s in range(1, 5):
         for session in (1, 2):
+def test_sessions_of_a_patient_in_one_folder_are_asked_about(tmp_path):
+    for s in range(3):
+        for session in ("A", "B"):
+            save_nifti(tmp_path / "d" / f"P_{s}_{session}_T1.nii.gz", brain(s, session == "A"))
+    pattern = "^[^_-]+[_-]+[^_-]+"
+    with pytest.raises(UserError, match="2 volumes P_0[*], is 'P_0' a subject.*" + re.escape(f"'{pattern}'")):
+        load(tmp_path / "d")
+    subjects = {subject for _, _, subject, _ in everything(tmp_path / "d", subject_pattern=pattern).values()}
+    assert subjects == {"P_0", "P_1", "P_2"}
+    assert "own" not in load(tmp_path / "d", subject_pattern=pattern).index["about"]
+
+
             for contrast, suffix in enumerate(("T1w", "FLAIR")):
                 name = f"sub-{s:02d}/ses-{session}/anat/sub-{s:02d}_ses-{session}_{suffix}"
                 check(found, name, contrast, brain(s, 1, session, contrast), label_volume(s, session, 9))

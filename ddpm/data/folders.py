@@ -18,7 +18,7 @@ from ddpm.conditions import Vocabulary
 from ddpm.data import Slices, store
 from ddpm.data.formats import recognise
 from ddpm.data.images import MAX_PIXELS, crop_or_pad, resize, resize_labels
-from ddpm.data.layout import SPLITS, Findings, Item, Layout, Request, walk
+from ddpm.data.layout import SPLITS, Findings, Item, Layout, Request, ending, walk
 from ddpm.data.pictures import ENDINGS
 from ddpm.data.volumes import to_grey
 from ddpm.runtime import cache
@@ -48,8 +48,9 @@ def load(config, split: str) -> Slices:
         *_, train = decoded(layout, config, "train")
         images, masks, source, index = without_doubles(images, masks, source, index, train, findings, split)
     subjects = {name: {item.subject for item in layout.items if item.split == name} - {""} for name in SPLITS}
+    about = f"{layout.about}{how_cut(config) if layout.volumes else ''}{subjects_told(config, layout.items)}"
     index |= {
-        "about": printable(f"{config.data}: {layout.about}{how_cut(config) if layout.volumes else ''}"),
+        "about": printable(f"{config.data}: {about}"),
         "elsewhere": {name: [sum(item.split == name for item in layout.items), len(subjects[name])] for name in SPLITS},
         "unused": layout.unused,
         "set_left_out": layout.left_out,
@@ -67,6 +68,21 @@ def load(config, split: str) -> Slices:
 def how_cut(config) -> str:
     of = f" of {config.spacing:g} mm a pixel" if config.spacing else ""
     return f", {config.axis} slices{of}" if of or config.axis != "axial" else ""
+
+
+def subjects_told(config, items: list[Item]) -> str:
+    """What --subject-pattern found: the user is to see where that is a class, which would be held out whole."""
+    if not config.subject_pattern:
+        return ""
+    found = {item.name: item.subject for item in items}
+    some = ", ".join(map(repr, list(dict.fromkeys(found.values()))[:3]))
+    return f", subjects such as {some}" + ", each a whole folder" * are_folders(found)
+
+
+def are_folders(subjects: dict[str, str]) -> bool:
+    """Is each subject, of pictures by their names, a folder of several?"""
+    pairs = {(subject, os.path.dirname(name)) for name, subject in subjects.items()}
+    return 1 < len(pairs) == len(set(subjects.values())) == len({folder for _, folder in pairs}) < len(subjects)
 
 
 def find(config, findings: Findings) -> Layout:
@@ -93,7 +109,8 @@ def find(config, findings: Findings) -> Layout:
     for item in items:
         if item.subject and places.setdefault(item.subject, item.split) != item.split:
             found = " and ".join(sorted((places[item.subject], item.split)))
-            raise UserError(f"{item.images[0]}: subject {item.subject!r} is in {found}; keep each subject in one split")
+            remedy = "keep each subject in one split" + ", or name subjects by --subject-pattern" * (not pattern)
+            raise UserError(f"{item.images[0]}: subject {item.subject!r} is in {found}; {remedy}")
     train = [item for item in items if item.split == "train" and not item.subject]
     if train and not layout.volumes:  # pictures, then; each scan has a window of its own
         layout = replace(layout, decode=partial(layout.decode, train=train))
@@ -109,7 +126,9 @@ def refuse_pooling(items: list[Item]) -> None:
                 found.setdefault((word[1] or word[2]).lower(), folder)
     if len(found) > 1:
         folders = " and ".join(sorted(found.values()))
-        remedy = "call them train/, val/ and test/ as docs/data.md shows, or name one of them by --data"
+        below = "images/" if ending(items[0].images[0]) in ENDINGS else ""
+        names = f"train/{below}, val/{below} and test/{below}"
+        remedy = f"call them {names} as docs/data.md shows, or name one of them by --data"
         raise UserError(f"{items[0].images[0]}: {folders} would be mixed, and split anew; {remedy}")
 
 
@@ -122,6 +141,18 @@ def subject_of(name: str, pattern: str) -> str:
     if not found:
         raise UserError(f"--subject-pattern {pattern}: finds nothing in {name}; it must find a subject in every name")
     return found
+
+
+def patterns_for(names: list[str]) -> str:
+    """What --subject-pattern may be, each with what it finds in these names, for the user to choose by."""
+    told = []
+    for pattern in ("^[^_]+", ".+", "^[^/]+"):
+        found = {name: match[0] for name in names if (match := re.match(pattern, name))}
+        n = len(set(found.values()))
+        a_class = pattern == "^[^_]+" and are_folders(found)  # glioma/Tr of glioma/Tr_1, say: no patient
+        if pattern == ".+" or (3 <= n < len(names) == len(found) and not a_class):
+            told.append(f"{pattern!r} ({n} subjects, such as {found[names[0]]!r})")
+    return " or ".join(told)
 
 
 def split_by_subject(items: list[Item], seed: int, data: str) -> list[Item]:
@@ -137,8 +168,8 @@ def split_by_subject(items: list[Item], seed: int, data: str) -> list[Item]:
         stray = next(item for item in items if not item.split)
         raise UserError(f"{stray.images[0]}: in no split, but others are; put it into train, val or test")
     if any(not item.subject for item in items):
-        pattern = "--subject-pattern '^[^_]+' for SUBJECT_n.png ('.+' if every picture is another subject)"
-        remedy = f"by a folder a subject below images/, by train/ and val/, or by {pattern}"
+        patterns = patterns_for([item.name for item in items])
+        remedy = f"by a folder a subject below images/, by train/ and val/, or by --subject-pattern {patterns}"
         raise UserError(f"{data}: which pictures are of one subject? Say it {remedy}")
     number = {item.subject: subject_number(seed, item.drawn_by or item.subject) for item in items}
     order = sorted(number, key=number.get)

@@ -49,7 +49,7 @@ def pair(request: Request, images: Path, masks: Path | None, sources: Path | Non
 def pictures_below(request: Request, folder: Path, to_pair: bool) -> dict[str, str]:
     """Name (the path below `folder` without its ending) -> path of every picture there. Raises UserError if none."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; see docs/data.md for the layouts")
+        raise UserError(f"{folder}: no such folder; put pictures there, see docs/data.md for the layouts")
     here, root = (Path(os.path.abspath(path)) for path in (folder, request.root))
     if here.is_relative_to(root):
         below = "" if here == root else f"{here.relative_to(root).as_posix()}/"

@@ -52,21 +52,24 @@ def recognise(request: Request) -> Layout | None:
             remedy = r"name it by --subject-pattern, such as 'IXI\d+' ('^[^/]+' if the first folder is it)"
             raise UserError(f"{request.root}/{subject}: {n} volumes, more than a subject has. Whose is each? {remedy}")
     classes = ("background", *(f"class {i}" for i in range(1, request.config.num_classes))) if masks else ()
-    about = f"NIfTI volumes {'with' if classes else 'without'} masks, {whose(items)}"
+    about = f"NIfTI volumes {'with' if classes else 'without'} masks"
+    about += "" if request.config.subject_pattern else f", {whose(items)}"
     read = partial(decode, classes=classes, volume=request.config.volume, axis=request.config.axis)
     return Layout(about, items, read, classes, volumes=True)
 
 
 def refuse_several(names: list[str], request: Request) -> None:
-    """Raises UserError if volumes in one folder are named as several of a subject are: IXI002-T1 and -T2, IXI003-T1."""
-    pairs = [found.groups() for name in names if (found := re.fullmatch(r"(.+)[_-]([^_-]+)", name))]
-    firsts, lasts = (Counter(words) for words in zip(*pairs, strict=True)) if pairs else ({}, {})
-    for first, last in pairs:
-        if firsts[first] > 1 and lasts[last] > 1 and len(lasts) < len(firsts):
-            remedy = r"say it by --subject-pattern, such as '(.+)[_-]' ('.+' if each is another's)"
-            raise UserError(
-                f"{request.root}: {firsts[first]} volumes {first}*, is {first!r} a subject? Whose is each? {remedy}"
-            )
+    """Raises UserError if volumes in one folder are named as several of a subject are: IXI002-T1 and -T2, IXI003-T1.
+    The shortest beginning of names that may be a subject is it: of P0_A_T1 and P0_B_T1, two sessions, P0."""
+    pattern = "[^_-]+"
+    while pairs := [found.groups() for name in names if (found := re.fullmatch(f"({pattern})[_-]+(.+)", name))]:
+        firsts, lasts = (Counter(words) for words in zip(*pairs, strict=True))
+        for first, last in pairs:
+            if firsts[first] > 1 and lasts[last] > 1 and len(lasts) < len(firsts):
+                remedy = f"say it by --subject-pattern, such as '^{pattern}' ('.+' if each is another's)"
+                asked = f"is {first!r} a subject? Whose is each?"
+                raise UserError(f"{request.root}: {firsts[first]} volumes {first}*, {asked} {remedy}")
+        pattern += "[_-]+[^_-]+"
 
 
 def bare(name: str) -> str:

@@ -13,5 +13,5 @@ def recognise(request: Request) -> Layout | None:
         return None
     request.check_once({file: f"{parent(file)}/{os.path.basename(file)}" for file in files})
     items = pair(request, request.root, request.masks)
-    about = "pictures in yes/ and no/, each taken for a subject of its own"
+    about = "pictures in yes/ and no/" + ", each taken for a subject of its own" * (not request.config.subject_pattern)
     return picture_layout(request, about, [replace(item, subject=item.name) for item in items])
