@@ -21,6 +21,7 @@ from small_sets import (
     save_nifti,
     split_set,
     subject_set,
+    write,
     write_hdf5,
     yes_no_set,
 )
@@ -76,6 +77,26 @@ def test_lgg_in_three_channels_and_without_masks(tmp_path):
     expected = noise(int(case.split("_")[2]) - 4941, number, size=(*SIZE, 3))
     assert np.array_equal(data.images[0], np.moveaxis(expected, -1, 0))
     assert load(tmp_path / "d", labels="none").masks is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tifs_beside_their_masks_that_are_not_lgg(tmp_path, channels):
+    """Numbered anew for each patient; in grey, or in colours that are no contrasts."""
+    for s in range(4):
+        for i in range(2):
+            write(tmp_path / f"P{s}" / f"{i:03d}.tif", noise(s, i, size=(*SIZE, 3) if channels == 3 else SIZE))
+            write(tmp_path / f"P{s}" / f"{i:03d}_mask.tif", noise(s, i, 9, top=3))
+    options = {"num_classes": 3, "image_channels": channels}
+    found = everything(tmp_path, **options)
+    assert len(found) == 8 and {name.split("/")[0] for name, _ in found} == {f"P{s}" for s in range(4)}
+    for s in range(4):
+        image, labels = found[f"P{s}/001", None]
+        assert np.array_equal(np.moveaxis(image, 0, -1).squeeze(), noise(s, 1, size=(*SIZE, channels)).squeeze())
+        assert np.array_equal(labels, noise(s, 1, 9, top=3))
+    data = load(tmp_path, **options)
+    assert data.index["about"].endswith("pictures NAME.tif beside NAME_mask.tif with masks")
+    assert len(set(data.index["subjects"])) * 2 == len(data)
+    assert load(tmp_path, **options, labels="none").masks is None
 
 
 # BraTS

@@ -19,7 +19,7 @@ WINDOW_PICTURES = 200  # a window is of all pictures of a subject, or of so many
 
 def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
     named = ("background", *(f"class {i}" for i in range(1, request.config.num_classes)))
-    classes = named if any(item.mask for item in items) else ()
+    classes = named if request.with_masks and any(item.mask for item in items) else ()
     about += " with masks" if classes else " without masks"
     return Layout(about, items, partial(decode, classes=classes, channels=request.config.image_channels), classes)
 
