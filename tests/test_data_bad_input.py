@@ -677,6 +677,12 @@ def brats_complex(root):
     save_nifti(path, values.astype(np.complex64), affine)
 
 
+@case("--num-classes 3: ", "refuses")
+def brats_of_three_classes(root):
+    brats_set(root)
+    return ["--num-classes", "3"]
+
+
 @case("BraTS cases are read in one channel", "refuses")
 def brats_in_three_channels(root):
     brats_set(root)

@@ -80,3 +80,6 @@ def check_flags(request: Request, known, found: Layout) -> None:
         raise UserError(f"--source pairs: {found.about} have none; put DIR/source beside DIR/images, see docs/data.md")
     if request.config.volume >= 0 and known is not nifti:
         raise UserError(f"--volume {request.config.volume}: {found.about} hold no series to choose from; leave it out")
+    n, K = request.config.num_classes, len(found.classes)
+    if found.classes and n not in (2, K):  # 2 is what it is if it was not given
+        raise UserError(f"--num-classes {n}: {request.root} holds {found.about}, of {K} classes; leave it out")
