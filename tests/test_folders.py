@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,6 @@ def test_a_pattern_finds_subjects_in_names(tmp_path):
     assert set(load(tmp_path / "deep", subject_pattern=r"\d$").index["subjects"]) < set("0123")
 
 
-@pytest.mark.parametrize("folder", ["Train", "TEST", "Training", "validation"])
 def test_the_question_whose_the_pictures_are_shows_what_patterns_would_find(tmp_path):
     """Where a pattern for names finds classes it is not offered; what the one that is given finds is told."""
     subject_set(tmp_path / "flat", nested=False)
@@ -221,6 +221,7 @@ def test_the_question_whose_the_pictures_are_shows_what_patterns_would_find(tmp_
     assert load(tmp_path / "d", subject_pattern=".+").index["about"].endswith("subjects such as 'p0/0', 'p0/1', 'p1/0'")
 
 
+@pytest.mark.parametrize("folder", ["Train", "TEST", "Training", "validation"])
 def test_a_folder_that_is_named_as_a_split_is_is_no_subject(tmp_path, folder):
     root = subject_set(tmp_path / "d")
     for kind in ("images", "masks"):
@@ -269,6 +270,77 @@ def test_what_is_named_as_a_mask_is_is_no_image(tmp_path, name):
         load(tmp_path / "d", subject_pattern=".+")
     found = [load(tmp_path / "d", split, subject_pattern=".+", skip_bad=True) for split in ("train", "val", "test")]
     assert sum(map(len, found)) == 9 and len(found[0].index["bad"]) == 2
+
+
+@pytest.mark.parametrize("name", ["images/p0/0_mask.png", "train/images/s1_label.png"])
+def test_what_is_named_as_a_mask_is_is_no_image_below_images_either(tmp_path, name):
+    root = subject_set(tmp_path / "d") if name.startswith("images") else split_set(tmp_path / "d", masks=False)
+    shutil.rmtree(root / "masks", ignore_errors=True)
+    load(root)
+    write(root / name, noise(9))
+    with pytest.raises(UserError, match=f"{name}: an image that is named as masks are"):
+        load(root)
+
+
+@pytest.mark.parametrize("name", ["a/p3_mask_1.png", "a/p3-seg-tumour.png", "a/p3_annotation.png", "a/p3.Label2.tif"])
+def test_what_is_named_as_the_mask_of_an_image_is_is_none(tmp_path, name):
+    for s in range(8):
+        write(tmp_path / "d" / "a" / f"p{s}.png", noise(s))
+    for stranger in ("label_1.png", "p9_mask_1.png", "p3_segment.png", "p3_masked.png"):  # of no image, or no mask
+        write(tmp_path / "d" / "a" / stranger, noise(9, len(stranger)))
+    assert sum(len(load(tmp_path / "d", split, subject_pattern=".+")) for split in ("train", "val", "test")) == 12
+    write(tmp_path / "d" / name, noise(10))
+    with pytest.raises(UserError, match=f"{name}: an image that is named as masks are"):
+        load(tmp_path / "d", subject_pattern=".+")
+
+
+@pytest.mark.parametrize("name", ["image/p{}_tumour.png", "image/p{}.tif", "gt/p{}.png", "Ground truth/p{}.png"])
+def test_a_picture_of_few_values_beside_its_image_is_none(tmp_path, name):
+    """Whatever it is called; x.tif beside x.png, as one beside another folder, is an image if its values are many."""
+    for s in range(4):
+        write(tmp_path / "d" / "image" / f"p{s}.png", noise(s))
+        write(tmp_path / "d" / name.format(s), noise(s, 9))
+    pattern = {"subject_pattern": r"p\d"}
+    assert sum(len(load(tmp_path / "d", split, **pattern)) for split in ("train", "val", "test")) == 8
+    for s in range(4):
+        write(tmp_path / "d" / name.format(s), noise(s, top=8))
+    with pytest.raises(UserError, match=name.format(".") + r": few different values, as a mask of p\d.png has"):
+        load(tmp_path / "d", **pattern)
+    found = [load(tmp_path / "d", split, skip_bad=True, **pattern) for split in ("train", "val", "test")]
+    assert sum(map(len, found)) == 4 and all(image.max() > 8 for data in found for image in data.images)
+
+
+def test_slices_that_are_nearly_air_are_images(tmp_path):
+    """They have as few values as a mask, and slices of other heads have their names."""
+    root = subject_set(tmp_path / "d", n=3)
+    shutil.rmtree(root / "masks")
+    for s in range(6):
+        write(root / "images" / f"p{s}" / "0.png", noise(s, top=5))
+    assert sum(len(load(root, split)) for split in ("train", "val", "test")) == 18
+
+
+@pytest.mark.parametrize("name", ["labels", "Masks", "tumour_masks", "gt"])
+def test_masks_beside_images_under_another_name_are_not_overlooked(tmp_path, name):
+    root = subject_set(tmp_path / "d")
+    masks = load(root).masks.copy()
+    (root / "masks").rename(root / name)
+    with pytest.raises(UserError, match=f"d/{name}: named as masks are, but not used; give --masks .*d/{name}, or"):
+        load(root)
+    assert np.array_equal(load(root, masks=root / name).masks, masks) and load(root, labels="none").masks is None
+    root = split_set(tmp_path / "e")
+    for split in ("train", "val"):
+        (root / split / "masks").rename(root / split / name)
+    with pytest.raises(UserError, match=f"train/{name}: named as masks are, but not used; call it masks/, or"):
+        load(root)
+    assert load(root, labels="none").masks is None
+
+
+def test_boxes_beside_images_are_no_masks(tmp_path):
+    root = split_set(tmp_path / "d", masks=False)
+    for split in ("train", "val"):
+        (root / split / "labels").mkdir()
+        (root / split / "labels" / "s0.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    assert load(root).masks is None
 
 
 def test_masks_may_lie_in_a_folder_among_the_pictures(tmp_path, monkeypatch):

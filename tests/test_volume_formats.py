@@ -126,6 +126,15 @@ def test_a_map_of_labels_is_no_image_whatever_its_name(tmp_path, name):
     assert sum(map(len, found)) == 4 * 6
 
 
+@pytest.mark.parametrize("name", ["aseg", "aparc+aseg", "aparc.a2009s+aseg", "t1_label_tissue"])
+def test_a_map_of_many_labels_is_no_image_by_its_name(tmp_path, name):
+    for s in range(4):
+        save_nifti(tmp_path / "d" / f"p{s}" / "t1.nii.gz", brain(s))
+        save_nifti(tmp_path / "d" / f"p{s}" / f"{name}.nii.gz", label_volume(s, top=40))
+    with pytest.raises(UserError, match=re.escape(f"{name}.nii.gz: an image that is named as masks are")):
+        load(tmp_path / "d")
+
+
 def test_a_first_slice_of_two_values_makes_no_map_of_labels(tmp_path):
     for s in range(3):
         volume = noise(s, size=(340, 310, 6), top=900, dtype=np.int16)
@@ -142,8 +151,8 @@ def test_several_volumes_of_a_subject_in_one_folder_are_asked_about(tmp_path):
         UserError, match=r"2 volumes IXI001\*, is 'IXI001' a subject. Whose is each. say it by .*'\^\[\^_-\]\+'"
     ):
         load(tmp_path / "d")
-    subjects = {subject for _, _, subject, _ in everything(tmp_path / "d", subject_pattern="(.+)[_-]").values()}
-    assert subjects == {f"IXI{s:03d}-Guys" for s in range(4)}  # as the message says
+    subjects = {subject for _, _, subject, _ in everything(tmp_path / "d", subject_pattern="^[^_-]+").values()}
+    assert subjects == {f"IXI{s:03d}" for s in range(4)}  # as the message says
     for path in [*(tmp_path / "d").glob("*T2*")]:
         path.unlink()
     assert len(everything(tmp_path / "d")) == 4 * 6  # one each, whatever their names share
@@ -153,15 +162,6 @@ def test_several_volumes_of_a_subject_in_one_folder_are_asked_about(tmp_path):
     assert len(everything(tmp_path / "e")) == 6 * 6  # two groups of three, and not three volumes each of two subjects
 
 
-# BIDS
-
-
-def test_bids(tmp_path):
-    root = bids_set(tmp_path / "d")
-    found, splits = everything(root), {}
-    assert len(found) == (4 * 2 * 2 + 1) * 6
-    for s in range(1, 5):
-        for session in (1, 2):
 def test_sessions_of_a_patient_in_one_folder_are_asked_about(tmp_path):
     for s in range(3):
         for session in ("A", "B"):
@@ -174,6 +174,15 @@ def test_sessions_of_a_patient_in_one_folder_are_asked_about(tmp_path):
     assert "own" not in load(tmp_path / "d", subject_pattern=pattern).index["about"]
 
 
+# BIDS
+
+
+def test_bids(tmp_path):
+    root = bids_set(tmp_path / "d")
+    found, splits = everything(root), {}
+    assert len(found) == (4 * 2 * 2 + 1) * 6
+    for s in range(1, 5):
+        for session in (1, 2):
             for contrast, suffix in enumerate(("T1w", "FLAIR")):
                 name = f"sub-{s:02d}/ses-{session}/anat/sub-{s:02d}_ses-{session}_{suffix}"
                 check(found, name, contrast, brain(s, 1, session, contrast), label_volume(s, session, 9))
@@ -416,6 +425,18 @@ def test_volumes_in_images_and_masks_beside_it(tmp_path, name):
     assert len(found) == 4 * 6 and {subject for _, _, subject, _ in found.values()} == {f"s{s}" for s in range(4)}
     check(found, "s2/t1", 0, brain(2), label_volume(2, 9))
     assert len(everything(tmp_path / "d", labels="none")) == 4 * 6
+
+
+def test_masks_of_volumes_under_another_name_are_not_overlooked(tmp_path):
+    for s in range(3):
+        save_nifti(tmp_path / "d" / "images" / f"s{s}.nii.gz", brain(s))
+        save_nifti(tmp_path / "d" / "Segmentations" / f"s{s}.nii.gz", label_volume(s, 9))
+    with pytest.raises(UserError, match="d/Segmentations: named as masks are, but not used; give --masks .*/Segm"):
+        load(tmp_path / "d")
+    check(
+        everything(tmp_path / "d", masks=str(tmp_path / "d" / "Segmentations")), "s2", 0, brain(2), label_volume(2, 9)
+    )
+    assert load(tmp_path / "d", labels="none").masks is None
 
 
 def test_volumes_without_masks_in_folders_of_subjects_and_of_splits(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from ddpm import UserError, printable
 
 SPLITS = ("train", "val", "test")
+FEW_VALUES = 8  # a scan has hundreds; a volume or a picture of few is a map of labels
 MAX_TEXT = 2**24  # bytes of a list or table beside the images; the names of a hundred thousand take less
 
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,18 +13,39 @@ import numpy as np
 
 from ddpm import UserError
 from ddpm.data.images import read_mask, read_pixels
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, ending, lies_in, stem, walk
+from ddpm.data.layout import FEW_VALUES, Decoded, Findings, Item, Layout, Request, ending, lies_in, stem, walk
 from ddpm.data.volumes import to_grey, window
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 WINDOW_PICTURES = 200  # a window is of all pictures of a subject, or of so many, evenly spaced
+GROUND_TRUTH = re.compile(r"gt|ground.?truth|annotations?", re.IGNORECASE)  # as a folder's name
 
 
 def picture_layout(request: Request, about: str, items: list[Item]) -> Layout:
     named = ("background", *(f"class {i}" for i in range(1, request.config.num_classes)))
     classes = named if request.with_masks and any(item.mask for item in items) else ()
     about += " with masks" if classes else " without masks"
+    items = items if classes else beside_twins(items)
     return Layout(about, items, partial(decode, classes=classes, channels=request.config.image_channels), classes)
+
+
+def beside_twins(items: list[Item]) -> list[Item]:
+    """The items, each beside the picture that by its name it may be the mask of: x of x_tumour, x.jpg of x.png, image/x
+    of gt/x. Its values will tell (decode): those of a slice of air are as few, but it has no such name."""
+    by_stem, by_rest = defaultdict(list), defaultdict(list)
+    for item in items:
+        by_stem[stem(item.images[0])].append(item.images[0])
+        by_rest[item.name.partition("/")[2]].append(item.images[0])
+
+    def twin(item: Item) -> list[str]:
+        (path,), (first, _, rest) = item.images, item.name.partition("/")
+        whole = stem(path)
+        ends = [match.start() for match in re.finditer(r"[^a-z0-9](?=[^/]*[a-z][^/]*$)", whole, re.IGNORECASE)]
+        found = [file for end in (len(whole), *ends) for file in by_stem.get(whole[:end], ())]
+        found += by_rest[rest] if GROUND_TRUTH.fullmatch(first) else []
+        return [file for file in found if file != path][:1]
+
+    return [replace(item, beside=(*item.beside, *twin(item))) for item in items]
 
 
 def pair(request: Request, images: Path, masks: Path | None, sources: Path | None = None) -> list[Item]:
@@ -96,6 +120,9 @@ def decode(
     for item in items:
         with findings.refusing():
             image = of_depth(item.images[0], read(item.images[0]), known, low_high)
+            if item.beside and has_few(image) and not has_few(read(item.beside[0])):
+                told = f"few different values, as a mask of {os.path.basename(item.beside[0])} has"
+                raise UserError(f"{item.images[0]}: {told}; name a folder of masks by --masks, or move it away")
             labels = read_mask(item.mask, classes) if item.mask else None
             source = of_depth(item.source, read(item.source), source_known, source_window) if item.source else None
             for path, beside in ((item.mask, labels), (item.source, source)):
@@ -105,6 +132,11 @@ def decode(
             if source_window and source is not None:
                 source = to_grey(source, *source_window)
             yield Decoded(item.name, image, labels, low_high, source=source)
+
+
+def has_few(image: np.ndarray) -> bool:
+    """Has an image as few values as a map of labels, and more than one?"""
+    return 1 < len(np.unique(image)) <= FEW_VALUES
 
 
 def of_depth(path: str, image: np.ndarray, known: str | None, low_high) -> np.ndarray:

@@ -26,10 +26,13 @@ from ddpm.data.formats import (
     yes_no,
 )
 from ddpm.data.layout import Item, Layout, Request, ending
+from ddpm.data.pictures import ENDINGS, GROUND_TRUTH
+from ddpm.data.volumes import is_nifti
 
-MASK = re.compile(
-    r"(^|[^a-z])(mask|seg|segm|segmentation|label)s?(\.\w+)?$", re.IGNORECASE
-)  # a file's or a folder's last word
+WORDS = "mask|seg|segm|segmentation|label"
+# A file's or a folder's last word; and what stands after the name of an image in that of its mask.
+MASK = re.compile(rf"(^|[^a-z])({WORDS}|aseg|aparc|wmparc)s?(\.\w+)?$", re.IGNORECASE)
+MASK_OF = re.compile(rf"[^a-z0-9]+({WORDS}|annotation)s?(?![a-z])", re.IGNORECASE)
 
 # fmt: off
 FORMATS = (
@@ -38,7 +41,8 @@ FORMATS = (
     lgg, yes_no, nifti, dicom, plain_pictures,
 )
 # fmt: on
-TAKE_ANY = (yes_no, nifti, plain_pictures)  # whatever its name
+TAKE_ANY = (split_folders, image_folder, yes_no, nifti, plain_pictures)  # whatever its name
+IN_IMAGES = (split_folders, image_folder, nifti)  # what lies beside a folder images/ is not used
 
 
 def recognise(request: Request) -> Layout:
@@ -51,8 +55,10 @@ def recognise(request: Request) -> Layout:
             if not request.with_masks:
                 found = replace(found, items=[replace(item, mask=None) for item in found.items], classes=())
             used = {file for item in found.items for file in item.files}
-            unused = Counter(ending(file) for file in request.files if request.place(file) not in used)
-            return replace(found, unused=unused)
+            unused = [file for file in request.files if request.place(file) not in used]
+            if known in IN_IMAGES and request.with_masks and not found.classes:
+                refuse_overlooked(request, unused, found.volumes)
+            return replace(found, unused=Counter(map(ending, unused)))
     endings = {ending(file) for file in request.files}
     seen = f"only {', '.join(sorted(endings)[:5])}" if request.files else "nothing at all"
     raise UserError(f"{request.root}: no pictures or scans of a known layout here, {seen}; see docs/data.md")
@@ -60,14 +66,26 @@ def recognise(request: Request) -> Layout:
 
 def without_masks(request: Request, items: list[Item]) -> list[Item]:
     """The items, but for those that are named as masks are: these are refused, or they would be learnt as images."""
-    kept = []
+    kept, names = [], {item.name for item in items}
     for item in items:
-        if any(map(MASK.search, item.name.split("/"))):
+        of_another = (item.name[: word.start()] in names for word in MASK_OF.finditer(item.name))
+        if item.mask is None and (any(map(MASK.search, item.name.split("/"))) or any(of_another)):
             remedy = "name a folder of masks by --masks, see docs/data.md for masks beside images, or move it away"
             request.findings.refuse(f"{item.images[0]}: an image that is named as masks are; {remedy}")
         else:
             kept.append(item)
     return kept
+
+
+def refuse_overlooked(request: Request, unused: list[str], volumes: bool) -> None:
+    """Raises UserError if images would be learnt without the masks beside them, as their folder has another name."""
+    for file in unused:
+        folders = file.split("/")[:-1] if (is_nifti(file) if volumes else ending(file) in ENDINGS) else []
+        for i, folder in enumerate(folders):
+            if MASK.search(folder) or GROUND_TRUTH.fullmatch(folder):
+                place = request.place("/".join(folders[: i + 1]))
+                remedy = "call it masks/" if i else f"give --masks {place}"
+                raise UserError(f"{place}: named as masks are, but not used; {remedy}, or leave them by --labels none")
 
 
 def check_flags(request: Request, known, found: Layout) -> None:
@@ -76,10 +94,10 @@ def check_flags(request: Request, known, found: Layout) -> None:
         for flag, given in (("--axis", request.config.axis != "axial"), ("--spacing", request.config.spacing)):
             if given:
                 raise UserError(f"{flag}: {request.root} holds {found.about}, which are slices already; leave it out")
+    n, K = request.config.num_classes, len(found.classes)
+    if found.classes and n not in (2, K):  # 2 is what it is if it was not given
+        raise UserError(f"--num-classes {n}: {request.root} holds {found.about}, of {K} classes; leave it out")
     if request.config.source == "pairs" and not any(item.source for item in found.items):
         raise UserError(f"--source pairs: {found.about} have none; put DIR/source beside DIR/images, see docs/data.md")
     if request.config.volume >= 0 and known is not nifti:
         raise UserError(f"--volume {request.config.volume}: {found.about} hold no series to choose from; leave it out")
-    n, K = request.config.num_classes, len(found.classes)
-    if found.classes and n not in (2, K):  # 2 is what it is if it was not given
-        raise UserError(f"--num-classes {n}: {request.root} holds {found.about}, of {K} classes; leave it out")

@@ -14,14 +14,14 @@ from functools import partial
 import numpy as np
 
 from ddpm import UserError
-from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, lies_in, read_small, split_of, walk
+from ddpm.data.layout import FEW_VALUES, Decoded, Findings, Item, Layout, Request, lies_in, read_small, split_of, walk
 from ddpm.data.scans import read_labels, volume_slices, volumes_below
 from ddpm.data.volumes import check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
 from ddpm.seeds import generator
 
 MOST = 20  # volumes of a subject, unless the user says so
-FEW_VALUES, SAMPLED = 8, 100_000  # a scan has hundreds, seen in so many voxels; a volume of few is a map of labels
+SAMPLED = 100_000  # voxels in which a scan shows that its values are many
 B_0 = 50  # s/mm^2; scanners write a b of 0 as a few
 
 
