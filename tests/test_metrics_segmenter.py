@@ -147,6 +147,15 @@ def test_the_embedded_judge_is_small_and_knows_its_data(judge, real):
     assert (verdict.contrasts == contrasts).mean() > 0.95
 
 
+def test_what_is_found_in_an_enlarged_image_lies_where_it_does_in_the_image(judge, real):
+    images = real[0][:8]
+    found, large = judge.judge(images).labels, judge.judge(images.repeat(2, axis=2).repeat(3, axis=3)).labels
+    assert large.shape == (8, 128, 192)
+    expected = found.repeat(2, axis=1).repeat(3, axis=2)
+    assert (expected == 4).any() and dice(large[:, None] == 4, expected[:, None] == 4).mean() > 0.8
+    assert (large == expected).mean() > 0.9
+
+
 def test_a_verdict_does_not_depend_on_what_is_judged_beside_it(judge, real):
     images = real[0]
     whole, one = judge.judge(images), judge.judge(images[7:8])

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from ddpm.data import phantom
 from ddpm.data.phantom import CONTRASTS, Lesion, draw_subject, load, render, signal
@@ -45,12 +46,19 @@ def test_splits_and_seeds_share_no_subject_and_no_image():
     assert len({render(s, 32)[0].tobytes() for s in subjects}) == len(keys)
 
 
-def test_noise_does_not_repeat_the_numbers_of_the_anatomy_or_of_another_contrast():
-    streams = [
-        np.random.SeedSequence(key).generate_state(4).tobytes()
-        for key in ((0, 1, 2), *((0, 1, 2, c + 1) for c in range(3)))
-    ]
-    assert len(set(streams)) == 4
+def test_noise_does_not_repeat_the_numbers_of_the_anatomy_or_of_another_contrast(monkeypatch):
+    """A SeedSequence does not tell keys apart that differ by a zero at the end."""
+    streams = []
+
+    def watched(key):
+        sequence = np.random.SeedSequence(key)
+        streams.append(sequence.generate_state(4).tobytes())
+        return sequence
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phantom, "SeedSequence", watched)
+        in_every_contrast(draw_subject(0, "val", 2), 32)
+    assert len(streams) == len(set(streams)) == 4
     air = in_every_contrast(plain(), 64)[:, :, :6].reshape(3, -1).astype(float)  # columns of air: noise
     assert np.abs(np.corrcoef(air) - np.eye(3)).max() < 0.25
 
@@ -88,6 +96,25 @@ def test_contrasts_look_as_they_should():
         assert np.quantile(image[labels == brightest], 0.95) / 255 == pytest.approx(0.8, abs=0.03)
 
 
+def test_a_pixel_adds_up_its_tissues_each_with_its_own_t1_t2_and_density_times_the_gain():
+    lesion, own = ball(30, -10, 20), phantom.TISSUE * np.random.default_rng(0).uniform(0.8, 1.1, (4, 3))
+    subject = plain(lesion, sigma=0.0, tissue=own / phantom.TISSUE, gain=0.9)
+    fractions, _ = phantom._anatomy(subject, (64, 64))
+    for contrast, image in zip(CONTRASTS, in_every_contrast(subject, 64), strict=True):
+        parts = [signal(contrast, *tissue) * fraction for tissue, fraction in zip(own, fractions, strict=True)]
+        expected = 255 * 0.9 * phantom.GAIN[contrast] * sum(parts)
+        assert 100 < expected.max() < 255 and np.abs(image - expected).max() < 0.51
+
+
+def test_shading_is_the_exponential_of_a_polynomial_of_the_place():
+    """In shares of half the field of view, to the image's right and downwards."""
+    even = render(plain(sigma=0.0), 64, "T1")[0].astype(float)
+    v, u = np.meshgrid(*[(np.arange(64) - 31.5) / 32] * 2, indexing="ij")
+    for k, term in enumerate((u, v, u**2, v**2, u * v)):
+        shaded = render(plain(sigma=0.0, bias=-0.2 * np.eye(5)[k]), 64, "T1")[0]
+        assert np.abs(shaded - even * np.exp(-0.2 * term))[even < 200].max() <= 1.1, k
+
+
 @pytest.mark.parametrize("x, y, z", [(40, -16, 20), (-40, -16, 20), (0, 30, 20), (20, -60, 20)])
 def test_a_lesion_in_the_world_appears_where_radiology_shows_it(x, y, z):
     labels = render(plain(lesion=ball(x, y, z)), 64)[1]
@@ -97,6 +124,34 @@ def test_a_lesion_in_the_world_appears_where_radiology_shows_it(x, y, z):
     assert row == pytest.approx(31.5 - (y + 16) / 3.25, abs=0.5)
     assert (labels == 4).sum() == pytest.approx(np.pi * 10**2 / 3.25**2, rel=0.15)
     assert not (render(plain(lesion=ball(x, y, z + 30)), 64)[1] == 4).any()  # another slice's lesion
+
+
+def test_a_tilted_slice_shows_what_lies_in_its_plane():
+    """20 mm to the image's right and 15 mm up from its middle, along the slice's own right and anterior."""
+    tilt = Rotation.from_euler("xyz", [10, 4, 30], degrees=True).as_matrix()
+    centre = phantom.CENTRE + [0, 0, 20] - 20 * tilt[:, 0] + 15 * tilt[:, 1]
+    row, col = np.argwhere(render(plain(tilt=tilt, lesion=ball(*centre)), 64)[1] == 4).mean(0)
+    assert col == pytest.approx(31.5 + 20 / 3.25, abs=0.5) and row == pytest.approx(31.5 - 15 / 3.25, abs=0.5)
+
+
+def test_the_lobes_of_a_lesion_are_where_its_waves_say():
+    """1 + 0.4 cos(pi/2 n_x + pi/2) radii: 0.6 towards the patient's right, which is the image's left, and 1.4 towards
+    the other side."""
+    turn, one = np.pi / 2, np.eye(6)[0]
+    lobed = replace(
+        ball(0, -16, 20, radius=20.0), wave=turn * one[:, None] * [1, 0, 0], phase=turn * one, size=0.4 * one
+    )
+    columns = np.flatnonzero((render(plain(lesion=lobed), 128)[1] == 4)[63:65].all(0))
+    assert columns[0] == pytest.approx(63.5 - 0.6 * 20 / 1.625, abs=1)
+    assert columns[-1] == pytest.approx(63.5 + 1.4 * 20 / 1.625, abs=1)
+
+
+def test_the_deformation_is_in_mm():
+    """The same everywhere, it moves all of the anatomy: 6.5 mm are two pixels of 64, or a slice so much higher."""
+    still, shift = render(plain(), 64)[1], 6.5 * np.eye(3)[..., None, None] * np.ones((phantom.KNOTS, phantom.KNOTS))
+    sideways, back, up = (render(plain(deformation=part), 64)[1] for part in shift)
+    assert (sideways[:, 2:] == still[:, :-2]).mean() > 0.999 and (back[2:] == still[:-2]).mean() > 0.999
+    assert (up == render(plain(z=26.5), 64)[1]).mean() > 0.999 and (up != still).mean() > 0.01
 
 
 def test_anatomy_is_the_right_way_up():
