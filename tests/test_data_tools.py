@@ -112,6 +112,25 @@ def test_slices_refuse_what_they_cannot_cut(tmp_path, capsys):
     refused(slices.main, [twin, "--out", out], "holds a volume v already", capsys)  # of a loop over subjects' folders
 
 
+def test_a_damaged_volume_leaves_no_half_set_and_mended_the_command_works(tmp_path, capsys):
+    first, second, out = save_nifti(tmp_path / "a.nii", head()), tmp_path / "b.nii", tmp_path / "d"
+    second.write_bytes(b"no volume")
+    refused(slices.main, [first, second, "--out", out], "b.nii: damaged", capsys)
+    assert not out.exists()
+    save_nifti(second, head())
+    assert slices.main([str(first), str(second), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a.json", "b.json", "images"]
+    assert len(list(out.glob("images/*/*.png"))) == 12
+
+
+def test_a_volume_without_a_slice_to_show_is_no_success(tmp_path, capsys):
+    speck = np.zeros((20, 24, 10), np.int16)
+    speck[5, 5, 5] = 9
+    flags = [save_nifti(tmp_path / "speck.nii", speck), "--out", tmp_path / "d"]
+    refused(slices.main, flags, "speck.nii: no slice shows a head (more than 2% that is not background)", capsys)
+    assert not (tmp_path / "d").exists()
+
+
 # make_masks.py
 
 
@@ -187,6 +206,23 @@ def test_make_masks_refuses(tmp_path, capsys):
     ):
         refused(make_masks.main, flags, says, capsys)
     assert not (tmp_path / "m").exists()
+
+
+def test_a_damaged_picture_leaves_no_half_set_and_mended_the_command_works(tmp_path, capsys):
+    root, masks = write(tmp_path / "d" / "a.png", noise(1)).parent, write(tmp_path / "m" / "other.png", noise(2)).parent
+    (root / "b.png").write_bytes(b"no picture")
+    refused(make_masks.main, [root, masks], "b.png: damaged", capsys)
+    assert [path.name for path in masks.iterdir()] == ["other.png"]
+    write(root / "b.png", noise(3))
+    assert make_masks.main([str(root), str(masks)]) == 0
+    assert sorted(path.name for path in masks.iterdir()) == ["a.png", "b.png", "other.png"]
+
+
+def test_make_masks_offers_no_flag_that_it_lacks(tmp_path, capsys):
+    (write(tmp_path / "d" / "a.png", noise(1)).parent / "loop").symlink_to(tmp_path / "d")
+    assert make_masks.main([str(tmp_path / "d"), str(tmp_path / "m")]) == 2
+    error = capsys.readouterr().err
+    assert "a link to a folder that it lies in; remove the link\n" in error and "--skip-bad" not in error
 
 
 # fetch.py

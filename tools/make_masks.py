@@ -3,7 +3,7 @@
     python tools/make_masks.py IMAGES MASKS [--rule otsu] [--seed 0]
 
 For each picture below IMAGES writes a mask of 0 and 255 of the same name and place below MASKS, which
-`train.py --data DIR --masks MASKS` then takes.
+`train.py --data DIR --masks MASKS` then takes. If one cannot be made, none is written.
 
 ellipses  one filled ellipse a picture: its centre uniform in the middle half of each axis, its semi-axes uniform in
           5 to 20 % of the shorter side, its angle uniform; drawn from (seed, the picture's name)
@@ -26,6 +26,7 @@ from ddpm.data.layout import Findings, ending, stem, walk
 from ddpm.data.pictures import ENDINGS
 from ddpm.data.volumes import to_grey, window
 from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.files import all_or_nothing
 from ddpm.seeds import generator
 
 
@@ -46,7 +47,10 @@ def main(argv):
         raise UserError(f"{masks}: the masks would overwrite the pictures; name another folder")
     if masks.resolve().is_relative_to(images.resolve()):
         raise UserError(f"{masks}: lies in {images}, and would be taken for pictures; name a folder outside it")
-    files = [file for file in walk(images, Findings(skip_bad=False)) if ending(file) in ENDINGS]
+    findings = Findings(skip_bad=True)  # what is bad is noted: to go on without it is not this tool's to offer
+    files = [file for file in walk(images, findings) if ending(file) in ENDINGS]
+    if findings.bad:
+        raise UserError(findings.bad[0])
     if not files:
         raise UserError(f"{images}: no pictures here ({', '.join(ENDINGS)})")
     targets: dict[Path, str] = {}
@@ -56,14 +60,16 @@ def main(argv):
             there = "exists already" if target.exists() else f"is the mask of {targets[target]} too"
             raise UserError(f"{target}: {there}; name a folder without masks, and pictures by names that differ")
         targets[target] = file
-    for file in files:
-        image, name = read_pixels(images / file), stem(file)
-        if image.dtype == np.uint16:
-            image = to_grey(image, *window(images / file, image))
-        mask = otsu_foreground(image[0], images / file) if args.rule == "otsu" else ellipse(image[0], args.seed, name)
-        target = masks / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_png(target, mask[None] * np.uint8(255))
+    with all_or_nothing(masks, "MASKS") as place:
+        for file in files:
+            image, name = read_pixels(images / file), stem(file)
+            if image.dtype == np.uint16:
+                image = to_grey(image, *window(images / file, image))
+            otsu = args.rule == "otsu"
+            mask = otsu_foreground(image[0], images / file) if otsu else ellipse(image[0], args.seed, name)
+            target = place / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_png(target, mask[None] * np.uint8(255))
     print(f"{len(files)} masks ({args.rule}) in {masks}; now: train.py --data ... --masks {masks}")
 
 

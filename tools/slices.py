@@ -5,7 +5,8 @@
 Writes DIR/images/NAME/NAME_z000.png (and DIR/masks/NAME/NAME_z000.png), counted from the feet, and DIR/NAME.json with
 the intensity window and the slices. The volume is turned, not interpolated, to RAS+, and shown as the phantom is: the
 patient's right on the image's left, anterior up. The window is made of percentiles of the whole volume. Pixels become
-square and the picture too, padded with black. Slices with hardly anything but the lowest value are left out.
+square and the picture too, padded with black. Slices with hardly anything but the lowest value are left out. If one
+volume cannot be cut, nothing is written.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from ddpm.data.images import MAX_PIXELS, resize, resize_labels, write_png
 from ddpm.data.scans import MIN_BRAIN, read_on_grid, whole
 from ddpm.data.volumes import PERCENTILES, along, foreground_share, read_nifti, stem, to_grey, window
 from ddpm.runtime.command_line import Parser, one_line_errors
-from ddpm.runtime.files import check_writable, write_whole
+from ddpm.runtime.files import all_or_nothing, write_whole
 
 
 @one_line_errors
@@ -48,20 +49,25 @@ def main(argv):
         raise UserError(f"two volumes of the name {max(names, key=names.count)}; rename one")
     if already := next((name for name in names if (Path(args.out) / f"{name}.json").exists()), None):
         raise UserError(f"--out {args.out} holds a volume {already} already; name another folder, or rename the volume")
-    check_writable(args.out)
-    for i, (name, path) in enumerate(zip(names, args.volumes, strict=True)):
-        about = cut(name, path, args.masks[i] if args.masks else None, Path(args.out), tuple(args.percentiles))
-        low, high = about["window"]
-        print(f"{path}: {len(about['slices'])} slices, {low:g} is black, {high:g} white -> {args.out}")
+    with all_or_nothing(Path(args.out)) as place:
+        for i, (name, path) in enumerate(zip(names, args.volumes, strict=True)):
+            about = cut(name, path, args.masks[i] if args.masks else None, place, tuple(args.percentiles))
+            low, high = about["window"]
+            print(f"{path}: {len(about['slices'])} slices, {low:g} is black, {high:g} white")
+    print(f"{len(names)} volume(s) in {args.out}")
 
 
 def cut(name: str, path: str, mask: str | None, out: Path, percentiles: tuple[float, float]) -> dict:
-    """Write the slices of one volume, and return what its JSON file says."""
+    """Write the slices of one volume, and return what its JSON file says. Raises UserError."""
     volume, affine = read_nifti(path)
     low, high = window(path, volume, percentiles)
     slices, mm = along(volume, "axial"), np.linalg.norm(affine[:3, :3], axis=0)
     labels = None if mask is None else along(read_label_volume(mask, path, volume, affine), "axial")
     kept = np.flatnonzero(foreground_share(slices) >= MIN_BRAIN)
+    if not len(kept):
+        raise UserError(
+            f"{path}: no slice shows a head (more than {MIN_BRAIN:.0%} that is not background); leave it out"
+        )
     shape = square_pixels(path, slices.shape[1:], mm)
     for folder in ("images", "masks")[: 1 if labels is None else 2]:
         (out / folder / name).mkdir(parents=True, exist_ok=True)

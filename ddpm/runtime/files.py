@@ -74,13 +74,41 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
-def check_writable(folder: str) -> None:
+def check_writable(folder: str | Path, flag: str = "--out") -> None:
     """Make the folder, or raise UserError; what cannot be written must fail before the work, not after."""
     try:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); name another folder") from None
+        raise UserError(f"{flag} {folder}: cannot write there ({error.strerror}); name another folder") from None
+
+
+def check_file(path: str | Path, flag: str = "--out") -> None:
+    """The same for a file that will be written. Raises UserError."""
+    if Path(path).is_dir():
+        raise UserError(f"{flag} {path}: a folder; name a file in it")
+    check_writable(Path(path).parent, flag)
+
+
+@contextlib.contextmanager
+def all_or_nothing(folder: Path, flag: str = "--out"):
+    """Yields a temporary folder. What lies in it at the end moves to the same places in `folder`; of a set that could
+    not be made whole nothing stays. Raises UserError if `folder`, which `flag` named, cannot be written to."""
+    was_there = folder.exists()
+    check_writable(folder, flag)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as place:
+            yield Path(place)
+            files = [path for path in Path(place).rglob("*") if path.is_file()]
+            for file in sorted(files, key=lambda path: -len(path.parts)):  # a list at the top after what it lists
+                target = folder / file.relative_to(place)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+    except BaseException:
+        if not was_there:
+            with contextlib.suppress(OSError):  # another program has begun to write there
+                folder.rmdir()
+        raise
 
 
 def make_folder(named: str, stem: str) -> str:
