@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError, restoration
-from ddpm.conditions import Condition
+from ddpm.conditions import Condition, flag_of
 from ddpm.data import phantom
 from ddpm.data.images import to_float, to_uint8
 from ddpm.data.sources import load_data
@@ -44,9 +44,10 @@ from ddpm.inverse import (
 )
 from ddpm.metrics.paired import psnr, ssim
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.model import Sampling, load_model, noise_source, predictor
+from ddpm.model import Model, Sampling, load_model, noise_source, predictor
 from ddpm.reverse import log_snr_times, uniform_times
-from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import check_limits
 
 TASKS = (
     "kspace-4",
@@ -68,10 +69,13 @@ BATCH = 25
 class Bench:
     def __init__(self, args):
         self.model = load_model(args.ckpt)
-        config = self.model.config
-        if (config.data, tuple(config.image_size), config.labels) != ("phantom", (64, 64), "lesion"):
-            raise UserError(f"{self.model.name}: a model of the embedded data is needed, 64x64, with masks of lesions")
+        check_restores(self.model)
+        check_limits("steps", args.steps, at_least=1, at_most=self.model.config.timesteps)
         test, val = load_data(self.model.config, "test"), load_data(self.model.config, "val")
+        check_limits("n", args.n, at_least=2, at_most=len(test))  # a margin takes two
+        marked = (test.masks[: args.n] == 1).sum((1, 2)) >= SMALL
+        if {"lesions", "anomaly"} & {*args.tasks} and not marked.any():
+            raise UserError(f"--n {args.n}: none of these slices has a lesion of {SMALL} pixels; give more")
         self.masks = test.masks[: args.n]
         self.images, self.tuning = ((to_float(x.images[:n]) + 1) / 2 for x, n in ((test, args.n), (val, 20)))
         self.calls = 0
@@ -128,6 +132,23 @@ class Bench:
         begun = time.perf_counter()
         images = each(method, best, measured)
         self.row(f"{name} ({best:g})", images, time.perf_counter() - begun)
+
+
+def check_restores(model: Model) -> None:
+    """Raises UserError unless the model can be asked at every time for an image of the embedded data, and told nothing
+    but what was measured."""
+    config = model.config
+    if (config.data, tuple(config.image_size), config.labels) != ("phantom", (64, 64), "lesion"):
+        raise UserError(f"{model.name}: a model of the embedded data is needed, 64x64, with masks of lesions")
+    if config.few_times:
+        knows = f"{model.name} knows {config.few_steps} steps alone"
+        raise UserError(f"restoration asks at every time, but {knows}; name another --ckpt")
+    if config.segment:
+        raise UserError(f"{model.name} draws masks, and what is restored here are images; name another --ckpt")
+    if model.vocabulary.source:
+        raise UserError(f"{model.name} was trained with a source, and what is measured has none; name another --ckpt")
+    if never := [flag_of(kind) for kind in model.vocabulary.given if not config.withholds(kind)]:
+        raise UserError(f"{model.name} never learnt to do without {never[0]}, and none is told here; name another --ckpt")
 
 
 def each(method: Callable, setting: float, images: Tensor) -> Tensor:
@@ -421,7 +442,9 @@ def best_dice(scores: np.ndarray, truth: np.ndarray) -> float:
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="benchmarks/restoration.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", help="default: the newest in results/, or the model in the box")
     parser.add_argument("--n", type=int, default=100, help="slices (default 100)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
@@ -429,6 +452,8 @@ def main(argv):
     parser.add_argument("--steps", type=int, default=restoration.STEPS)
     parser.add_argument("--variance", type=float, default=restoration.PRIOR_VARIANCE)
     args = parser.parse_args(argv)
+    check_limits("draws", args.draws, at_least=1)
+    check_limits("variance", args.variance, above=0)
     if importlib.util.find_spec("skimage") is None:  # now, not after half of the work
         raise UserError("the filters need scikit-image: `make restoration`, or pip install -r requirements/filters.txt")
     torch.manual_seed(0)

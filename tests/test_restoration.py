@@ -1,6 +1,7 @@
 """`sample.py --restore`: each mode as a command, on a small model; the equations are in test_inverse.py."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from PIL import Image
 from test_stack import commands
 
 import sample
+from benchmarks import restoration as benchmark
 from ddpm import UserError, restoration
 from ddpm.data import phantom
 from ddpm.inverse import Inpainting, KSpace, SuperResolution, estimated_phase, fourier
 from ddpm.metrics.fastmri import fastmri_scores
 from ddpm.metrics.paired import psnr, ssim
+from ddpm.model import load_model
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
 
@@ -523,3 +526,47 @@ def test_a_map_heals_from_the_middle_of_the_walk(tiny_run, picture, monkeypatch)
     monkeypatch.setattr(restoration, "heal", lambda *args: walks.append(args[3]) or torch.zeros(1, 1, 32, 32))
     restored(tiny_run, picture, "anomaly")
     assert walks == [[500, 400, 300, 200, 100, 0]] * restoration.DRAWS
+
+
+# The benchmark
+
+
+@pytest.fixture(scope="module")
+def in_the_box():
+    return load_model("pretrained")
+
+
+@pytest.mark.parametrize(
+    "changes, source, says",
+    [
+        (dict(few_steps=4), (), "asks at every time, but it knows 4 steps alone"),
+        (dict(segment=True), (), "it draws masks"),
+        (dict(source="noisy"), ("noisy",), "it was trained with a source"),
+        (dict(mask_drop=0.0, all_drop=0.0), (), "it never learnt to do without --mask"),
+        (dict(label_drop=0.0, all_drop=0.0), (), "it never learnt to do without --contrast"),
+        (dict(labels="tissue"), (), "a model of the embedded data is needed"),
+    ],
+)
+def test_the_benchmark_refuses_what_cannot_restore(changes, source, says, in_the_box):
+    config, vocabulary = replace(in_the_box.config, **changes), replace(in_the_box.vocabulary, source=source)
+    benchmark.check_restores(in_the_box)
+    with pytest.raises(UserError, match=says):
+        benchmark.check_restores(replace(in_the_box, config=config, vocabulary=vocabulary, name="it"))
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--n", "0"], "--n is 0; it must be at least 2"),
+        (["--n", "97"], "--n is 97; it must be at most 96"),
+        (["--steps", "1001"], "--steps is 1001; it must be at most 1,000"),
+        (["--draws", "0"], "--draws is 0; it must be at least 1"),
+        (["--ckpt", "pretrained-fast"], "knows 4 steps alone"),
+        (["--tasks", "magic"], "invalid choice: 'magic'"),
+    ],
+)
+def test_the_benchmark_says_what_is_wrong_in_one_line(flags, says, small_phantom, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: "is installed")
+    assert benchmark.main(["--ckpt", "pretrained", "--tasks", "denoise", *flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
