@@ -148,7 +148,9 @@ def check_restores(model: Model) -> None:
     if model.vocabulary.source:
         raise UserError(f"{model.name} was trained with a source, and what is measured has none; name another --ckpt")
     if never := [flag_of(kind) for kind in model.vocabulary.given if not config.withholds(kind)]:
-        raise UserError(f"{model.name} never learnt to do without {never[0]}, and none is told here; name another --ckpt")
+        raise UserError(
+            f"{model.name} never learnt to do without {never[0]}, and none is told here; name another --ckpt"
+        )
 
 
 def each(method: Callable, setting: float, images: Tensor) -> Tensor:

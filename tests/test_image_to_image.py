@@ -490,8 +490,57 @@ def test_the_benchmark_of_translation_runs(trained, capsys):
 
 def test_the_benchmark_of_translation_wants_a_source(ckpt, trained, capsys):
     assert translation.main(["--ckpt", trained("--segment"), "--n", "5001"]) == 2
-    assert "--n 5001: give 1 to " in capsys.readouterr().err
+    assert "--n 5001: give 2 to " in capsys.readouterr().err
     assert translation.main(["--ckpt", ckpt]) == 2
     assert "without a source" in capsys.readouterr().err
     assert translation.main(["--ckpt", trained("--segment"), "--draws", "1", "--picture", "p.png"]) == 2
     assert "--draws 1 are too few" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "regression, says",
+    [
+        (("--source", "T1"), "not trained for one step; give a run with --few-steps 1"),
+        (("--source", "noisy", "--few-steps", "1"), "trained with --source noisy, and "),
+        (("--source", "T1", "--labels", "none", "--few-steps", "1"), "trained with --labels none, and "),
+    ],
+)
+def test_what_is_no_regression_of_the_same_task_is_refused_before_a_draw(regression, says, trained, capsys):
+    flags = ["--ckpt", trained("--source", "T1"), "--regression", trained(*regression), "--n", "6", "--draws", "2"]
+    capsys.readouterr()
+    assert translation.main(flags) == 2
+    told = capsys.readouterr()
+    assert says in told.err and told.err.count("\n") == 1 and "test slices" not in told.out
+
+
+def test_what_cannot_be_written_or_asked_is_said_before_a_draw(trained, capsys):
+    always = trained("--source", "T1", "--mask-drop", "0", "--all-drop", "0")
+    few = ["--ckpt", trained("--source", "T1"), "--n", "6", "--draws", "2"]
+    Path("folder").mkdir()
+    capsys.readouterr()
+    for flags, says in (
+        ([*few, "--picture", "/proc/x/p.png"], "--picture /proc/x: cannot write there"),
+        ([*few, "--picture", "folder"], "--picture folder: a folder; name a file in it"),
+        ([*few, "--draws", "0"], "--draws is 0; it must be at least 1"),
+        ([*few, "--n", "1"], "--n 1: give 2 to"),
+        ([*few, "--ckpt", always], "--mask-drop 0 and --all-drop 0: it needs --mask"),
+        ([*few, "--draws", "x"], "invalid int value: 'x'"),
+    ):
+        assert translation.main(flags) == 2
+        told = capsys.readouterr()
+        assert says in told.err and told.err.count("\n") == 1 and "test slices" not in told.out
+
+
+@pytest.mark.parametrize("k", [2, 8])
+def test_draws_that_are_right_hold_the_truth_as_often_as_is_right(k):
+    """Also where they differ by less than a grey level, or are cut off at 255: as in 8 bits."""
+    random = np.random.default_rng(0)
+    for spread in (0.3, 1, 10):
+        mean = random.uniform(100, 255, (40, 1, 32, 32))
+        values = mean + spread * random.standard_normal((1 + k, 40, 1, 32, 32))
+        truth, *drawn = np.rint(values.clip(0, 255)).astype(np.uint8)
+        assert translation.inside(truth, np.stack(drawn)).mean() == pytest.approx((k - 1) / (k + 1), abs=0.01)
+    apart = np.array([[10], [20], [30]], np.uint8)[..., None, None, None]  # draws of one pixel
+    truths = np.array([5, 10, 15, 30, 35], np.uint8)
+    found = [translation.inside(truth[None, None, None, None], apart).item() for truth in truths]
+    assert found == [0, 0.5, 1, 0.5, 0]
