@@ -20,7 +20,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
-from ddpm.asked import by_masks_alone, drawn_masks, said_contrast
+from ddpm.asked import by_masks_alone, drawn_masks, fitted, said_contrast
 from ddpm.data import descriptions, phantom
 from ddpm.data.images import grid, rgb, to_float, to_uint8, write_png
 from ddpm.data.sources import load_data
@@ -32,43 +32,74 @@ from ddpm.metrics.paired import dice, psnr
 from ddpm.metrics.segmenter import load_segmenter
 from ddpm.model import Model, Sampling, draw, load_model, predictor
 from ddpm.restoration import without_rician_bias
-from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import check_limits
+from ddpm.runtime.files import check_file
 from ddpm.runtime.progress import progress
 
 BATCH = 25
+PARTS = ("asked", "conflict", "denoise")
 PATCH = 4  # pixels of the largest patch from which on a lesion counts as there
 NOISES = (0.1, 0.2)
 
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="benchmarks/prompts.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", required=True, help="a run with --words, or with the phantom's masks")
     parser.add_argument("--n", type=int, default=300, help="prompts (default 300)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.25, 2.0], help="(default 1.25 2)")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("asked", "conflict", "denoise"), default=("asked", "conflict", "denoise")
-    )
+    which = "(default: all that can be asked of the model)"
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help=which)
     parser.add_argument("--conflicts", type=int, default=100, help="images of the last two parts (default 100)")
     parser.add_argument("--picture", help="write an image of each of 12 prompts to this PNG")
     args = parser.parse_args(argv)
+    check_limits("n", args.n, at_least=3)  # of which a third ask for no lesion
+    check_limits("conflicts", args.conflicts, at_least=2)
+    check_limits("guidance", args.guidance, at_least=0)
+    if args.picture is not None:
+        check_file(args.picture, "--picture")
     model = load_model(args.ckpt)
-    if by_masks_alone(model):
-        args.parts = ["asked"]  # of a mask that the prompt made, no other can be told
-    elif "words" not in model.vocabulary.given:
+    if model.config.segment or not (by_masks_alone(model) or "words" in model.vocabulary.given):
         raise UserError(f"{model.name} was trained without words and without masks; give a run with --words")
     if model.config.labels != "lesion":
         raise UserError(f"{model.name}: its --labels are {model.config.labels}; give a run with those of lesions")
+    args.parts = parts_of(model, args.parts)
+    for guidance in args.guidance if "asked" in args.parts else ():
+        Sampling(guidance=guidance).complete(model, ("mask", "contrast") if by_masks_alone(model) else ("words",))
     test, judge = load_data(model.config, "test"), load_segmenter()
     said = [descriptions.describe(*of) for of in zip(test.masks == 1, names_of(test), strict=True)]
     held_out = np.flatnonzero([descriptions.held_out(one) for one in said])
+    marked, on_a_side = (
+        test.masks.sum((1, 2)) >= SMALL,
+        np.array([one.get("side") in ("left", "right") for one in said]),
+    )
+    to_contradict, to_denoise = (np.flatnonzero(x)[: args.conflicts] for x in (marked & on_a_side, marked))
+    if len(to_contradict) < 2 and {*args.parts} != {"asked"}:
+        raise UserError(
+            f"{model.name}: under two test slices have a lesion of {SMALL} pixels; give a run of finer images"
+        )
     print(f"{model.name}, step {model.step}")
     if "asked" in args.parts:
         asked(model, judge, test, [said[i] for i in held_out], held_out, args)
     if "conflict" in args.parts:
-        conflict(model, judge, test, said, args.conflicts)
+        conflict(model, judge, test, said, to_contradict)
     if "denoise" in args.parts:
-        denoising(model, judge, test, said, args.conflicts)
+        denoising(model, judge, test, said, to_denoise)
+
+
+def parts_of(model: Model, wanted: list[str] | None) -> list[str]:
+    """The parts that are asked of the model: those wanted, or all that it can answer. Raises UserError."""
+    cannot = {}
+    if by_masks_alone(model):  # of a mask that the prompt made, no other can be told
+        cannot = dict.fromkeys(("conflict", "denoise"), "knows no words, and draws from a mask that the prompt made")
+    elif model.config.few_times:
+        cannot = {"denoise": f"knows {model.config.few_steps} steps alone"}
+    if wanted and (wrong := [part for part in wanted if part in cannot]):
+        raise UserError(f"--parts {wrong[0]}: {model.name} {cannot[wrong[0]]}; leave it out")
+    return wanted or [part for part in PARTS if part not in cannot]
 
 
 def names_of(data) -> list[str]:
@@ -91,7 +122,9 @@ def drawn(model: Model, prompts: list[str], seed: int, guidance: float | None, m
         seeds = [(seed, int(i)) for i in part]
         if drafter:
             contrasts = [said_contrast(prompts[i]) for i in part]
-            condition = model.vocabulary.condition(drawn_masks(drafter, words[part], seeds), contrast=contrasts)
+            drafted = drawn_masks(drafter, words[part], [(*one, 1) for one in seeds])  # not of the image's own noise
+            drafted = [fitted(mask, tuple(model.config.image_size)) for mask in drafted]
+            condition = model.vocabulary.condition(np.stack(drafted), contrast=contrasts)
         else:
             condition = model.vocabulary.condition(None if masks is None else masks[part], words=words[part])
         *_, (_, x_0) = draw(model, condition, seeds, Sampling(guidance=guidance))
@@ -126,10 +159,9 @@ def asked(model: Model, judge, test, of_real: list[dict], held_out: np.ndarray, 
     random = np.random.default_rng(0)
     wanted = [combinations[i] for i in np.arange(args.n) % len(combinations)]
     healthy = [{"contrast": name, "presence": "no lesion"} for name in random.choice(phantom.CONTRASTS, args.n // 3)]
-    # Real images of the same combinations, as many of each as there are prompts if there are so many.
-    chosen = [random.choice([i for i, said in zip(held_out, of_real, strict=True) if said == one]) for one in wanted]
-    none = random.choice(np.flatnonzero(~test.masks.any((1, 2))), len(healthy), replace=False)
-    rows = {"real images": shares(wanted, seen(judge, test.images[chosen]))}
+    shown, chosen = real_of(wanted, of_real, held_out, random)
+    none = random.permutation(np.flatnonzero(~test.masks.any((1, 2))))[: len(healthy)]
+    rows = {"real images": shares(shown, seen(judge, test.images[chosen]))}
     empty = {"real images": shares([{"presence": "no lesion"}] * len(none), seen(judge, test.images[none]))["presence"]}
     for guidance in args.guidance:
         name = f"guidance {guidance:g}"
@@ -138,8 +170,8 @@ def asked(model: Model, judge, test, of_real: list[dict], held_out: np.ndarray, 
         without = drawn(model, [descriptions.text(one) for one in healthy], 2, guidance)
         empty[name] = shares(healthy, seen(judge, without))["presence"]
         if args.picture and guidance == args.guidance[0]:
-            shown = np.concatenate([images[: len(combinations)][:: max(1, len(combinations) // 9)][:9], without[:3]])
-            write_png(args.picture, grid(rgb(shown).reshape(2, -1, 3, *shown.shape[2:])))
+            cells = np.concatenate([images[: len(combinations)][:: max(1, len(combinations) // 9)][:9], without[:3]])
+            write_png(args.picture, grid(rgb(cells).reshape(2, -1, 3, *cells.shape[2:])))
             print(
                 "; ".join(
                     descriptions.text(one)
@@ -147,12 +179,26 @@ def asked(model: Model, judge, test, of_real: list[dict], held_out: np.ndarray, 
                 )
             )
     print(
-        f"\n{args.n} prompts of {len(combinations)} combinations that training held out, and {len(healthy)} of no lesion"
+        f"\n{args.n} prompts of {len(combinations)} combinations that training held out, and {len(healthy)} of no "
+        f"lesion; real images: {len(chosen)} and {len(none)}"
     )
     print("| as asked | " + " | ".join(rows) + " |\n|---" + "|---:" * len(rows) + "|")
     for part in descriptions.PARTS:
         print(f"| {part} | " + " | ".join(percent(row[part]) for row in rows.values()) + " |")
     print("| presence, of no lesion | " + " | ".join(percent(x) for x in empty.values()) + " |", flush=True)
+
+
+def real_of(
+    wanted: list[dict], of_real: list[dict], held_out: np.ndarray, random: np.random.Generator
+) -> tuple[list[dict], list[int]]:
+    """Real images of the combinations that are wanted: what each shows, and its index. Each once, so of a combination
+    that is wanted more often than there are images, all of them. of_real: what the images of these indices (held_out)
+    show."""
+    left: dict[str, list[int]] = {}
+    for i in random.permutation(len(held_out)):
+        left.setdefault(descriptions.text(of_real[i]), []).append(int(held_out[i]))
+    pairs = [(one, left[name].pop()) for one in wanted if left.get(name := descriptions.text(one))]
+    return [one for one, _ in pairs], [i for _, i in pairs]
 
 
 def percent(x: np.ndarray) -> str:
@@ -162,11 +208,8 @@ def percent(x: np.ndarray) -> str:
     return f"{x.mean():.1%}" + (f" ± {spread:.1%}" if spread is not None else "")
 
 
-def conflict(model: Model, judge, test, said: list[dict], n: int) -> None:
-    """A mask whose lesion lies on one side, and a prompt that says the other."""
-    chosen = [i for i, one in enumerate(said) if one.get("side") in ("left", "right") and test.masks[i].sum() >= SMALL][
-        :n
-    ]
+def conflict(model: Model, judge, test, said: list[dict], chosen: np.ndarray) -> None:
+    """A mask whose lesion lies on one side, and a prompt that says the other. chosen: indices of such slices."""
     other = {"left": "right", "right": "left"}
     prompts = [f"axial {one['contrast']}, lesion, {other[one['side']]}" for one in (said[i] for i in chosen)]
     images = drawn(model, prompts, 3, None, test.masks[chosen])
@@ -174,19 +217,19 @@ def conflict(model: Model, judge, test, said: list[dict], n: int) -> None:
     as_mask = np.mean([one == said[i]["side"] for one, i in zip(found, chosen, strict=True)])
     as_prompt = np.mean([one == other[said[i]["side"]] for one, i in zip(found, chosen, strict=True)])
     print(
-        f"\na mask against a prompt of the other side, {n} images: the lesion lies as the mask says in {as_mask:.0%}, as the "
-        f"prompt says in {as_prompt:.0%}",
+        f"\na mask against a prompt of the other side, {len(chosen)} images: the lesion lies as the mask says in "
+        f"{as_mask:.0%}, as the prompt says in {as_prompt:.0%}",
         flush=True,
     )
 
 
-def denoising(model: Model, judge, test, said: list[dict], n: int) -> None:
-    """One call of the network at the noise's own time, with and without what a report would say of the image."""
-    chosen = np.array([i for i, one in enumerate(said) if test.masks[i].sum() >= SMALL][:n])
+def denoising(model: Model, judge, test, said: list[dict], chosen: np.ndarray) -> None:
+    """One call of the network at the noise's own time, with and without what a report would say of the image. chosen:
+    indices of slices with a lesion."""
     images, wanted = (to_float(test.images[chosen]) + 1) / 2, torch.from_numpy(test.masks[chosen] == 1)[:, None]
     words = words_of(model, [descriptions.text(said[i]) for i in chosen])
     conditions = {"without": model.vocabulary.condition(), "with the sentence": model.vocabulary.condition(words=words)}
-    print(f"\n| {n} slices with a lesion, Rician noise | PSNR | Dice of the lesion |\n|---|---:|---:|")
+    print(f"\n| {len(chosen)} slices with a lesion, Rician noise | PSNR | Dice of the lesion |\n|---|---:|---:|")
     for sigma in NOISES:
         random = torch.Generator().manual_seed(0)
         real, imaginary = sigma * torch.randn(2, *images.shape, generator=random)
@@ -202,7 +245,7 @@ def denoising(model: Model, judge, test, said: list[dict], n: int) -> None:
             cells = [f"{v.mean():.{d}f}" for v, d in zip(values, (2, 3), strict=True)]
             if name == "with the sentence":  # the margin is of the difference, slice by slice
                 cells = [
-                    f"{cell} (+{(v - b).mean():.3f} ± {margin(np.mean, (v - b, np.arange(n))):.3f})"
+                    f"{cell} (+{(v - b).mean():.3f} ± {margin(np.mean, (v - b, np.arange(len(chosen)))):.3f})"
                     for cell, v, b in zip(cells, values, before, strict=True)
                 ]
             before = values

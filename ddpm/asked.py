@@ -107,10 +107,14 @@ def draft_masks(args, model: Model) -> dict[str, np.ndarray]:
     for start in range(0, args.n, args.batch_size):
         part = range(args.n)[start : start + args.batch_size]
         maps = drawn_masks(drafter, words[part.start : part.stop], [(args.seed, k) for k in part])
-        for k, mask in zip(part, maps, strict=True):  # the phantom's field of view is as wide as the shorter side
-            square = images.resize_labels(mask, (min(size), min(size)))
-            masks[f"prompt_{k}"] = images.crop_or_pad(square, size)
+        masks |= {f"prompt_{k}": fitted(mask, size) for k, mask in zip(part, maps, strict=True)}
     return masks
+
+
+def fitted(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A drawn mask (h, h) in the size (H, W) of a model's images: the phantom's field of view is as wide as the shorter
+    side."""
+    return images.crop_or_pad(images.resize_labels(mask, (min(size), min(size))), size)
 
 
 def drawn_masks(drafter: Model, words: np.ndarray, seeds: Sequence) -> np.ndarray:

@@ -23,7 +23,7 @@ from ddpm.data import descriptions, phantom
 from ddpm.data.descriptions import PARTS, WORDS, all_said, asked, contradictions, describe, held_out, some, text
 from ddpm.data.sources import load_data
 from ddpm.data.texts import read_embeddings
-from ddpm.model import Sampling, draw, load_model, predictor
+from ddpm.model import Sampling, draw, load_model, noise_source, predictor
 from ddpm.runtime import checkpoint
 from ddpm.runtime.config import Config
 from ddpm.training import draw_batch
@@ -480,3 +480,54 @@ def test_the_benchmark_wants_a_model_of_words_or_of_masks(trained, capsys):  # n
     assert "without words and without masks" in capsys.readouterr().err
     assert prompts.main(["--ckpt", trained("--words", "--labels", "none")]) == 2
     assert "its --labels are none; give a run with those of lesions" in capsys.readouterr().err
+
+
+def test_the_benchmark_draws_mask_and_image_from_noise_of_their_own(ckpt, masks_in_the_box, monkeypatch):
+    """And a mask of the drafter's 64 x 64 pixels is brought to the model's 32 x 32."""
+    seen, drafted = {}, np.zeros((3, 64, 64), np.uint8)
+    drafted[:, 20:40, 30:50] = 1
+
+    def draw_nothing(model, condition, seeds, sampling):
+        seen.update(condition=condition, images=seeds)
+        yield 0, torch.zeros(len(seeds), 1, 32, 32)
+
+    monkeypatch.setattr(prompts, "drawn_masks", lambda drafter, words, seeds: seen.update(masks=seeds) or drafted)
+    monkeypatch.setattr(prompts, "draw", draw_nothing)
+    prompts.drawn(load_model(ckpt), ["FLAIR, large lesion"] * 3, 1, None)
+    noise = noise_source([*seen["masks"], *seen["images"]], (1, 8, 8), "cpu")()
+    assert len({tuple(one.flatten().tolist()) for one in noise}) == 6
+    assert np.array_equal(seen["condition"].mask[:, 1], drafted[:, ::2, ::2])
+
+
+def test_real_images_of_what_is_prompted_are_taken_once():
+    a, b, c = ({"contrast": name, "presence": "lesion"} for name in ("T1", "T2", "FLAIR"))
+    shown, chosen = prompts.real_of([a, b, c] * 3, [a, b, a, b, b, b], np.arange(10, 16), np.random.default_rng(0))
+    assert shown == [a, b, a, b, b] and len(set(chosen)) == 5
+    assert {chosen[0], chosen[2]} == {10, 12} and {11, 13, 14, 15} > {chosen[i] for i in (1, 3, 4)}
+
+
+def test_the_benchmark_counts_the_slices_that_there_are(trained, capsys):  # noqa: F811
+    ckpt = trained("--words", "--source", "T1")
+    assert prompts.main(["--ckpt", ckpt, "--parts", "denoise", "--conflicts", "500"]) == 0
+    told = capsys.readouterr().out
+    slices = int(told.split(" slices with a lesion")[0].split("| ")[-1])
+    assert 2 <= slices < phantom.SPLITS["test"]
+
+
+def test_the_benchmark_says_first_what_it_cannot_do(ckpt, masks_in_the_box, trained, capsys):  # noqa: F811
+    few, always = trained("--words", "--few-steps", "4"), trained("--words", "--mask-drop", "0", "--all-drop", "0")
+    capsys.readouterr()
+    for flags, says in (
+        (["--ckpt", ckpt, "--parts", "asked", "conflict"], "--parts conflict: "),
+        (["--ckpt", few, "--parts", "denoise"], "knows 4 steps alone; leave it out"),
+        (["--ckpt", always], "it needs --mask"),
+        (["--ckpt", "pretrained-masks"], "give a run with --words"),
+        (["--ckpt", ckpt, "--n", "2"], "--n is 2; it must be at least 3"),
+        (["--ckpt", ckpt, "--conflicts", "1"], "--conflicts is 1; it must be at least 2"),
+        (["--ckpt", ckpt, "--picture", "/proc/x/p.png"], "--picture /proc/x: cannot write there"),
+        (["--ckpt", ckpt, "--parts", "all"], "invalid choice: 'all'"),
+        ([], "the following arguments are required: --ckpt"),
+    ):
+        assert prompts.main(flags) == 2
+        told = capsys.readouterr()
+        assert says in told.err and told.err.count("\n") == 1 and told.out == ""
