@@ -22,7 +22,7 @@ from ddpm.runtime.files import make_folder
 FOLDERS_ALONE = ("subject_pattern", "skip_bad")
 SAMPLING = (
     *("ckpt", "sampler", "sample_steps", "guidance", "guided", "guidance_interval", "extra_noise"),
-    *("precision", "batch_size", "device"),
+    *("precision", "batch_size", "device", "split"),
 )
 
 
@@ -74,7 +74,7 @@ def compare(args) -> tuple[Comparison, str]:
         print(f"{model.name} draws masks: how like the true ones they are is asked, all else is of images")
         args.metrics = ["paired"]
     sampling = distributed.broadcast(sampling_of, args)
-    return from_model(model, sampling, args.batch_size, *rest), f"{model.name}, step {model.step}"
+    return from_model(model, sampling, args.batch_size, *rest, args.split), f"{model.name}, step {model.step}"
 
 
 # ---------------------------------------------------------------- the command line
@@ -89,6 +89,8 @@ def make_parser() -> Parser:
     asked = (f"{name}: {q.help}{'' if q.default else ', only if asked for'}" for name, q in QUESTIONS.items())
     add("--metrics", nargs="+", choices=[*QUESTIONS, "all"], help="; ".join(asked))
     add("--n", type=int, help="samples (default 1000, or half of the held-out images)")
+    choose = "choose settings on val and report them on test, or the figures flatter what was chosen"
+    add("--split", choices=("val", "test"), help=f"the held-out images (default test, where there is one): {choose}")
     file = "a TorchScript FILE that takes (B, 3, H, W) in [0, 1] and returns (B, D)"
     known = f"segmenter (default), inception (with --inception-weights), or {file}"
     add("--features", default="segmenter", help=known)

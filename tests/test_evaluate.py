@@ -127,6 +127,15 @@ def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
     assert "data:image/png;base64," in page and "://" not in page  # nothing to load from elsewhere
 
 
+def test_settings_can_be_chosen_on_images_that_are_not_reported_on(ckpt, monkeypatch, capsys):
+    monkeypatch.setitem(phantom.SPLITS, "val", 96)
+    for flags, split in (([], "test"), (["--split", "test"], "test"), (["--split", "val"], "val")):
+        command = ["--ckpt", ckpt, *QUICK[:-1], f"o{split}{len(flags)}", "--metrics", "spectrum", *flags]
+        assert evaluate.main(command) == 0
+        assert f"56 other images of phantom's {split} split" in capsys.readouterr().out
+    assert report("otest0") == report("otest2") != report("oval2")
+
+
 def test_the_same_seed_gives_the_same_scores(ckpt):
     for out in ("a", "b"):
         assert evaluate.main(["--ckpt", ckpt, *QUICK[:-1], out, "--metrics", "kid", "mask"]) == 0
@@ -183,6 +192,8 @@ def test_a_folder_of_ones_own(tmp_path, capsys, masks):
     assert ("of the embedded data" in printed) != masks
     assert evaluate.main(command) == 0
     assert "training a judge" not in capsys.readouterr().out
+    assert evaluate.main([*command, "--split", "test"]) == 2
+    assert f"--split test: {data} has no such split; give --split val" in capsys.readouterr().err
 
 
 def test_the_judge_of_ones_own_data_is_trained_again_when_its_code_changes(tmp_path, capsys, monkeypatch, own_cache):
@@ -428,6 +439,7 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys, make_fake, flags, expected
         (["--real", "", "--fake", ""], "--real and --fake go together"),
         (["--real", "a", "--fake", "b", "--device", "cpu"], "--device: two folders are compared"),
         (["--real", "a", "--fake", "b", "--batch-size", "3"], "--batch-size: two folders are compared"),
+        (["--real", "a", "--fake", "b", "--split", "val"], "--split: two folders are compared"),
         (["--n", "70"], "--n 70: give 40 to 56"),
         (["--skip-bad"], "--skip-bad: it is for --real and --fake"),
         (["--metrics", "paired"], "no one truth"),

@@ -136,10 +136,18 @@ def split_by_subject(
 
 
 def from_model(
-    model: Model, how: Sampling, batch_size: int, n: int | None, seed: int, own: Extractor | None, out: str
+    model: Model,
+    how: Sampling,
+    batch_size: int,
+    n: int | None,
+    seed: int,
+    own: Extractor | None,
+    out: str,
+    split: str | None = None,
 ) -> Comparison:
     """Draw n samples for held-out images (None: 1,000, or half of them). own: features other than the judge's. out: where
-    the report will be written, or its folder, tried before the work.
+    the report will be written, or its folder, tried before the work. split: "val" or "test" (None: test, where the data
+    has one).
 
     Process 0 alone returns; the others leave when the samples are drawn. Raises UserError for what the data cannot give.
     """
@@ -147,7 +155,10 @@ def from_model(
     with distributed.rank_0_first():
         train = load_data(config, "train")
         # The phantom has a test split, and a folder may have one; its validation split does otherwise.
-        split = "test" if train.index is None or train.index["elsewhere"]["test"][0] else "val"
+        tested = train.index is None or train.index["elsewhere"]["test"][0]
+        if split == "test" and not tested:
+            raise UserError(f"--split test: {config.data} has no such split; give --split val")
+        split = split or ("test" if tested else "val")
         real, split = load_data(config, split), f"{config.data}'s {split} split"
         judge, judged_by = make_judge(config, train)
     wanted, least = n or min(1000, len(real) // 2), max(40, distributed.size())
