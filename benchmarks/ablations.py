@@ -1,12 +1,13 @@
-"""What is each choice of the default worth? Trainings of equal time, one thread each, judged as evaluate.py judges.
+"""What is each choice of the default worth? Trainings of equal time, one thread each, judged as
+`evaluate.py --split val` judges.
 
     make ablations                                        every choice, one seed: about 20 minutes each, two at a time
     make ablations ARGS="--only default uniform --seeds 0 1 2"
     make ablations ARGS="--minutes 60"
 
 A choice is a line of flags for train.py. Each training and each evaluation is kept in results/ablations, and done once:
-what was stopped is gone on with. The table goes to the screen and to results/ablations/table.md; docs/ablations.md holds
-what was found.
+what was stopped is gone on with, and what failed is told, and tried again by the same command. The table goes to the
+screen and to results/ablations/table.md; docs/ablations.md holds what was found.
 """
 
 import argparse
@@ -19,7 +20,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.trial import judged
-from ddpm.runtime.command_line import one_line_errors
+from ddpm import UserError
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import check_limits
+from ddpm.runtime.files import check_writable, write_whole
 
 CHOICES = {
     "default": "",
@@ -57,14 +61,20 @@ COLUMNS = {  # of the table, and the rows of evaluate.py's report that they are
 
 
 def trial(name: str, seed: int, args) -> dict:
-    """The figures of a choice under a seed."""
+    """The figures of a choice under a seed; none, and why, if it failed, which costs no other its row."""
     flags = [*CHOICES[name].split(), "--minutes", f"{args.minutes:g}", "--seed", str(seed)]
-    return judged(args.out / f"{name}-{args.minutes:g}min-{seed}", flags, args.n, METRICS)
+    try:
+        return judged(args.out / f"{name}-{args.minutes:g}min-{seed}", flags, args.n, METRICS)
+    except UserError as error:
+        print(f"{name}, seed {seed}: {error}", flush=True)
+        return {}
 
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="benchmarks/ablations.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=17.0, help="of each training (default 17)")
@@ -72,6 +82,10 @@ def main(argv):
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each (default 2)")
     parser.add_argument("--out", type=Path, default=Path("results/ablations"))
     args = parser.parse_args(argv)
+    for name, least in (("n", 40), ("jobs", 1), ("seeds", 0)):
+        check_limits(name, getattr(args, name), at_least=least)
+    check_limits("minutes", args.minutes, above=0)
+    check_writable(args.out)
     args.out = args.out.resolve()
     todo = [(name, seed) for name in args.only for seed in args.seeds]
     print(f"{len(todo)} trainings of {args.minutes:g} minutes, {args.jobs} at a time; logs in {args.out}", flush=True)
@@ -80,15 +94,20 @@ def main(argv):
     head = ["", "steps", "validation loss", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for name in args.only:
-        of_seeds = [figures for (other, _), figures in zip(todo, found, strict=True) if other == name]
+        of_seeds = [figures for (other, _), figures in zip(todo, found, strict=True) if other == name and figures]
         cells = [spread([figures.get(key, np.nan) for figures in of_seeds]) for key in (*head[1:3], *COLUMNS.values())]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    (args.out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    table = "\n".join(lines) + "\n"
+    write_whole(args.out / "table.md", lambda file: file.write(table.encode()))
+    print(table, end="", flush=True)
+    if failed := found.count({}):
+        raise UserError(f"{failed} of {len(todo)} trainings failed, as told above; the same command tries them again")
 
 
 def spread(values: list) -> str:
     """Of one seed the value, of several their mean and standard deviation."""
+    if not values:
+        return "failed"
     text = f"{np.mean(values):.4g}"
     return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.2g}"
 

@@ -1,4 +1,5 @@
-"""Which settings train best? A training for each combination of values of train.py's flags, judged as evaluate.py judges.
+"""Which settings train best? A training for each combination of values of train.py's flags, judged as
+`evaluate.py --split val` judges.
 
     make sweep                                            steps, learning rate, averaging: eight short trainings
     make sweep ARGS="--grid lr=1e-3,2e-3 ema-decay=0.99,0.995"

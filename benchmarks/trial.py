@@ -14,14 +14,16 @@ from pathlib import Path
 from ddpm import UserError
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import flag, make_config
+from ddpm.runtime.start import teacher_of
 
 DECIDED = {"steps", "minutes", "precision", "threads", "device", "out"}  # by the machine, or by the trial
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def judged(place: Path, flags: list[str], n: int, metrics: tuple[str, ...]) -> dict:
-    """Train with these flags of train.py in the folder `place` and ask for these metrics of evaluate.py on n samples, as
-    far as that is not done. The figures: steps, validation loss, and the samples' value of each row of the report.
+    """Train with these flags of train.py in the folder `place` and ask for these metrics of evaluate.py on n samples
+    for validation images (a trial is there to choose by), as far as that is not done. The figures: steps, validation loss,
+    and the samples' value of each row of the report.
 
     Raises UserError, which names the log, if either fails or was stopped.
     """
@@ -33,9 +35,9 @@ def judged(place: Path, flags: list[str], n: int, metrics: tuple[str, ...]) -> d
         call("train.py", *start, "--threads", "1", log=place / "train.log")
         if not finished(run):
             raise UserError(f"{run}: stopped before its end; the same command goes on")
-    report = place / f"evaluation-{n}" / "report.json"
+    report = place / f"evaluation-val-{n}" / "report.json"
     if not report.exists():
-        asked = ["--ckpt", str(run), "--n", str(n), "--metrics", *metrics]
+        asked = ["--ckpt", str(run), "--n", str(n), "--metrics", *metrics, "--split", "val"]
         call("evaluate.py", *asked, "--out", str(report.parent), log=place / "evaluate.log")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     losses = [line["val_loss"] for line in lines if "val_loss" in line]
@@ -49,7 +51,9 @@ def check_same(run: Path, flags: list[str]) -> None:
         return
     there = json.loads((run / "config.json").read_text())
     args = train_parser().parse_args(flags)
-    wanted = asdict(make_config(args.preset or "laptop", given_fields(args)))
+    config = make_config(args.preset or "laptop", given_fields(args))
+    config.teacher = teacher_of(config)  # as train.py wrote it down
+    wanted = asdict(config)
     for name in wanted.keys() - DECIDED:
         if there.get(name) != wanted[name]:
             found = f"{flag(name)} {there.get(name)}, and now it is {wanted[name]}"

@@ -14,6 +14,8 @@ import evaluate
 import train
 from benchmarks import ablations, sweep, trial
 from ddpm import UserError
+from ddpm.data import phantom
+from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import make_config
 
@@ -44,6 +46,7 @@ def in_this_process(monkeypatch, small_phantom):
 
     monkeypatch.setattr(trial, "call", call)
     monkeypatch.setattr(sweep, "ThreadPoolExecutor", OneByOne)
+    monkeypatch.setitem(phantom.SPLITS, "val", 96)  # enough to judge by
     return called
 
 
@@ -118,6 +121,7 @@ def test_what_was_stopped_is_gone_on_with_and_what_is_judged_is_left_alone(prete
     resumed, evaluated = pretended
     assert resumed == ("train.py", "--resume", str(run), "--threads", "1")
     assert evaluated[:7] == ("evaluate.py", "--ckpt", str(run), "--n", "50", "--metrics", "kid")
+    assert evaluated[8:10] == ("--split", "val")  # to choose by: the test images stay unseen
     assert trial.judged(Path("place"), flags, 50, ("kid", "mask"))["steps"] == 10 and len(pretended) == 2
     trial.judged(Path("place"), flags, 60, ("kid", "mask"))  # of other samples, it is another question
     assert [called[0] for called in pretended] == ["train.py", "evaluate.py", "evaluate.py"]
@@ -141,6 +145,17 @@ def test_a_run_of_other_defaults_is_not_taken_for_one_of_todays(pretended):
         with pytest.raises(UserError, match=f"trained with --{name.replace('_', '-')} 0.5, and now it is"):
             trial.judged(Path("place"), [], 50, ("kid", "mask"))
     assert not pretended
+
+
+def test_a_students_run_is_gone_on_with_whose_teacher_is_a_folder(pretended, tiny_run):
+    """train.py writes down which of the folder's checkpoints it was."""
+    teacher = str(checkpoint.find(tiny_run))
+    leave_run(Path("place/run"), steps=10, at=5, teacher=teacher)
+    trial.judged(Path("place"), ["--teacher", str(tiny_run)], 50, ("kid",))
+    assert [called[:2] for called in pretended] == [("train.py", "--resume"), ("evaluate.py", "--ckpt")]
+    leave_run(Path("other/run"), steps=10, at=5, teacher=str(Path(teacher).with_name("step_000020.pt")))
+    with pytest.raises(UserError, match="step_000020.pt, and now it is .*step_000040.pt"):
+        trial.judged(Path("other"), ["--teacher", str(tiny_run)], 50, ("kid",))
 
 
 def test_a_run_that_a_signal_ended_is_not_judged(monkeypatch):
@@ -226,6 +241,46 @@ def test_the_ablations_tell_of_several_seeds(pretended):
     assert trained == sorted(asked) and len(pretended) == 8
     lines = Path("results/ablations/table.md").read_text().splitlines()
     assert len(lines) == 4 and lines[2].startswith("| default | 10 ± 0 | 0.5 ± 0 | 0.005 ± 0 |")
+
+
+def test_an_ablation_that_fails_costs_no_other_its_row(pretended, monkeypatch, capsys):
+    works = trial.call
+
+    def call(script, *flags, log):
+        if "--lr" in flags and flags[flags.index("--seed") + 1] == "1" or "--muon-lr" in flags:
+            raise UserError(f"{script}: exit status 2, see {log}")
+        works(script, *flags, log=log)
+
+    monkeypatch.setattr(trial, "call", call)
+    command = ["--only", "lr-2e-3", "muon-0.01", "default", "--seeds", "0", "1", "--jobs", "1"]
+    assert ablations.main(command) == 2
+    told = capsys.readouterr()
+    assert told.err == "error: 3 of 6 trainings failed, as told above; the same command tries them again\n"
+    assert "muon-0.01, seed 0: train.py: exit status 2, see " in told.out and "lr-2e-3, seed 1: train.py" in told.out
+    _, _, one, none, both = Path("results/ablations/table.md").read_text().splitlines()
+    assert one.startswith("| lr-2e-3 | 10 | 0.5 |") and both.startswith("| default | 10 ± 0 |")
+    assert set(none.split(" | ")[1:-1]) == {"failed"}
+    monkeypatch.setattr(trial, "call", works)
+    assert ablations.main(command) == 0 and "failed" not in Path("results/ablations/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--n", "39"], "--n is 39; it must be at least 40"),
+        (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
+        (["--minutes", "0"], "--minutes is 0.0; it must be greater than 0"),
+        (["--minutes", "nan"], "--minutes is nan; it must be a finite number"),
+        (["--seeds", "0", "-1"], "--seeds is [0, -1]; it must be at least 0"),
+        (["--out", "/proc/x"], "--out /proc/x: cannot write there"),
+        (["--only", "magic"], "invalid choice: 'magic'"),
+    ],
+)
+def test_bad_ablations_are_one_line_before_anything_runs(flags, says, pretended, capsys):
+    assert ablations.main(flags) == 2
+    told = capsys.readouterr()
+    assert says in told.err and told.err.startswith("error: ") and told.err.count("\n") == 1
+    assert told.out == "" and not pretended and not any(Path().iterdir())
 
 
 # ---------------------------------------------------------------- the grid

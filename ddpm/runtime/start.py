@@ -40,8 +40,7 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
             checkpoint.load(path)  # says so, before the work and not after it
     else:
         config, resumed, home = resume(args, given)
-    if config.teacher and Path(config.teacher).is_dir():  # its newest, now: when this is resumed it may have others
-        config.teacher = str(checkpoint.find(config.teacher))
+    config.teacher = teacher_of(config)
     if config.batch_size < (n := distributed.size()):
         raise UserError(f"--batch-size {config.batch_size} is for all {n} processes together; give each an image")
     if config.out and Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
@@ -49,6 +48,13 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     if config.tensorboard:
         summary_writer()  # where it is not installed, that is said before the work
     return config, resumed
+
+
+def teacher_of(config: Config) -> str:
+    """The checkpoint that --teacher names, or "": of a folder its newest, now, as it may have others when this is
+    resumed. Raises UserError."""
+    folder = config.teacher and Path(config.teacher).is_dir()
+    return str(checkpoint.find(config.teacher)) if folder else config.teacher
 
 
 def resume(args, given: dict) -> tuple[Config, dict, Path]:
