@@ -36,9 +36,11 @@ from ddpm.metrics.margin import margin
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import load_segmenter
 from ddpm.model import Model, Sampling, load_model
-from ddpm.runtime.command_line import one_line_errors, quicker_precision
-from ddpm.runtime.files import write_whole
+from ddpm.runtime.command_line import Parser, one_line_errors, quicker_precision
+from ddpm.runtime.config import check_limits
+from ddpm.runtime.files import check_writable, write_whole
 
+GIVEN = ("mask", "contrast")  # what each sample is asked for
 LONG = 250  # steps from which a row has --n-long images
 ALL = (0.0, 1.0)
 STEPS = {
@@ -60,13 +62,18 @@ class Way:
 
 
 def ways(args) -> Iterator[Way]:
-    """The rows. The first one is the default sampler."""
+    """The rows. The first one is the default sampler. Raises UserError for models that cannot be compared."""
     model = load_model(args.ckpt)
+    check_asked(model)
+    if model.config.few_steps:
+        raise UserError(f"{model.name}: trained for {model.config.few_steps} steps alone; name it by --few")
     yield Way("dpm-solver", model, Sampling(steps=10))
     for path in args.few:
         few = load_model(path)
         if not few.config.few_steps:
             raise UserError(f"--few {path}: trained for any number of steps; name it by --ckpt")
+        if any((few.vocabulary != model.vocabulary, few.shape != model.shape, few.config.data != model.config.data)):
+            raise UserError(f"--few {path}: draws other images, or for other masks, than {model.name}")
         name = "distilled" if few.config.teacher else f"Fast-DDPM, {few.config.train_times}"
         for sampler in ("ddim",) if few.config.teacher else ("ddim", "dpm-solver", "ancestral"):
             yield Way(name if few.config.teacher else f"{name}, {sampler}", few, Sampling(sampler))
@@ -76,6 +83,14 @@ def ways(args) -> Iterator[Way]:
                 yield Way(sampler, model, Sampling(sampler, steps))
     for name, (guidance, interval) in GUIDED.items() if "guidance" in args.only else ():
         yield Way(name, model, Sampling(steps=10, guidance=guidance, interval=interval))
+
+
+def check_asked(model: Model) -> None:
+    """Raises UserError unless the model draws images of the phantom for its masks and contrasts, and nothing else."""
+    if model.config.data != "phantom" or {*model.vocabulary.given} != {*GIVEN}:
+        follows = " and ".join(model.vocabulary.given) or "nothing"
+        found = f"trained on {model.config.data}, and follows {follows}"
+        raise UserError(f"{model.name}: {found}; give a checkpoint of the phantom with masks")
 
 
 @dataclass
@@ -92,6 +107,12 @@ class Drawn:
 class Bench:
     def __init__(self, args, model: Model):
         self.args, self.judge, self.held_out = args, load_segmenter(), load_data(model.config, "test")
+        check_limits("n", args.n, at_least=40, at_most=len(self.held_out) - 40)  # as many are left to compare with
+        marked = (self.held_out.masks[: args.n_long] == len(self.held_out.classes) - 1).sum((1, 2)) >= SMALL
+        if marked.sum() < 2:
+            raise UserError(
+                f"--n-long {args.n_long}: under two of these images have a lesion of {SMALL} pixels; give more"
+            )
         self.reference = self.judge.judge(self.held_out.images[args.n :]).features
 
     def judged(self, images: np.ndarray, calls: float = 0.0, seconds: float = 0.0) -> Drawn:
@@ -107,7 +128,7 @@ class Bench:
     def drawn(self, way: Way) -> Drawn:
         """Draw as many as the row has, or read back what was drawn."""
         n = self.args.n_long if way.how.steps and way.how.steps >= LONG else self.args.n
-        how = replace(way.how, precision=self.args.precision).complete(way.model, ("mask", "contrast"))
+        how = replace(way.how, precision=self.args.precision).complete(way.model, GIVEN)
         weights = hashlib.sha256(Path(way.model.name).read_bytes()).hexdigest()[:8]
         key = hashlib.sha256(repr(how).encode()).hexdigest()[
             :8
@@ -154,7 +175,9 @@ class Bench:
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="benchmarks/samplers.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", help="default: the newest in results/, or the model in the box")
     parser.add_argument("--few", nargs="*", default=[], help="checkpoints of few steps: a row each")
     asked = parser.add_argument("--only", nargs="*", choices=(*STEPS, "guidance"), default=list(STEPS))
@@ -167,14 +190,14 @@ def main(argv):
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: the quicker one here")
     parser.add_argument("--out", type=Path, default=Path("results/samplers"))
     args = parser.parse_args(argv)
+    check_limits("n_long", args.n_long, at_least=40)
     args.n_long = min(args.n_long, args.n)
     rows = list(ways(args))
+    for way in rows:
+        way.how.complete(way.model, GIVEN)  # what cannot be drawn is said before the first row is
     model = rows[0].model
-    if model.config.data != "phantom" or not model.vocabulary.classes:
-        found = f"trained on {model.config.data}, {len(model.vocabulary.classes)} classes"
-        raise UserError(f"{model.name}: {found}; give a checkpoint of the phantom with masks")
     args.precision = args.precision or quicker_precision(next(model.unet.parameters()).device)
-    args.out.mkdir(parents=True, exist_ok=True)
+    check_writable(args.out)
     bench = Bench(args, model)
 
     print(f"{model.name}, {args.precision}; reference: {len(bench.reference)} held-out images", flush=True)
@@ -187,14 +210,15 @@ def main(argv):
         default = default or (drawn if way else None)
         cells = bench.scores(drawn, default or drawn)
         if way:
-            steps = way.how.complete(way.model, ("mask", "contrast")).steps
+            steps = way.how.complete(way.model, GIVEN).steps
             counts = [way.name, str(steps), str(len(drawn.features)), f"{drawn.calls:.1f}", f"{16 * drawn.seconds:.1f}"]
             points.append((way.name, drawn.calls, float(cells[1].split()[0])))
         else:
             counts, cells[2], cells[4] = ["real images", "", str(args.n), "", ""], "", ""
         lines.append("| " + " | ".join(counts + cells) + " |")
         print(lines[-1] if way else "\n".join(lines), flush=True)
-    (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    table = "\n".join(lines) + "\n"
+    write_whole(args.out / "table.md", lambda file: file.write(table.encode()))
     plot(points, args.out / "steps.png")
 
 

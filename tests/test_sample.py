@@ -296,6 +296,27 @@ def test_a_network_without_masks_refuses_them(small_phantom, tmp_path, capsys):
     assert "give a checkpoint of the phantom with masks" in error and error.count("\n") == 1
 
 
+def test_the_benchmark_of_samplers_says_first_what_it_cannot_do(ckpt, monkeypatch, capsys):
+    monkeypatch.setattr(samplers, "draw_for", lambda *asked, **how: pytest.fail("it draws"))
+    raw = torch.load(ckpt, weights_only=True)
+    raw["config"].update(mask_drop=0.0, label_drop=0.0, all_drop=0.0)
+    torch.save(raw, "always.pt")
+    for flags, says in (
+        (["--ckpt", "pretrained-fast"], "trained for 4 steps alone; name it by --few"),
+        (["--ckpt", ckpt, "--few", ckpt], "trained for any number of steps; name it by --ckpt"),
+        (["--ckpt", ckpt, "--few", "pretrained-fast"], "--few pretrained-fast: draws other images"),
+        (["--ckpt", "always.pt", "--only", "guidance"], "never learnt to do without --mask"),
+        (["--ckpt", ckpt, "--n", "57"], "--n is 57; it must be at most 56"),
+        (["--ckpt", ckpt, "--n", "39"], "--n is 39; it must be at least 40"),
+        (["--ckpt", ckpt, "--n-long", "1"], "--n-long is 1; it must be at least 40"),
+        (["--ckpt", ckpt, "--n", "50", "--out", "/proc/x"], "--out /proc/x: cannot write there"),
+        (["--ckpt", ckpt, "--only", "magic"], "invalid choice: 'magic'"),
+    ):
+        assert samplers.main(flags) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.startswith("error: ") and error.count("\n") == 1
+
+
 def test_letters_that_the_terminal_lacks_cost_nothing(small_phantom, tmp_path, monkeypatch):
     flags = ["--preset", "tiny", "--labels", "none", "--steps", "1", "--precision", "fp32", "--out", "прогон"]
     for main, argv in ((train.main, flags), (sample.main, ["--ckpt", "прогон", "--n", "1", "--out", "образцы"])):
