@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,14 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sample
+from ddpm import UserError
 from ddpm.data import phantom
 from ddpm.data.images import to_uint8
 from ddpm.data.volumes import along, from_slices, library, read_nifti
 from ddpm.metrics.paired import psnr
 from ddpm.model import Model, Sampling, draw, load_model
-from ddpm.runtime.command_line import one_line_errors, quicker_precision
+from ddpm.runtime.command_line import Parser, one_line_errors, quicker_precision
+from ddpm.runtime.config import check_limits
 from ddpm.runtime.progress import progress
 from ddpm.stack import Stack
 
@@ -51,10 +54,25 @@ def head(subject: phantom.Subject, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def subjects(n: int) -> list[phantom.Subject]:
-    """The first n of the test split that have a lesion, and 30 mm of brain above them."""
+    """The first n of the test split that have a lesion, and 30 mm of brain above them. Raises UserError for fewer."""
     drawn = (phantom.draw_subject(0, "test", i) for i in range(phantom.SPLITS["test"]))
     fit = (subject for subject in drawn if subject.lesion is not None and subject.z < 30)
-    return [next(fit) for _ in range(n)]
+    if len(found := list(islice(fit, n))) < n:
+        raise UserError(f"--n {n}: {len(found)} test subjects have a lesion, and enough of the brain above them")
+    return found
+
+
+def check_draws(model: Model) -> None:
+    """Raises UserError unless the model draws slices of the phantom for masks of lesions, and restores them."""
+    masks, contrasts = model.vocabulary.classes, model.vocabulary.labels.get("contrast", ())
+    size = tuple(model.config.image_size)
+    if (size, masks) != ((SIZE, SIZE), phantom.CLASSES["lesion"]) or not {*phantom.CONTRASTS} <= {*contrasts}:
+        needed = f"images of {SIZE}x{SIZE}, masks of lesions and the contrasts {', '.join(phantom.CONTRASTS)}"
+        raise UserError(f"{model.name}: a model of {needed} is needed; name another --ckpt")
+    if model.config.few_times:
+        knows = f"{model.name} knows {model.config.few_steps} steps alone"
+        raise UserError(f"restoration asks at every time, but {knows}; name another --ckpt")
+    Sampling(guidance=1.0).complete(model, ())  # what is restored is told nothing
 
 
 def differences(heads: list[np.ndarray]) -> list[float]:
@@ -89,11 +107,17 @@ def restored(place: Path, ckpt: str, *flags: str) -> tuple[np.ndarray, float]:
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="benchmarks/volumes.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", default="pretrained", help="default: the model in the box")
     parser.add_argument("--n", type=int, default=8, help="subjects of the table (default 8)")
     args = parser.parse_args(argv)
-    model, some = load_model(args.ckpt), subjects(args.n)
+    check_limits("n", args.n, at_least=1)
+    library("nibabel")  # that it is not installed is said before the work
+    model = load_model(args.ckpt)
+    check_draws(model)
+    some = subjects(args.n)
     how = Sampling(precision=quicker_precision(next(model.unet.parameters()).device))
     images, masks = zip(*(head(subject, SIZE) for subject in some), strict=True)
     rows = {"the phantom": images}

@@ -1,5 +1,6 @@
 """`sample.py --restore SCAN.nii.gz`: slice by slice, on the scan's own grid and in its units."""
 
+import sys
 from pathlib import Path
 
 import nibabel
@@ -270,3 +271,26 @@ def test_the_benchmark_of_volumes_runs(plain, monkeypatch, capsys):
     assert volumes.main(["--ckpt", plain, "--n", "2"]) == 0
     told = capsys.readouterr().out
     assert "| the phantom |" in told and "denoised" in told and "the rest is exactly the scan" in told
+
+
+def test_the_benchmark_of_volumes_says_first_what_it_cannot_do(ckpt, plain, monkeypatch, capsys):
+    monkeypatch.setattr(volumes, "drawn_head", lambda *asked: pytest.fail("it draws"))
+    few = changed(ckpt, "few.pt", few_steps=4)
+    monkeypatch.setattr(volumes, "SIZE", 32)
+    for flags, says in (
+        (
+            ["--ckpt", "pretrained-masks"],
+            "a model of images of 32x32, masks of lesions and the contrasts T1, T2, FLAIR",
+        ),
+        (["--ckpt", "pretrained"], "a model of images of 32x32"),
+        (["--ckpt", few], "asks at every time, but"),
+        (["--ckpt", plain, "--n", "0"], "--n is 0; it must be at least 1"),
+        (["--ckpt", plain, "--n", "96"], "test subjects have a lesion, and enough of the brain above them"),
+        (["--ckpt", plain, "--n", "x"], "invalid int value: 'x'"),
+    ):
+        assert volumes.main(flags) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.startswith("error: ") and error.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    assert volumes.main(["--ckpt", plain]) == 2
+    assert "nibabel is needed to read these files" in capsys.readouterr().err
