@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ddpm import UserError
 from ddpm.data import Slices, phantom
 from ddpm.data.sources import load_data
 from ddpm.evaluation.comparison import Comparison, Sides, draw_for, nearest_training
@@ -29,9 +30,9 @@ from ddpm.evaluation.questions import QUESTIONS, Row
 from ddpm.evaluation.report import figure
 from ddpm.metrics.features import segmenter_features
 from ddpm.metrics.segmenter import load_segmenter
-from ddpm.model import Sampling, load_model
-from ddpm.runtime.command_line import one_line_errors
-from ddpm.runtime.config import Config
+from ddpm.model import Model, Sampling, load_model
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import Config, check_limits
 
 
 def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) -> dict[str, np.ndarray]:
@@ -45,10 +46,11 @@ def damaged(pairs: Slices, train: np.ndarray, split: str, chosen: np.ndarray) ->
     other = np.random.default_rng(1)
     ill = [s if s.lesion else replace(s, lesion=phantom._draw_lesion(other, s)) for s in subjects]
     noisy = pairs.images + rng.normal(0, 8, pairs.images.shape)
+    blurred = ndimage.gaussian_filter(pairs.images.astype(np.float32), (0, 0, 0.6, 0.6))  # of uint8 it would round down
     return {
         "real": pairs.images,
         "noise": np.rint(noisy.clip(0, 255)).astype(np.uint8),
-        "blur": ndimage.gaussian_filter(pairs.images, (0, 0, 0.6, 0.6)),
+        "blur": np.rint(blurred.clip(0, 255)).astype(np.uint8),
         "wrong contrast": np.stack([phantom.render(s, size, c)[0] for s, c in zip(subjects, following, strict=True)])[
             :, None
         ],
@@ -75,20 +77,42 @@ def scores(
     return [row for name in names for row in QUESTIONS[name].ask(c)]
 
 
+def load_models(args, test: Slices) -> dict[str, tuple[Model, Sampling]]:
+    """Name -> the model of --early or --late, as far as they are given, and how it draws. Raises UserError if it cannot
+    draw for the masks of the test images."""
+    models = {}
+    for name in ("early", "late"):
+        if (path := getattr(args, name)) is None:
+            continue
+        model = load_model(path)
+        if (
+            model.config.data != "phantom"
+            or model.vocabulary != test.vocabulary
+            or model.shape != test.images.shape[1:]
+        ):
+            needed = "masks of lesions, all contrasts, images of {}x{}".format(*test.images.shape[2:])
+            raise UserError(f"--{name} {path}: a model of the embedded data is needed, of {needed}")
+        models[f"{name} model"] = model, Sampling(precision=args.precision).complete(model, test.vocabulary.given)
+    return models
+
+
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=1000)
+    parser = Parser(
+        prog="benchmarks/damage.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=1000, help="images of each kind (default 1000)")
     parser.add_argument("--early", help="a checkpoint early in training")
     parser.add_argument("--late", help="a checkpoint at its end")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     args = parser.parse_args(argv)
-    test, train = load_data(Config(), "test"), load_data(Config(), "train")
+    test = load_data(Config(), "test")
+    check_limits("n", args.n, at_least=40, at_most=len(test) - 40)  # as many are left to compare with
+    models, train = load_models(args, test), load_data(Config(), "train")
     pairs = test.part(np.arange(args.n))
     sets = damaged(pairs, train.images, "test", np.arange(args.n))
-    for name, path in (("early model", args.early), ("late model", args.late)):
-        if path:
-            sets[name] = draw_for(load_model(path), pairs, np.arange(args.n), Sampling(precision=args.precision))
+    for name, (model, how) in models.items():
+        sets[name] = draw_for(model, pairs, np.arange(args.n), how)
     far = np.split(nearest_training(test.images, train.images)[0], [args.n])
     columns = {name: scores(images, test, args.n, train, far=far) for name, images in sets.items()}
     print(f"| {args.n} images each | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))

@@ -18,6 +18,7 @@ from small_sets import split_set, subject_set, write
 import ddpm.evaluation.small
 import evaluate
 import train
+from benchmarks import damage
 from benchmarks.damage import damaged, scores
 from ddpm import UserError
 from ddpm.conditions import Vocabulary
@@ -454,6 +455,30 @@ def test_bad_input_with_a_checkpoint(ckpt, capsys, flags, expected):
 
 
 # ---------------------------------------------------------------- what the scores mean
+
+
+def test_a_blur_leaves_the_image_as_bright_as_it_was():
+    """Of whole numbers the filter rounds down, once along each axis: a grey level in all."""
+    real, training = rendered("test", 0, 8), rendered("train", 0, 60)
+    blurred = damaged(real, training.images, "test", np.arange(8))["blur"]
+    there = real.images > 25
+    assert blurred.dtype == np.uint8 and abs(blurred[there].mean() - real.images[there].mean()) < 2
+    assert blurred.mean() == pytest.approx(real.images.mean(), abs=0.02)
+
+
+def test_the_benchmark_of_damage_says_first_what_it_cannot_do(ckpt, monkeypatch, capsys):
+    monkeypatch.setattr(damage, "damaged", lambda *asked: pytest.fail("it renders"))
+    for flags, says in (
+        (["--n", "57"], "--n is 57; it must be at most 56"),
+        (["--n", "0"], "--n is 0; it must be at least 40"),
+        (["--n", "50", "--late", ckpt], f"--late {ckpt}: a model of the embedded data is needed"),
+        (["--n", "50", "--early", "pretrained", "--late", "gone.pt"], "gone.pt: no such checkpoint"),
+        (["--n", "50", "--late", ""], "an empty name for a checkpoint"),
+        (["--precision", "fp8"], "invalid choice: 'fp8'"),
+    ):
+        assert damage.main(flags) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.startswith("error: ") and error.count("\n") == 1
 
 
 def test_each_score_sees_the_damage_it_is_there_for():
