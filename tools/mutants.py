@@ -7,12 +7,13 @@ dropped, ... Not mutated are docstrings, annotations, and what a `raise` says. m
 skips properties and constants; here each mutant is judged in a process forked from one that has already imported torch.
 
 A mutant that a test notices (or that needs over a minute) is killed, and noted in .cache/mutants.txt, so that a run
-that was stopped goes on; remove that file to begin anew. tools/mutants_that_live.txt gives reasons for the others.
-docs/mutants.md is written at the end of a run over all files.
+that was stopped goes on; where the file or its tests have changed since, it is judged again. For the others
+tools/mutants_that_live.txt gives reasons. docs/mutants.md is written at the end of a run over all files.
 """
 
 import ast
 import gc
+import hashlib
 import importlib.machinery
 import os
 import resource
@@ -144,6 +145,12 @@ def survives(path: str, text: str) -> bool:
     os._exit(int(status))
 
 
+def state(path: str) -> str:
+    """Of a file and the tests that judge it: a mutant that was killed in another state may live in this one."""
+    files = [path, *(f"tests/test_{name}.py" for name in JUDGES[path])]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:12]
+
+
 def main(paths: list[str]) -> int:
     """The exit status: 1 if a mutant lives that no reason is given for."""
     os.chdir(ROOT)
@@ -152,16 +159,17 @@ def main(paths: list[str]) -> int:
     killed, reasons = set(KILLED.read_text().splitlines()), reasons_to_live()
     counts, living = [], []
     for path in paths or EVERY:
-        source = Path(path).read_text()
+        source, judged_in = Path(path).read_text(), state(path)
         assert survives(path, source), f"the tests of {path} fail without a mutant"
         kinds = Counter()
         for line, now, text in mutants_of(source):
             name = f"{path}:{line}: {now}"
-            if name in killed or not survives(path, text):
+            note = f"{judged_in} {name}"
+            if note in killed or not survives(path, text):
                 kinds["killed"] += 1
-                if name not in killed:
+                if note not in killed:
                     with KILLED.open("a") as file:
-                        print(name, file=file)
+                        print(note, file=file)
             else:
                 reason = reasons.get(f"{path}: {now}", "NO REASON")
                 kinds["equivalent" if reason.startswith("equivalent") else "survived"] += 1
