@@ -1,6 +1,6 @@
 """Is a data set in a memory-mapped file as fast as one in memory, and does it leave memory alone?
 
-    python benchmarks/data.py [--images 200000] [--size 128] [--batches 2000] [--folder DIR]
+    python benchmarks/data.py [--images 200000] [--size 128] [--batches 500] [--folder DIR]
     python benchmarks/data.py --volumes 1000 [--folder DIR]
 
 Writes a synthetic store (images and two-class labels, 200,000 of each take 6.6 GB) into a temporary folder, draws
@@ -40,17 +40,20 @@ from ddpm.data import Slices, folders, store
 from ddpm.data.volumes import library
 from ddpm.runtime import cache
 from ddpm.runtime.command_line import Parser, one_line_errors
-from ddpm.runtime.config import Config
+from ddpm.runtime.config import Config, check_limits
 from ddpm.training import draw_batch, order
 
 CLASSES = ("background", "lesion")
+CONFIG = Config(batch_size=16)  # of what is drawn from the store
 
 
 @one_line_errors
 def main(argv):
-    parser = Parser(prog="data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--size", type=int, default=128)
+    parser = Parser(
+        prog="benchmarks/data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=200_000, help="in the file (default 200000)")
+    parser.add_argument("--size", type=int, default=128, help="pixels each way (default 128)")
     parser.add_argument("--batches", type=int, default=500, help="of 16, in a round (default 500)")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--folder", help="where to put the file (default: the system's temporary folder)")
@@ -64,7 +67,10 @@ def main(argv):
     if args.opened:
         cache.CACHE = Path(args.folder)
         return time_opening(args.opened)
-    if args.volumes:
+    for name, least in (("images", 10 * CONFIG.batch_size), ("size", 1), ("batches", 1), ("rounds", 1)):
+        check_limits(name, getattr(args, name), at_least=least)
+    if args.volumes is not None:
+        check_limits("volumes", args.volumes, at_least=3)  # a split each
         return open_twice(args.volumes, args.folder)
     needed = 2 * args.images * args.size**2
     folder = Path(tempfile.mkdtemp(prefix="data-bench-", dir=args.folder))
@@ -74,11 +80,16 @@ def main(argv):
         cache.CACHE = folder
         write(args.images, args.size)
         command = [sys.executable, __file__, "--watch", "--folder", str(folder)]
-        subprocess.run(command, check=True)
+        run(command)
         cold(args)
         compare(args)
     finally:
         shutil.rmtree(folder)
+
+
+def run(command: list[str]) -> None:
+    if subprocess.run(command).returncode:
+        raise SystemExit(2)  # it has said why
 
 
 def write(n: int, size: int) -> None:
@@ -101,7 +112,7 @@ def open_twice(n: int, where: str | None) -> None:
         write_volumes(folder / "volumes", n)
         for _ in range(2):
             command = [sys.executable, __file__, "--opened", str(folder / "volumes"), "--folder", str(folder / "cache")]
-            subprocess.run(command, check=True)
+            run(command)
     finally:
         shutil.rmtree(folder)
 
@@ -137,12 +148,12 @@ def mapped() -> Slices:
 
 def watch_memory(data: Slices) -> None:
     """Draw an epoch; print the process's memory at the start and at each tenth."""
-    config, steps = Config(), len(data) // Config().batch_size
+    steps = len(data) // CONFIG.batch_size
     for step in range(20):  # buffers, and the order of the first epoch
-        draw_batch(data, config, step)
+        draw_batch(data, CONFIG, step)
     start, most = rss(), {"RssAnon": 0, "RssFile": 0}
     for step in range(steps):
-        draw_batch(data, config, step)
+        draw_batch(data, CONFIG, step)
         if step % max(steps // 50, 1) == 0:
             most = {kind: max(most[kind], value) for kind, value in rss().items()}
     grown = most["RssAnon"] - start["RssAnon"]
@@ -169,12 +180,13 @@ def cold(args) -> None:
     for path in store.folder_of("bench").glob("*.npy"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    data, config, steps = mapped(), Config(), min(args.batches, len(mapped()) // 160)
-    order(len(data), config.seed, 0)  # drawn once an epoch; not what is measured here
+    data = mapped()
+    steps = min(args.batches, len(data) // (10 * CONFIG.batch_size))  # a tenth of an epoch at most
+    order(len(data), CONFIG.seed, 0)  # drawn once an epoch; not what is measured here
     begun = time.perf_counter()
     for step in range(steps):
-        draw_batch(data, config, step)
-    images = steps * config.batch_size
+        draw_batch(data, CONFIG, step)
+    images = steps * CONFIG.batch_size
     print(
         f"draw_batch from a file of which nothing is cached: {images / (time.perf_counter() - begun):.0f} images/s "
         f"({images} images)"
@@ -188,15 +200,15 @@ def compare(args) -> None:
     data = mapped()
     part = Slices(data.images[:n], data.masks[:n], {}, data.vocabulary)
     copy = Slices(np.array(part.images), np.array(part.masks), {}, data.vocabulary)
-    config, seconds = Config(), {"mapped": [], "memory": []}
+    seconds = {"mapped": [], "memory": []}
     for round in range(args.rounds + 1):
         for name, source in (("mapped", part), ("memory", copy))[:: 1 if round % 2 else -1]:
             begun = time.perf_counter()
             for step in range(round * args.batches, (round + 1) * args.batches):
-                draw_batch(source, config, step)
+                draw_batch(source, CONFIG, step)
             if round:  # the first one warms up
                 seconds[name].append(time.perf_counter() - begun)
-    speed = {name: args.batches * config.batch_size / statistics.median(times) for name, times in seconds.items()}
+    speed = {name: args.batches * CONFIG.batch_size / statistics.median(times) for name, times in seconds.items()}
     ratios = [memory / mapped for mapped, memory in zip(seconds["mapped"], seconds["memory"], strict=True)]
     print(
         f"draw_batch: {speed['mapped']:.0f} images/s from the mapped file, {speed['memory']:.0f} from memory; ratio "

@@ -37,7 +37,8 @@ from ddpm import UserError
 from ddpm.data import phantom
 from ddpm.metrics.fid import frechet_distance, frechet_distance_by_factors, frechet_distance_of_features
 from ddpm.metrics.inception import ConvNorm, Inception, load_inception, to_rgb
-from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import check_limits
 
 try:
     import cpu_torchvision  # noqa: F401, before pytorch-fid imports torchvision
@@ -49,7 +50,7 @@ except ImportError:
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="benchmarks/fid.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("distance", "features"))
     parser.add_argument("--rounds", type=int, default=3, help="distance: how often each way runs")
     parser.add_argument("--dims", type=int, default=2048, help="distance: D")
@@ -58,6 +59,8 @@ def main(argv):
     parser.add_argument("--batch-size", type=int, default=16, help="features: images at a time")
     parser.add_argument("--weights", help="features: the usual file of Inception's weights")
     args = parser.parse_args(argv)
+    for name, least in (("rounds", 1), ("dims", 1), ("samples", 2), ("batch_size", 1)):
+        check_limits(name, getattr(args, name), at_least=least)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}", flush=True)
     if pytorch_fid is None:
         print(

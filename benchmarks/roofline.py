@@ -27,17 +27,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm.conditions import Vocabulary
 from ddpm.data import Slices
-from ddpm.runtime.config import PRESETS, Config
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import PRESETS, Config, check_limits
 from ddpm.training import make_training, training_step
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@one_line_errors
+def main(argv):
+    parser = Parser(
+        prog="benchmarks/roofline.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=PRESETS, default="laptop")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--variants", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    check_limits("rounds", args.rounds, at_least=1)
     config = Config(**{**PRESETS[args.preset], "precision": args.precision, "steps": 1})
     print(
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, preset {args.preset}, {args.precision}, "
@@ -123,4 +128,4 @@ def variants(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data import Slices
 from ddpm.model import make_unet
-from ddpm.runtime.config import PRESETS, Config
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import PRESETS, Config, check_limits
 from ddpm.runtime.run import peak_memory_gb
 from ddpm.training import make_training, training_step
 
@@ -37,12 +38,16 @@ STATE = 4 + 4 + 8 + 4 + 4
 PEAK, SHARE, NVLINK, NETWORK = 312e12, 0.30, 200e9, 20e9
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@one_line_errors
+def main(argv):
+    parser = Parser(
+        prog="benchmarks/scaling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--step", choices=PRESETS, help="take one real step of this preset")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    check_limits("images", args.images, at_least=1)
     if args.step:
         real_step(args.step, args.images, args.precision)
         return
@@ -146,4 +151,4 @@ def real_step(preset: str, images: int, precision: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,6 @@ are taken from the installed nilearn package. Nobody needs this to train: the re
 The same volumes give the same file, byte for byte; its sha256 is printed (and kept in ATLAS_LICENSE.txt).
 """
 
-import argparse
 import hashlib
 import io
 import os
@@ -18,12 +17,18 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ddpm import UserError
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.files import reading
+
 OUT = Path(__file__).resolve().parents[1] / "ddpm" / "data" / "atlas.npz"
 SPACING = 1.5  # mm; the finest pixel a phantom is usually asked for (128 x 128) is 1.6 mm
 
 
 def read_volumes(folder):
-    """Folder -> T1, GM, WM as uint8 (197, 233, 189) and the affine from voxel to mm (RAS+)."""
+    """Folder -> T1, GM, WM as uint8 (197, 233, 189) and the affine from voxel to mm (RAS+). Raises UserError."""
     try:
         import nibabel
 
@@ -32,17 +37,16 @@ def read_volumes(folder):
 
             folder = Path(nilearn.__file__).parent / "datasets" / "data"
     except ImportError as error:
-        sys.exit(f"build_atlas: {error.name} is not installed; run: pip install -r requirements/data.txt")
+        raise UserError(f"{error.name} is not installed; run: pip install -r requirements/data.txt") from None
     volumes = []
     for kind in ("t1", "gm", "wm"):
         path = Path(folder) / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
         if not path.is_file():
-            sys.exit(
-                f"build_atlas: no {path.name} in {folder}; give the folder, or install "
-                "the pinned nilearn: pip install -r requirements/data.txt"
-            )
-        image = nibabel.load(path)
-        volumes.append(np.asarray(image.dataobj))
+            remedy = "give the folder, or install the pinned nilearn: pip install -r requirements/data.txt"
+            raise UserError(f"no {path.name} in {folder}; {remedy}")
+        with reading(path, "a NIfTI volume", "fetch it again"):
+            image = nibabel.load(path)
+            volumes.append(np.asarray(image.dataobj))
     return volumes, image.affine
 
 
@@ -93,14 +97,17 @@ def write_npz(path, **arrays):
     os.replace(temporary, path)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+@one_line_errors
+def main(argv):
+    parser = Parser(prog="tools/build_atlas.py", description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, help="where the volumes lie (default: in nilearn)")
-    (t1, gm, wm), affine = read_volumes(parser.parse_args().folder)
+    (t1, gm, wm), affine = read_volumes(parser.parse_args(argv).folder)
     for name, volume in (("T1", t1), ("GM", gm), ("WM", wm)):
         # only one half is stored, so the other must be its mirror image: x = 0 is the middle voxel
-        assert np.array_equal(volume, volume[::-1]), f"{name} is not mirror symmetric"
-        assert volume.shape[0] // 2 + affine[0, 3] == 0 and np.array_equal(affine[:3, :3], np.eye(3)), affine
+        in_place = volume.shape[0] // 2 + affine[0, 3] == 0 and np.array_equal(affine[:3, :3], np.eye(3))
+        if not in_place or not np.array_equal(volume, volume[::-1]):
+            wanted = "voxels of 1 mm, mirrored in x = 0"
+            raise UserError(f"{name}: not of the symmetric ICBM 152 2009a ({wanted}); fetch the three volumes again")
     brain, fractions = tissue_fractions(t1, gm, wm)
     half, half_affine = right_half(fractions, brain, affine)
     write_npz(OUT, tissue=np.rint(half * 255).clip(0, 255).astype(np.uint8), affine=half_affine)
@@ -109,4 +116,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,24 +20,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm import UserError
 from ddpm.data import descriptions
 from ddpm.runtime.command_line import Parser, one_line_errors
-from ddpm.runtime.files import reading, write_whole
+from ddpm.runtime.files import check_file, reading, write_whole
 
 
 @one_line_errors
 def main(argv):
-    parser = Parser(prog="embed.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="tools/embed.py", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--texts", metavar="FILE", help="texts of your own, a line each, beside the data's descriptions"
     )
     parser.add_argument("--out", default="results/embeddings.npz", help="(default results/embeddings.npz)")
     args = parser.parse_args(argv)
+    if args.texts == "":
+        raise UserError("--texts: an empty name (an unset variable?); name a file, or leave it out")
+    check_file(args.out)
     texts = [descriptions.text(said) for said in descriptions.all_said()]
-    if args.texts:
+    if args.texts is not None:
         with reading(args.texts, "a text file", "save it as UTF-8"):
             texts += [line.strip() for line in Path(args.texts).read_text("utf-8").splitlines() if line.strip()]
     texts = list(dict.fromkeys(texts))
     vectors = embed(texts)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.out, lambda file: np.savez(file, texts=np.array(texts), vectors=vectors))
     left, right = vectors[[texts.index("axial, lesion, left"), texts.index("axial, lesion, right")]]
     cosine = left @ right / (np.linalg.norm(left) * np.linalg.norm(right))

@@ -23,7 +23,7 @@ PALETTE = [0, 0, 0, 60, 110, 220, 150, 150, 150, 240, 240, 240, 220, 50, 47]  # 
 
 @one_line_errors
 def main(argv):
-    Parser(description=__doc__).parse_args(argv)
+    Parser(prog="tools/example_masks.py", description=__doc__).parse_args(argv)
     for name, index in SUBJECTS.items():
         _, tissue = render(draw_subject(0, "test", index), SIZE)
         lesion = Image.fromarray(to_label_set(tissue, "lesion") * np.uint8(255))

@@ -40,7 +40,7 @@ PIXELS = 16  # from which the four multipliers of a step are read: four would do
 
 @one_line_errors
 def main(argv):
-    parser = Parser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="tools/export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", help="as for sample.py: a checkpoint, a run's folder, or pretrained")
     parser.add_argument("--sampler", choices=SAMPLERS, help="as for sample.py")
     parser.add_argument(

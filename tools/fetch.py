@@ -16,7 +16,7 @@ from ddpm.runtime.command_line import Parser, one_line_errors
 
 @one_line_errors
 def main(argv):
-    parser = Parser(prog="fetch.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="tools/fetch.py", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default="", help="owner/name, as in the address of its page")
     name = parser.parse_args(argv).name
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):

@@ -1,6 +1,5 @@
 """Figures of a run, into its folder: loss.png (needs matplotlib: `make figures`), or progress.png."""
 
-import argparse
 import json
 import math
 import sys
@@ -15,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm import UserError
 from ddpm.data.images import grid_size, write_png
 from ddpm.runtime import checkpoint
-from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.run import GRID_SAMPLES, step_of
 
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="tools/figures.py", description=__doc__)
     parser.add_argument("--run", help="a run's folder (default: that of the newest checkpoint in results/)")
     what = "instead, progress.png: the first sample of each mask after these steps"
     parser.add_argument("--progress", type=int, nargs="+", metavar="STEP", help=what)

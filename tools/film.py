@@ -40,7 +40,7 @@ def few_greys(frame: np.ndarray) -> np.ndarray:
 
 @one_line_errors
 def main(argv):
-    Parser(description=__doc__).parse_args(argv)
+    Parser(prog="tools/film.py", description=__doc__).parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
         if sample.main([*ASKED.split(), "--out", place]):
             raise SystemExit(2)  # it has said why

@@ -32,7 +32,9 @@ from ddpm.seeds import generator
 
 @one_line_errors
 def main(argv):
-    parser = Parser(prog="make_masks.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="tools/make_masks.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images", help="folder of pictures, with or without folders in it")
     parser.add_argument("masks", help="folder for the masks")
     parser.add_argument("--rule", choices=("ellipses", "otsu"), default="ellipses", help="default ellipses")

@@ -7,14 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm import UserError
 from ddpm.runtime.command_line import Parser, one_line_errors
-from ddpm.runtime.files import write_whole
+from ddpm.runtime.files import check_file, write_whole
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "notebooks" / "tour.ipynb"
 
 
 @one_line_errors
 def main(argv):
-    parser = Parser(prog="notebook.py", description=__doc__)
+    parser = Parser(prog="tools/notebook.py", description=__doc__)
     parser.add_argument("--out", type=Path, default=NOTEBOOK, help="where to write it (default: in its own place)")
     args = parser.parse_args(argv)
     try:
@@ -22,6 +22,7 @@ def main(argv):
         from nbclient import NotebookClient
     except ImportError:
         raise UserError("nbclient is not installed; run: pip install -r requirements/notebook.txt") from None
+    check_file(args.out)  # before the work
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     # Without the times of each cell, so that only what changed differs. The kernel is this Python's.
     client = NotebookClient(

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from ddpm import UserError
 from ddpm.runtime import checkpoint
-from ddpm.runtime.command_line import one_line_errors
-from ddpm.runtime.files import check_writable
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.files import check_file
 
 FLAGS = {
     "pretrained": "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 "
@@ -37,13 +37,15 @@ FLAGS = {
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="tools/pretrained.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", choices=checkpoint.IN_THE_BOX, default="pretrained")
     parser.add_argument("--run", type=Path, help="the run's folder (default results/MODEL)")
     parser.add_argument("--out", type=Path, help="the file to write (default the one in the box)")
     args = parser.parse_args(argv)
     args.out = args.out or checkpoint.find(args.model)
-    check_writable(str(args.out.parent))  # before the work
+    check_file(args.out)  # before the work
     run = args.run or Path("results") / args.model
     there = args.run or any(run.glob("checkpoints/*.pt"))
     if train.main(["--resume", str(run)] if there else [*FLAGS[args.model].split(), "--out", str(run)]):

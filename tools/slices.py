@@ -28,7 +28,7 @@ from ddpm.runtime.files import all_or_nothing, write_whole
 
 @one_line_errors
 def main(argv):
-    parser = Parser(prog="slices.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="tools/slices.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME", help="NIfTI files, one a subject")
     parser.add_argument("--out", required=True, help="folder for the slices")
     parser.add_argument("--masks", nargs="+", default=[], metavar="LABELS", help="a volume of labels for each VOLUME")

@@ -30,17 +30,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from ddpm.runtime import checkpoint  # noqa: E402
+from ddpm.runtime.command_line import Parser, one_line_errors  # noqa: E402
+from ddpm.runtime.config import check_limits  # noqa: E402
 
 SETTINGS = ["--steps", "40", "--batch-size", "4", "--image-size", "32", "--log-every", "1", "--sample-every", "20"]
 SAVE_EVERY = (1, 2, 5, 9)
 PATIENCE = 600  # seconds after which a process that does not move is an error
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@one_line_errors
+def main(argv):
+    parser = Parser(prog="tools/soak.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    check_limits("kills", args.kills, at_least=1)
     torch.set_num_threads(1)  # a process with threads must not be forked
     with tempfile.TemporaryDirectory() as folder:
         settings = [[*SETTINGS, "--precision", precision] for precision in ("fp32", "bf16")]
@@ -181,4 +185,4 @@ def same(a, b) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

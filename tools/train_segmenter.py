@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm.data import phantom
 from ddpm.metrics.paired import dice
 from ddpm.metrics.segmenter import EMBEDDED, load_segmenter, save_segmenter, train_segmenter
-from ddpm.runtime.command_line import one_line_errors
+from ddpm.runtime.command_line import Parser, one_line_errors
+from ddpm.runtime.config import check_limits
+from ddpm.runtime.files import check_file
 
 SIZE = (64, 64)
 SIZES = ((12, 40), (40, 80), (80, 160), (160, 10**9))  # pixels of a lesion
@@ -44,14 +46,19 @@ def table(segmenter, images, tissue, contrasts) -> None:
 
 @one_line_errors
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="tools/train_segmenter.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=7000, help="batches of 32 (default 7000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="train in bf16 (faster where the processor has it)")
     parser.add_argument("--check", action="store_true", help="print the table for the stored judge, train nothing")
     parser.add_argument("--out", default=str(EMBEDDED))
     args = parser.parse_args(argv)
+    check_limits("steps", args.steps, at_least=1)
+    check_limits("seed", args.seed, at_least=0)
     if not args.check:
+        check_file(args.out)  # before the work
         images, tissue, contrasts = phantom.load("train", SIZE)
         names = phantom.CLASSES["tissue"], phantom.CONTRASTS
         segmenter = train_segmenter(

@@ -28,7 +28,7 @@ ROWS = {  # mode: flags
 
 @one_line_errors
 def main(argv):
-    Parser(description=__doc__).parse_args(argv)
+    Parser(prog="tools/uses.py", description=__doc__).parse_args(argv)
     images, _, _ = phantom.load("test", (SIZE, SIZE), n=SLICE + 1)
     region = np.zeros((1, SIZE, SIZE), np.uint8)
     region[:, 20:38, 22:40] = 255
