@@ -56,7 +56,7 @@ def recognise(request: Request) -> Layout:
                 found = replace(found, items=[replace(item, mask=None) for item in found.items], classes=())
             used = {file for item in found.items for file in item.files}
             unused = [file for file in request.files if request.place(file) not in used]
-            if known in IN_IMAGES and request.with_masks and not found.classes:
+            if known in IN_IMAGES and request.with_masks and found.items and not found.classes:
                 refuse_overlooked(request, unused, found.volumes)
             return replace(found, unused=Counter(map(ending, unused)))
     endings = {ending(file) for file in request.files}
