@@ -127,6 +127,12 @@ def test_a_volume_of_labels_gives_volumes_on_its_grid(affine, ckpt, capsys):
             assert np.abs(slices[z] - expected).max() <= 1
 
 
+def test_a_volume_whose_name_ends_in_capitals_is_one_too(ckpt):
+    Path(labels()).rename("SEG.NII.GZ")
+    drawn(ckpt, "--out", "o", mask="SEG.NII.GZ")
+    assert np.array_equal(nibabel.load("o/SEG_0.nii.gz").affine, AFFINES["RAS"])
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -377,6 +377,18 @@ def test_volumes_and_masks_beside_them(tmp_path):
     assert {subject for _, _, subject, _ in found.values()} == {f"IXI{s:03d}-T1" for s in range(4)}
 
 
+@pytest.mark.parametrize("make", [nifti_set, bids_set, brats_2023_set, series_set])
+def test_a_name_may_end_in_capitals(tmp_path, make):
+    small, capitals = (make(tmp_path / name) for name in ("small", "capitals"))
+    for path in capitals.rglob("*.nii*"):
+        path.rename(path.with_name(path.name.replace(".nii", ".NII").replace(".gz", ".GZ")))
+    expected, found = everything(small), everything(capitals)
+    assert found.keys() == expected.keys()
+    for name, (image, labels, *whose) in expected.items():
+        assert np.array_equal(found[name][0], image) and np.array_equal(found[name][1], labels)
+        assert [*found[name][2:]] == whose
+
+
 @pytest.mark.parametrize("place, kind", [("m", "_mask"), ("m", ""), ("d/labels", "_seg")])
 def test_masks_in_another_folder(tmp_path, place, kind):
     root = nifti_set(tmp_path / "d", masks=False)

@@ -10,7 +10,17 @@ import numpy as np
 
 from ddpm import UserError
 from ddpm.data.layout import Decoded, Findings, Request
-from ddpm.data.volumes import along, foreground_share, pixel_mm, read_nifti, same_grid, to_grey, window
+from ddpm.data.volumes import (
+    NIFTI,
+    along,
+    foreground_share,
+    is_nifti,
+    pixel_mm,
+    read_nifti,
+    same_grid,
+    to_grey,
+    window,
+)
 
 MIN_BRAIN = 0.02  # slices with a smaller share of brain are left out: the top of the head, and air
 NEARLY = 0.01  # between a label in a file and a whole number; rounding leaves less, interpolation more
@@ -21,12 +31,12 @@ def volumes_below(request: Request, root: Path, files: list[str]) -> dict[str, s
     """Name (without its ending) -> path of every volume of these files below `root`. Two of one name are refused."""
     found: dict[str, str] = {}
     for file in files:
-        if match := re.fullmatch(r"(.+)\.nii(\.gz)?", file):
-            path = f"{root}/{file}"
-            if twin := found.get(match[1]):
+        if is_nifti(file):
+            path, name = f"{root}/{file}", re.sub(NIFTI, "", file)
+            if twin := found.get(name):
                 request.findings.refuse(f"{path}: the same name as {os.path.basename(twin)}; remove one")
             else:
-                found[match[1]] = path
+                found[name] = path
     return found
 
 

@@ -6,6 +6,7 @@ nibabel and h5py are imported where they are used; nothing else needs them.
 
 import gzip
 import importlib.util
+import re
 import struct
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ MAX_EXTENSIONS = 2**24  # bytes between a NIfTI header and the voxels
 MAX_COSINE = 0.02  # between the axes of a volume: 1.1 degrees; what rounding leaves of 90 is nearer
 FREE_BYTES, PACKED = 2**24, 1100  # so much is read of any file; above, so many times what it holds (gzip: 1032)
 PERCENTILES = (1.0, 99.5)
+NIFTI = r"(?i:\.nii(\.gz)?)\Z"  # how its name ends, in small letters or capitals
 
 
 def check_library(name: str) -> None:
@@ -111,7 +113,7 @@ def check_extensions(path: str | Path) -> None:
     """A header may be followed by extensions, which nibabel reads at once, however long they say they are. Raises
     ValueError for more than MAX_EXTENSIONS, or if one is longer than all of them: of a packed file that may be gigabytes.
     """
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+    with (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rb") as file:
         start = file.read(540)
         order = "<" if start[:1] in b"\x5c\x1c" else ">"  # of a number of 348 or 540, the header's size
         (size,) = struct.unpack_from(f"{order}i", start)
@@ -246,12 +248,12 @@ def magnitude(kspace: np.ndarray) -> np.ndarray:
 
 
 def is_nifti(path: str | Path | None) -> bool:
-    return str(path).endswith((".nii", ".nii.gz"))
+    return bool(re.search(NIFTI, str(path)))
 
 
 def stem(path: str | Path) -> str:
     """The name of a file without .nii, .nii.gz or what else ends it."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii") if is_nifti(path) else Path(path).stem
+    return re.sub(NIFTI, "", Path(path).name) if is_nifti(path) else Path(path).stem
 
 
 def from_slices(slices: np.ndarray, axis: str) -> np.ndarray:

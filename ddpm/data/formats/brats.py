@@ -11,12 +11,12 @@ from functools import partial
 
 from ddpm.data.layout import Decoded, Findings, Item, Layout, Request, split_of
 from ddpm.data.scans import read_contrasts, to_labels, volume_slices
-from ddpm.data.volumes import check_library
+from ddpm.data.volumes import NIFTI, check_library
 
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 SINCE_2023 = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair", "seg": "seg"}
-NAME = r"(?P<case>.+)(_(?P<old>t1|t1ce|t2|flair|seg)|-(?P<new>t1n|t1c|t2w|t2f|seg))\.nii(\.gz)?"
+NAME = r"(?P<case>.+)(_(?P<old>t1|t1ce|t2|flair|seg)|-(?P<new>t1n|t1c|t2w|t2f|seg))" + NIFTI
 
 
 def recognise(request: Request) -> Layout | None:

@@ -16,7 +16,7 @@ import numpy as np
 from ddpm import UserError
 from ddpm.data.layout import FEW_VALUES, Decoded, Findings, Item, Layout, Request, lies_in, read_small, split_of, walk
 from ddpm.data.scans import read_labels, volume_slices, volumes_below
-from ddpm.data.volumes import check_library, read_series, volumes_in
+from ddpm.data.volumes import NIFTI, check_library, read_series, volumes_in
 from ddpm.runtime.files import reading
 from ddpm.seeds import generator
 
@@ -93,7 +93,7 @@ def item_of(name: str, path: str, mask: str | None, request: Request) -> Item:
     split = split_of(name)
     rest = name.removeprefix(f"{split}/")
     folder, slash, _ = rest.partition("/")
-    bval = re.sub(r"\.nii(\.gz)?$", ".bval", path)
+    bval = re.sub(NIFTI, ".bval", path)
     beside = (bval,) if os.path.exists(bval) else ()
     return Item(name, (path,), mask, folder if slash else rest, split, beside)
 
