@@ -141,7 +141,7 @@ def read_masks(wanted: str | Path | None, model: Model) -> tuple[dict[str, np.nd
         place = EXAMPLES / sets[0]
     masks = {}
     for name, file in pictures_of(place).items():
-        mask = images.read_mask(file, classes)
+        mask = images.read_mask(file, classes, known=model.vocabulary.values)
         masks[name] = images.resize_labels(mask, size)
         if mask.shape != size:
             shapes = [f"{height}x{width}" for height, width in (mask.shape, size)]

@@ -116,6 +116,8 @@ class Vocabulary:
     source: tuple[str, ...] = ()  # what each channel of a source shows; none without
     words: tuple[str, ...] = ()  # those that a prompt may have; none without
     vectors: int = 0  # or the width D of the vectors that stand for prompts
+    # What the classes are called in files of masks, where that is not 0 .. K-1. The network never sees it.
+    values: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def given(self) -> tuple[str, ...]:

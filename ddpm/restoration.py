@@ -294,7 +294,8 @@ def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -
         if not vocabulary.classes or not Path(args.mask).is_file():
             found = f"{model.name} was trained without masks" if not vocabulary.classes else f"{args.mask} is no file"
             raise UserError(f"--restore with --mask: {found}; name one mask, or leave it out")
-        mask, name = read_mask(args.mask, vocabulary.classes, size)[None], f"the mask {args.mask}"
+        mask = read_mask(args.mask, vocabulary.classes, size, vocabulary.values)[None]
+        name = f"the mask {args.mask}"
     labels, words = {}, words_of(args, model, n)
     for label in LABELS:
         wanted = getattr(args, label)

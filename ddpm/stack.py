@@ -103,7 +103,8 @@ def stack_of(path: str, slices: np.ndarray, affine: np.ndarray, model: Model) ->
 def read_stack(path: str, model: Model) -> tuple[dict[str, np.ndarray], Stack]:
     """Name -> label map (H, W) for each slice of a volume of labels, and the way back. Raises UserError."""
     volume, affine = read_nifti(path)
-    slices = along(to_labels(path, volume, model.vocabulary.classes), model.config.axis)
+    known = model.vocabulary
+    slices = along(to_labels(path, volume, known.classes, known.values), model.config.axis)
     stack = stack_of(path, slices, affine, model)
     masks = {name: stack.labels_to_network(labels) for name, labels in zip(stack.names, slices, strict=True)}
     height, width, h, w = *stack.size, *stack.shape[1:]

@@ -173,7 +173,8 @@ def read_region(path: str | None, stack: Stack, volume: np.ndarray, affine: np.n
 
 def read_masks(path: str, stack: Stack, volume: np.ndarray, affine: np.ndarray, model: Model) -> np.ndarray:
     """The mask of each slice as the network sees it, (N, H, W). Raises UserError."""
-    if not model.vocabulary.classes:
+    known = model.vocabulary
+    if not known.classes:
         raise UserError(f"--mask: {model.name} was trained without masks; leave --mask out")
-    labels = along(read_labels(path, stack.path, volume, affine, model.vocabulary.classes), stack.axis)
+    labels = along(read_labels(path, stack.path, volume, affine, known.classes, known.values), stack.axis)
     return np.stack([stack.labels_to_network(of_slice) for of_slice in labels])

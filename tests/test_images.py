@@ -97,6 +97,14 @@ def test_a_picture_is_turned_as_a_viewer_turns_it(tmp_path, ending):
     assert read_pixels(tmp_path / "damaged.jpg")[0, 0].min() > 240
 
 
+def test_the_values_of_a_mask_may_be_others_than_0_to_the_last(tmp_path):
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    Image.fromarray(np.array([0, 2, 4], np.uint8)[labels]).save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png", tuple("abc"), known=(0, 2, 4)), labels)
+    with pytest.raises(UserError, match="labels 2 that are not known; known are 0 a, 1 b, 4 c"):
+        read_mask(tmp_path / "m.png", tuple("abc"), known=(0, 1, 4))
+
+
 def test_grid_puts_rows_under_each_other(monkeypatch):
     monkeypatch.setattr(images, "CELL_SIZE", 8)
     cells = np.zeros((2, 3, 3, 4, 4), np.uint8)

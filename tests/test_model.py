@@ -238,6 +238,17 @@ def test_a_field_that_came_later_does_not_refuse_an_older_file(tiny_run, tmp_pat
     assert load_model(path).config.threads == Config().threads
 
 
+def test_what_the_classes_are_called_in_files_is_kept_and_older_files_without_it_are_of_the_same_conditions(
+    tiny_run, tmp_path
+):
+    known = load_model(tiny_run).vocabulary
+    numbered = replace(known, values=(0, 4))
+    told = checkpoint.description(numbered)
+    found = load_model(altered(tiny_run, tmp_path, lambda raw: raw.update(conditions=told))).vocabulary
+    assert found.values == (0, 4) and known.values == () and found == known
+    assert checkpoint.description(known).keys() == {"mask", "labels"}
+
+
 @pytest.mark.parametrize("path", ["", "nowhere", "nowhere.pt"])
 def test_no_checkpoint_there(path):
     with pytest.raises(UserError, match="an empty name|no such checkpoint"):

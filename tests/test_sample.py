@@ -5,16 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_stack import renumbered
 
 import sample
 import train
 from benchmarks import samplers
-from ddpm.model import Sampling
+from ddpm.asked import read_masks
+from ddpm.data.images import read_mask
+from ddpm.model import Sampling, load_model
+from ddpm.restoration import asked_for
 from ddpm.reverse import SAMPLERS
 from ddpm.runtime import checkpoint, command_line
 
@@ -182,6 +187,22 @@ def test_palette_and_label_masks_are_read_as_labels(ckpt, tmp_path):
     draw(ckpt, "--mask", str(tmp_path / "m.png"), "--n", "1", "--out", "a")
     draw(ckpt, "--mask", str(tmp_path / "p" / "m.png"), "--n", "1", "--out", "b")
     assert np.array_equal(pixels("a/m_0.png"), pixels("b/m_0.png"))
+
+
+def test_labels_are_called_as_in_the_masks_of_the_training(ckpt, tmp_path, capsys):
+    for number in (1, 2, 3, 255):
+        write_mask(tmp_path / f"{number}.png", value=number)
+    model, expected = load_model(ckpt), read_mask(tmp_path / "1.png", ("background", "lesion"))
+    other = load_model(renumbered(ckpt))
+    for number in (3, 255):
+        read, _ = read_masks(str(tmp_path / f"{number}.png"), other)
+        assert np.array_equal(read[str(number)], expected)
+        args = SimpleNamespace(mode="denoise", mask=str(tmp_path / f"{number}.png"), contrast=None, prompt=None)
+        args.text_embeddings = None
+        condition, _ = asked_for(args, other)
+        assert torch.equal(condition.mask, model.vocabulary.condition(expected[None]).mask)
+    assert sample.main(["--ckpt", "renumbered.pt", "--mask", str(tmp_path / "2.png"), "--out", "o"]) == 2
+    assert "labels 2 that are not known; known are 0 background, 3 lesion" in capsys.readouterr().err
 
 
 def damaged(tmp_path, ckpt, how):

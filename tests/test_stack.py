@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.ndimage import center_of_mass
 
 import sample
+from ddpm import UserError
 from ddpm.data.volumes import along, from_slices, read_nifti, write_nifti
 from ddpm.model import Between, load_model, noise_source
 from ddpm.runtime.config import AXES
@@ -42,6 +43,14 @@ def labels(affine=AFFINES["RAS"], path="seg.nii.gz", value=1) -> str:
 def changed(ckpt, path="changed.pt", **config) -> str:
     raw = torch.load(ckpt, weights_only=True)
     raw["config"].update(config)
+    torch.save(raw, path)
+    return path
+
+
+def renumbered(ckpt, path="renumbered.pt") -> str:
+    """A checkpoint whose training masks called a lesion 3."""
+    raw = torch.load(ckpt, weights_only=True)
+    raw["conditions"]["values"] = [0, 3]
     torch.save(raw, path)
     return path
 
@@ -224,6 +233,14 @@ def test_a_lesion_may_be_255_and_floating(ckpt):
     for name, mask in as_labels.items():
         assert all(np.array_equal(mask, other[name]) for other in (as_white, as_floats, as_scaled))
     assert max(mask.max() for mask in as_labels.values()) == 1
+
+
+def test_labels_are_called_as_in_the_masks_of_the_training(ckpt):
+    expected, _ = read_stack(labels(), load_model(ckpt))
+    found, _ = read_stack(labels(value=3), load_model(renumbered(ckpt)))
+    assert all(np.array_equal(found[name], mask) for name, mask in expected.items())
+    with pytest.raises(UserError, match="labels 1 that are not known; known are 0 background, 3 lesion"):
+        read_stack(labels(), load_model("renumbered.pt"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from small_sets import (
     bids_set,
     brain,
     brats_2023_set,
+    brats_set,
     decathlon_set,
     label_volume,
     load,
@@ -268,7 +269,7 @@ def test_bids_label_maps_and_the_table_of_their_names(tmp_path):
     table = tmp_path / "m" / "dseg.tsv"
     table.write_text("index\tname\tabbreviation\n7\tWhite matter\tWM\n14\tGrey matter\tGM\n")
     data = load(root, masks=str(tmp_path / "m"))
-    assert data.classes == ("background", "White matter", "Grey matter")
+    assert data.classes == ("background", "White matter", "Grey matter") and data.vocabulary.values == (0, 7, 14)
     name = "sub-02_ses-1_dseg.nii.gz"
     found = everything(root, masks=str(tmp_path / "m"))
     check(found, "sub-02/ses-1/anat/sub-02_ses-1_T1w", 0, brain(2, 1, 1, 0), label_volume(len(name), top=3))
@@ -340,6 +341,7 @@ def test_what_dataset_json_says_is_never_stale(tmp_path, make):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
         found.append(load(root))
     assert found[0].classes == found[1].classes == ("background", "PZ", "TZ")
+    assert [data.vocabulary.values for data in found] == [(), (0, 2, 3)]
     assert np.array_equal(found[0].masks, 2 * found[1].masks) and found[0].masks.any()
 
 
@@ -353,6 +355,12 @@ def test_nnunet(tmp_path):
             check(found, name, channel, brain(c, channel), label_volume(c, 9, top=3))
     data = load(root)
     assert data.vocabulary.labels["contrast"] == ("T2", "ADC") and data.classes == ("background", "PZ", "TZ")
+
+
+@pytest.mark.parametrize("make, values", [(brats_set, (0, 1, 2, 4)), (brats_2023_set, ()), (decathlon_set, ())])
+def test_what_the_classes_are_called_in_files_is_known(tmp_path, make, values):
+    assert load(make(tmp_path / "d")).vocabulary.values == values
+    assert load(tmp_path / "d", labels="none").vocabulary.values == ()
 
 
 def test_nnunet_as_it_once_was(tmp_path):

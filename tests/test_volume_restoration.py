@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from test_stack import AFFINES, changed, commands, save
+from test_stack import AFFINES, changed, commands, renumbered, save
 
 import sample
 from benchmarks import volumes
@@ -130,6 +130,13 @@ def test_with_a_mask_another_image_is_drawn(plain):
     flags = ["--region", "region.nii.gz", "--guidance", "4"]
     without = restored(plain, "inpaint", *flags, "--mask", "empty.nii.gz")
     assert not np.array_equal(without, restored(plain, "inpaint", *flags, "--mask", "lesion.nii.gz"))
+
+
+def test_a_mask_calls_its_labels_as_those_of_the_training_did(plain, capsys):
+    scan(), region(), region("three.nii.gz", value=3), region("one.nii.gz")
+    flags = ["--region", "region.nii.gz", "--guidance", "4", "--mask"]
+    expected = restored(plain, "inpaint", *flags, "one.nii.gz")
+    assert np.array_equal(restored(renumbered(plain), "inpaint", *flags, "three.nii.gz"), expected)
 
 
 def test_noise_is_found_in_the_air_of_the_scan_and_not_in_what_is_padded(ckpt, capsys):

@@ -62,7 +62,9 @@ def load(config, split: str) -> Slices:
     names, numbers = np.unique(index["subjects"], return_inverse=True)
     whose = None if "" in names else numbers  # "" is where the layout does not tell
     channels = () if source is None else ("source",) if source.shape[1] == 1 else ("red", "green", "blue")
-    return Slices(images, masks, labels, Vocabulary(layout.classes, known, channels), whose, index, source)
+    values = layout.values if layout.classes and layout.values != (*range(len(layout.classes)),) else ()
+    vocabulary = Vocabulary(layout.classes, known, channels, values=values)
+    return Slices(images, masks, labels, vocabulary, whose, index, source)
 
 
 def how_cut(config) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,16 @@ def read_pixels(path: str | Path, channels: int = 1) -> np.ndarray:
     return pixels.astype(np.uint16)[None]
 
 
-def read_mask(path: str | Path, classes: tuple[str, ...], size: tuple[int, int] | None = None) -> np.ndarray:
+def read_mask(
+    path: str | Path, classes: tuple[str, ...], size: tuple[int, int] | None = None, known: Sequence[int] = ()
+) -> np.ndarray:
     """The mask at `path` as labels uint8 (H, W), in its own size, or of `size` (by nearest neighbour).
 
-    Pixel values are labels 0 .. K-1 (a palette's indices count, not its colours), or 0 and 255 if there are
-    two classes; of a palette these are its black and white. Raises UserError if there is a label that `classes` lacks.
+    Pixel values are labels 0 .. K-1 (a palette's indices count, not its colours), or those `known`, rising, one a class;
+    or 0 and 255 if there are two classes, of a palette its black and white. Raises UserError if there is a label that
+    `classes` lacks.
     """
+    known = known or range(len(classes))
     with open_picture(path) as picture:
         if picture.mode not in ("1", "L", "P", "I", "I;16"):
             raise UserError(f"{path}: a mask must have one channel holding labels, not mode {picture.mode}; save it so")
@@ -75,12 +80,14 @@ def read_mask(path: str | Path, classes: tuple[str, ...], size: tuple[int, int] 
     values = np.unique(labels).tolist()
     if len(classes) == 2 and set(values) <= {0, 255}:
         labels = labels // 255
-    elif unknown := [value for value in values if not 0 <= value < len(classes)]:
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
+    elif unknown := [value for value in values if value not in known]:
+        named = ", ".join(f"{value} {name}" for value, name in zip(known, classes, strict=True))
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         if len(unknown) > 3 and 255 in values:
-            known += "; so many come from smoothed edges: save masks as PNG, resized by nearest neighbour only"
-        raise UserError(f"{path}: the mask has labels {shown} that are not known; known are {known}")
+            named += "; so many come from smoothed edges: save masks as PNG, resized by nearest neighbour only"
+        raise UserError(f"{path}: the mask has labels {shown} that are not known; known are {named}")
+    else:
+        labels = np.searchsorted(known, labels)
     return resize_labels(labels.astype(np.uint8), size or labels.shape)
 
 

@@ -83,6 +83,7 @@ class Layout:
     volumes: bool = False  # of which --axis and --spacing make slices; else they are slices already
     unused: Counter = field(default_factory=Counter)  # files of no use to it, by their ending
     left_out: Counter = field(default_factory=Counter)  # what it leaves out of the whole set, by a rule of its own
+    values: tuple[int, ...] = ()  # of the classes in its files of masks, rising; (): 0 .. K-1
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def turned_round(data: Slices, sees: bool) -> Slices:
     if len(data.classes) != 2:
         remedy = "make them one, in masks of 0 and 255"
         raise UserError(f"--segment draws masks of two classes, and these have {', '.join(data.classes)}; {remedy}")
-    vocabulary = replace(data.vocabulary, classes=(), source=("image",) if sees else ())
+    vocabulary = replace(data.vocabulary, classes=(), values=(), source=("image",) if sees else ())
     masks = (data.masks * np.uint8(255))[:, None]
     return replace(data, images=masks, masks=None, source=data.images if sees else None, vocabulary=vocabulary)
 

@@ -2,8 +2,9 @@
 
 A checkpoint holds version, config, conditions, step, model, ema, opt. It is loaded with weights_only=True, which reads
 tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and what
-their values are called: {"mask": [...], "labels": {"contrast": [...]}, "source": [...], "words": [...], "vectors": D}.
-A kind that is not there is not known, so a new kind refuses no old file. `opt` has the state of each optimiser in turn.
+their values are called: {"mask": [...], "labels": {"contrast": [...]}, "source": [...], "words": [...], "vectors": D},
+and by "values" what a mask's files call its classes, if not 0 .. K-1. A kind that is not there is not known, so a new kind
+refuses no old file. `opt` has the state of each optimiser in turn.
 A file to draw from only, such as the model in the box, has no raw weights and no optimisers: `model` is {} and `opt` is
 [].
 
@@ -63,7 +64,7 @@ def load(path: str | Path) -> dict:
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
         raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
-    if unknown := checkpoint["conditions"].keys() - {"mask", "labels", "source", "words", "vectors"}:
+    if unknown := checkpoint["conditions"].keys() - {"mask", "labels", "source", "words", "vectors", "values"}:
         raise UserError(f"{path}: it follows {', '.join(sorted(unknown))}, which this program does not know")
     try:
         student = {"extra_noise": STUDENT["extra_noise"]} if checkpoint["config"].get("teacher") else {}
@@ -72,16 +73,17 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path}: its configuration is not one of this version; train again with train.py") from None
     conditions = checkpoint["conditions"]
     labels = {name: tuple(values) for name, values in conditions.get("labels", {}).items()}
-    classes, source, words = (tuple(conditions.get(kind, ())) for kind in ("mask", "source", "words"))
-    checkpoint["conditions"] = Vocabulary(classes, labels, source, words, conditions.get("vectors", 0))
+    classes, source, words, values = (tuple(conditions.get(kind, ())) for kind in ("mask", "source", "words", "values"))
+    checkpoint["conditions"] = Vocabulary(classes, labels, source, words, conditions.get("vectors", 0), values)
     return checkpoint
 
 
 def description(vocabulary: Vocabulary) -> dict:
     """What a checkpoint's `conditions` holds."""
     labels = {name: list(known) for name, known in vocabulary.labels.items()}
-    source, words = list(vocabulary.source), list(vocabulary.words)
-    kinds = {"mask": list(vocabulary.classes), "source": source, "words": words, "vectors": vocabulary.vectors}
+    source, words, values = list(vocabulary.source), list(vocabulary.words), list(vocabulary.values)
+    kinds = {"mask": list(vocabulary.classes), "source": source, "words": words}
+    kinds |= {"vectors": vocabulary.vectors, "values": values}
     return {"labels": labels, **{kind: known for kind, known in kinds.items() if known or kind == "mask"}}
 
 

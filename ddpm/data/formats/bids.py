@@ -57,7 +57,7 @@ def recognise(request: Request) -> Layout | None:
             items.append(Item(name, (path,), None, subject_of(name), split_of(name), (*its, *tables)))
     read = partial(decode, contrasts=contrasts, classes=classes, values=values, axis=request.config.axis)
     about = f"a BIDS folder, {', '.join(contrasts)}, {'with' if masks else 'without'} masks"
-    return Layout(about, items, read, classes, contrasts, volumes=True, left_out=+left_out)
+    return Layout(about, items, read, classes, contrasts, volumes=True, left_out=+left_out, values=values)
 
 
 # ---------------------------------------------------------------------------------------------------------

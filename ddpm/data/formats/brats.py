@@ -14,6 +14,7 @@ from ddpm.data.scans import read_contrasts, to_labels, volume_slices
 from ddpm.data.volumes import NIFTI, check_library
 
 CLASSES = ("background", "necrotic core", "oedema", "enhancing tumour")
+VALUES = (0, 1, 2, 4)  # in the masks; since 2023 0 to 3
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 SINCE_2023 = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair", "seg": "seg"}
 NAME = r"(?P<case>.+)(_(?P<old>t1|t1ce|t2|flair|seg)|-(?P<new>t1n|t1c|t2w|t2f|seg))" + NIFTI
@@ -45,7 +46,9 @@ def recognise(request: Request) -> Layout | None:
                 patient = re.sub(r"-\d{3}$", "", patient)
             items.append(Item(case, images, scan.get("seg"), patient, split_of(case)))
     read = partial(decode, axis=request.config.axis)
-    return Layout("BraTS volumes, each slice in four contrasts", items, read, CLASSES, CONTRASTS, volumes=True)
+    values = () if all(is_new(item.images[0]) for item in items) else VALUES
+    about = "BraTS volumes, each slice in four contrasts"
+    return Layout(about, items, read, CLASSES, CONTRASTS, volumes=True, values=values)
 
 
 def is_new(path: str) -> bool:
@@ -66,6 +69,6 @@ def decode(items: list[Item], findings: Findings, axis: str) -> Iterator[Decoded
             volumes, affine = read_contrasts(item.files)
             labels = None
             if item.mask:
-                labels = to_labels(item.mask, volumes[-1], CLASSES, (0, 1, 2, 3 if is_new(item.mask) else 4))
+                labels = to_labels(item.mask, volumes[-1], CLASSES, () if is_new(item.mask) else VALUES)
             contrasts = volumes[: len(item.images)]
             yield from volume_slices(item.name, item.images, contrasts, labels, affine, axis, findings)

@@ -33,7 +33,7 @@ def recognise(request: Request) -> Layout | None:
             items.append(Item(name, (request.place(image),), request.place(mask), subject, beside=(path,)))
     read = partial(decode, classes=classes, values=values, contrasts=contrasts, axis=request.config.axis)
     about = f"a Decathlon task, each slice in {len(contrasts)} modalities" if len(contrasts) > 1 else "a Decathlon task"
-    return Layout(about, items, read, classes, contrasts if len(contrasts) > 1 else (), volumes=True)
+    return Layout(about, items, read, classes, contrasts if len(contrasts) > 1 else (), volumes=True, values=values)
 
 
 def decode(items: list[Item], findings: Findings, classes, values, contrasts, axis: str) -> Iterator[Decoded]:

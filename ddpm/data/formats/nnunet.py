@@ -41,7 +41,7 @@ def recognise(request: Request) -> Layout | None:
             items.append(Item(f"{folder}{case}", paths, request.place(mask), case, beside=(path,)))
     read = partial(decode, classes=classes, values=values, axis=request.config.axis)
     about = f"an nnU-Net set, each slice in {len(contrasts)} channels" if len(contrasts) > 1 else "an nnU-Net set"
-    return Layout(about, items, read, classes, contrasts if len(contrasts) > 1 else (), volumes=True)
+    return Layout(about, items, read, classes, contrasts if len(contrasts) > 1 else (), volumes=True, values=values)
 
 
 def decode(items: list[Item], findings: Findings, classes, values, axis: str) -> Iterator[Decoded]:
