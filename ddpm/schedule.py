@@ -132,7 +132,7 @@ def make_schedule(kind: str, T: int = 1000, zero_terminal_snr: bool = False) -> 
             raise ValueError(f"schedule {kind!r} is none of {SCHEDULES}")
     if T < 2 or beta.max() >= 1:  # linear, with T of 20 or less
         raise ValueError(
-            f"a {kind} schedule of {T} steps would be one step, or have a beta of 1 or more; it needs more"
+            f"a {kind} schedule of {T} steps would be one step, or have a beta of 1 or more; it needs more steps"
         )
 
     beta = torch.cat([beta.new_zeros(1), beta])
