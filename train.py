@@ -45,10 +45,13 @@ def main(argv):
     if step >= config.steps:
         print("nothing left to do; go on with a larger --steps")
         return
-    run = (Onlooker if distributed.rank() else Run)(training, held_out, step)
 
     last = False
-    with progress(total=config.steps, initial=step, unit="step", leave=True) as bar, StopSignals() as stop:
+    with (
+        (Onlooker if distributed.rank() else Run)(training, held_out, step) as run,
+        progress(total=config.steps, initial=step, unit="step", leave=True) as bar,
+        StopSignals() as stop,
+    ):
         while not last:
             figures = training_step(training, data, step)
             step += 1

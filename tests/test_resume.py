@@ -295,6 +295,26 @@ def test_an_empty_name_is_not_the_newest_and_no_new_run(flags, tiny_run, tmp_pat
     assert not Path("o").exists() and len(list(Path("results").iterdir())) == 1
 
 
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
+def test_a_run_that_still_goes_on_is_not_written_to_by_another(tmp_path, monkeypatch, capsys):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "4", "--save-every", "2", "--sample-every", "9"]
+    save, second = train.Run.save, []
+
+    def meets_another(self, step):
+        save(self, step)
+        if step == 2:
+            log = Path("run/log.jsonl").read_text()
+            second.append(train.main(["--resume", "run", "--steps", "6"]))
+            assert Path("run/log.jsonl").read_text() == log
+
+    monkeypatch.setattr(train.Run, "save", meets_another)
+    assert train.main([*flags, "--out", "run"]) == 0
+    error = capsys.readouterr().err
+    assert second == [2] and "run: another train.py is writing there; stop it, or name another folder" in error
+    assert error.count("error: ") == 1 and names(Path("run")) == ["step_000002.pt", "step_000004.pt"]
+    assert train.main(["--resume", "run", "--steps", "5"]) == 0
+
+
 # Which are kept
 
 

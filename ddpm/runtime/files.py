@@ -9,8 +9,14 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from ddpm import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def write_whole(path: str | Path, write, durable: bool = False) -> None:
@@ -72,6 +78,22 @@ def is_whole(path: str | Path) -> bool:
             return file.testzip() is None
     except Exception:  # damaged bytes make zipfile raise nearly anything
         return False
+
+
+def hold(folder: Path) -> BinaryIO:
+    """An open file: until it is closed, or this process ends in whatever way, no other gets one of this folder. Where the
+    system or the disk knows no locks, all do. Raises UserError, OSError."""
+    file = open(folder / ".lock", "wb")  # noqa: SIM115
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        remedy = "stop it, or name another folder with --out"
+        raise UserError(f"{folder}: another train.py is writing there; {remedy}") from None
+    except OSError:
+        pass  # as on some network disks
+    return file
 
 
 def check_writable(folder: str | Path, flag: str = "--out") -> None:

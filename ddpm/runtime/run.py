@@ -21,7 +21,7 @@ from ddpm.distillation import distillation_loss
 from ddpm.forward import denoising_loss
 from ddpm.model import Model, Sampling, draw
 from ddpm.runtime import checkpoint
-from ddpm.runtime.files import remove_left_overs, write_whole
+from ddpm.runtime.files import hold, remove_left_overs, write_whole
 from ddpm.training import Step, Training, order
 
 try:
@@ -42,8 +42,10 @@ class Run:
         """step: how many were taken; what the folder holds of later ones belongs to a run that went on from there."""
         self.training, self.config, self.held_out = training, training.config, held_out
         self.folder = Path(self.config.out)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = hold(self.folder)  # before anything there is touched: two in one folder would mix their files
         for name in ("samples", "checkpoints"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            (self.folder / name).mkdir(exist_ok=True)
             remove_left_overs(self.folder / name, days=0)
         self.log_path = self.folder / "log.jsonl"
         self.set_aside_after(step)
@@ -55,6 +57,12 @@ class Run:
         if self.config.tensorboard:  # as with the log: it hides what it was told of later steps
             self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=step + 1)
         self.window, self.window_began = [], time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.lock.close()
 
     def set_aside_after(self, step: int) -> None:
         """Move checkpoints of later steps out of the way: from here on another branch is trained, and the newest
@@ -227,6 +235,12 @@ class Onlooker:
 
     def __init__(self, training: Training, held_out: Slices, step: int):
         self.record = self.validate = self.evaluate = self.save = self.finish = lambda *figures: None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
 
 
 def summary_writer():
