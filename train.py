@@ -32,6 +32,7 @@ def main(argv):
     device = pick_device(config.device)
     data, held_out = open_data(config)
     training = make_training(config, data.vocabulary, device)
+    training.trained_on = folders.contents(data)
     step, planned = 0, not config.steps
     if config.teacher:
         learn_from(training, data.vocabulary)

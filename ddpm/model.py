@@ -43,6 +43,7 @@ class Model:
     unet: UNet
     name: str = "the model"  # its path, to be named in messages
     step: int = 0
+    trained_on: str = ""  # as of a Training
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -84,7 +85,7 @@ def load_model(path: str | Path | None = None, weights: str = "ema", device: str
         raise UserError(f"{path}: its weights do not fit its own configuration; the file was altered") from None
     unet = unet.eval().requires_grad_(False).to(device)
     schedule = config.make_schedule()
-    return Model(config, vocabulary, schedule, unet, str(path), loaded["step"])
+    return Model(config, vocabulary, schedule, unet, str(path), loaded["step"], loaded["trained_on"])
 
 
 @dataclass(frozen=True)

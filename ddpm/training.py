@@ -43,6 +43,7 @@ class Training:
     optimizers: list[torch.optim.Optimizer]  # AdamW, and Muon where it has weights of its own
     device: torch.device
     teacher: Model | None = None  # whose walks are learnt, if it is a distillation
+    trained_on: str = ""  # stands for the images (folders.contents)
 
 
 def make_training(config: Config, vocabulary: Vocabulary, device: torch.device) -> Training:

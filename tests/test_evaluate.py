@@ -191,8 +191,17 @@ def test_a_folder_of_ones_own(tmp_path, capsys, masks):
     assert ("training a judge on 80 pairs" in printed) == masks
     assert ("Dice of class 1, 12 pixels or more" in report("a")) == masks
     assert ("of the embedded data" in printed) != masks
+    assert "are not those of the folder now" not in printed
+    if not masks:  # or a judge would be trained anew
+        write(
+            Path(data) / "train" / "images" / "new.png", np.full((20, 24), 9, np.uint8) * np.arange(24, dtype=np.uint8)
+        )
     assert evaluate.main(command) == 0
-    assert "training a judge" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "training a judge" not in printed
+    assert printed.count("warning: the training images of run/checkpoints/step_000001.pt are not those of") == (
+        not masks
+    )
     assert evaluate.main([*command, "--split", "test"]) == 2
     assert f"--split test: {data} has no such split; give --split val" in capsys.readouterr().err
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_sets import load, subject_set
 from test_train import folder_of_pairs, go_on_from, last_checkpoint, log_of, same
 
 import sample
@@ -313,6 +314,29 @@ def test_a_run_that_still_goes_on_is_not_written_to_by_another(tmp_path, monkeyp
     assert second == [2] and "run: another train.py is writing there; stop it, or name another folder" in error
     assert error.count("error: ") == 1 and names(Path("run")) == ["step_000002.pt", "step_000004.pt"]
     assert train.main(["--resume", "run", "--steps", "5"]) == 0
+
+
+# Data that is not what it was
+
+
+def test_training_images_that_are_others_than_before_are_told_and_a_folder_that_only_moved_is_not(tmp_path, capsys):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "1", "--sample-every", "9"]
+    root, told = subject_set(tmp_path / "data"), []
+
+    def go_on(steps, data):
+        assert train.main(["--resume", "run", "--steps", str(steps), "--data", str(data)]) == 0
+        told.append(capsys.readouterr().out.count("warning: --resume: the run's training images are not those of"))
+
+    assert train.main([*flags, "--data", str(root), "--out", "run"]) == 0
+    go_on(2, root)
+    root = root.rename(tmp_path / "elsewhere")
+    go_on(3, root)
+    train_of = load(root).index["subjects"][0]
+    shutil.move(root / "images" / train_of, tmp_path / "images-of-one")
+    shutil.move(root / "masks" / train_of, tmp_path / "masks-of-one")
+    go_on(4, root)
+    go_on(5, root)  # what is held out now was trained on once, and stays so
+    assert told == [0, 0, 1, 1]
 
 
 # Which are kept

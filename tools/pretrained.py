@@ -70,6 +70,7 @@ def pack(path: Path, out: Path) -> None:
         model={},
         ema={name: weight.to(torch.float16) for name, weight in loaded["ema"].items()},
         opt=[],
+        trained_on=loaded["trained_on"],
     )
 
 

@@ -30,6 +30,7 @@ CODE = cache.code(*(f"data/{name}.py" for name in SHARED), *(f"data/formats/{nam
 COLUMNS = ("names", "subjects", "contrasts", "fingerprints", "class_pixels")  # of the index: a value for each image
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # as folders, in any case
 SPLIT_FOLDER = re.compile(rf"(?:.*coil_)?({'|'.join(SPLIT_WORDS)})|.*_(training|validation|testing)data", re.IGNORECASE)
+CHANGED = "are not those of the folder now: files came, went or changed, which can move subjects between splits"
 HELD_OUT = 0.1  # of the subjects, for val and again for test, where the data has no splits
 
 
@@ -271,6 +272,12 @@ def fingerprint(image: np.ndarray) -> str:
     if image.min() == image.max():
         return ""
     return hashlib.blake2b(np.ascontiguousarray(image, np.float32), digest_size=8).hexdigest()
+
+
+def contents(data: Slices) -> str:
+    """What stands for the images of a split: equal for the same images, whatever they are called and wherever they lie.
+    Empty for the phantom, which is always the same."""
+    return cache.key(*sorted(data.index["fingerprints"])) if data.index else ""
 
 
 def without_doubles(images, labels, source, index: dict, train: dict, findings: Findings, split: str):

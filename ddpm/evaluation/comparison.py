@@ -183,8 +183,13 @@ def from_model(
         "features": f"{extractor}, of images of {samples.shape[2]}x{samples.shape[3]}, 8 bits",
         "judge of masks": f"segmenter {judged_by} [{judge.fingerprint()}]",
     }
+    warnings = []
+    if model.trained_on not in ("", folders.contents(train)):
+        remedy = "bring the folder back to what it was, or train anew"
+        told = f"the training images of {model.name} {folders.CHANGED}, so it may be judged on some that it has learnt"
+        warnings.append(f"{told}; {remedy}")
     samples = replace(real.part(chosen), images=samples)
-    return Comparison(samples, real, chosen, others, extractor, judge, model, train, seed, choices)
+    return Comparison(samples, real, chosen, others, extractor, judge, model, train, seed, choices, warnings)
 
 
 def draw_for(

@@ -1,12 +1,12 @@
 """Save and load: one file from which a run goes on, and from which `sample.py` draws.
 
-A checkpoint holds version, config, conditions, step, model, ema, opt. It is loaded with weights_only=True, which reads
-tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and what
+A checkpoint holds version, config, conditions, step, model, ema, opt, trained_on. It is loaded with weights_only=True, which
+reads tensors and plain containers and never runs code. `conditions` says which kinds of condition the network knows and what
 their values are called: {"mask": [...], "labels": {"contrast": [...]}, "source": [...], "words": [...], "vectors": D},
 and by "values" what a mask's files call its classes, if not 0 .. K-1. A kind that is not there is not known, so a new kind
 refuses no old file. `opt` has the state of each optimiser in turn.
-A file to draw from only, such as the model in the box, has no raw weights and no optimisers: `model` is {} and `opt` is
-[].
+`trained_on` stands for the images (folders.contents). A file to draw from only, such as the model in the box, has no raw
+weights and no optimisers: `model` is {} and `opt` is [].
 
 What torch.save writes is a ZIP file with a checksum of each part. torch.load does not look at the checksums (of 400
 files with one flipped bit each it took 356), so `load` and `newest` do (files.is_whole). They are not read back after
@@ -23,12 +23,12 @@ from ddpm.conditions import Vocabulary
 from ddpm.runtime.config import STUDENT, Config
 from ddpm.runtime.files import is_whole, reading, write_whole
 
-VERSION = 6
+VERSION = 7
 # The models in the box (docs/model-card.md; `make pretrained`): the one meant where none is named, its student that takes
 # four steps, and one that draws the masks that prompts ask for. A file each, beside this package's code.
 IN_THE_BOX = ("pretrained", "pretrained-fast", "pretrained-masks")
 PRETRAINED = Path(__file__).parents[1] / "pretrained.pt"
-KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt"}
+KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt", "trained_on"}
 
 
 def save(path: str | Path, **parts) -> None:
@@ -61,6 +61,8 @@ def load(path: str | Path) -> dict:
             checkpoint = from_version_4(checkpoint)
         if checkpoint["version"] == 5:
             checkpoint = from_version_5(checkpoint)
+        if checkpoint["version"] == 6:
+            checkpoint = from_version_6(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
         raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
@@ -129,7 +131,12 @@ def from_version_5(checkpoint: dict) -> dict:
     warm-up could be longer than a tenth of the training, which a run that goes on does not keep."""
     config = dict(checkpoint["config"])
     config["muon_decay"] *= config["steps"] / 3000
-    return {**checkpoint, "version": VERSION, "config": config}
+    return {**checkpoint, "version": 6, "config": config}
+
+
+def from_version_6(checkpoint: dict) -> dict:
+    """Version 6 did not say what it was trained on."""
+    return {**checkpoint, "version": VERSION, "trained_on": ""}
 
 
 def find(path: str | Path | None = None) -> Path:

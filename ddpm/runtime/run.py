@@ -176,6 +176,7 @@ class Run:
             self.board.flush()  # it writes behind our back; what was logged before a checkpoint must be there
         states = {"model": self.training.unet.state_dict(), "ema": self.training.ema.state_dict()}
         states["opt"] = [optimizer.state_dict() for optimizer in self.training.optimizers]
+        states["trained_on"] = self.training.trained_on
         conditions = checkpoint.description(self.held_out.vocabulary)
         path = self.folder / "checkpoints" / f"step_{step:06d}.pt"
         try:

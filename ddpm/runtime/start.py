@@ -11,6 +11,7 @@ import torch
 from ddpm import UserError
 from ddpm.conditions import Vocabulary, drop_flag_of, flag_of
 from ddpm.data import Slices
+from ddpm.data.folders import CHANGED
 from ddpm.model import load_model
 from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
@@ -94,8 +95,8 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
 
 
 def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
-    """Put a training into the state of a checkpoint; returns the steps taken. Raises UserError if the data has other
-    conditions than the run was trained with."""
+    """Put a training into the state of a checkpoint; returns the steps taken, and tells if they were on other images.
+    Raises UserError if the data has other conditions than the run was trained with."""
     if resumed["conditions"] != vocabulary:
         trained = describe(resumed["conditions"])
         raise UserError(f"--resume: the run was trained with {trained}, but this data has {describe(vocabulary)}")
@@ -103,6 +104,10 @@ def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
     training.ema.load_state_dict(resumed["ema"])
     for optimizer, state in zip(training.optimizers, resumed["opt"], strict=True):
         optimizer.load_state_dict(state)
+    if resumed["trained_on"] not in ("", training.trained_on):
+        remedy = "bring the folder back to what it was, or start a new run"
+        print(f"warning: --resume: the run's training images {CHANGED}, so it may be validated on some; {remedy}")
+        training.trained_on = f"{resumed['trained_on']} {training.trained_on}"  # both, so that it matches neither
     print(f"resumed at step {resumed['step']} of {training.config.steps}")
     return resumed["step"]
 
