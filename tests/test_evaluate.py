@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
-from small_sets import split_set, subject_set, write
+from small_sets import noise, split_set, subject_set, write
 
 import ddpm.evaluation.small
 import evaluate
@@ -35,7 +35,7 @@ from ddpm.metrics.kid import cmmd, gaussian_mmd, kid, median_distance
 from ddpm.metrics.manifold import precision_recall_density_coverage
 from ddpm.metrics.segmenter import Verdict, load_segmenter
 from ddpm.metrics.spectrum import histogram_distance, intensity_histogram
-from ddpm.model import Sampling, load_model
+from ddpm.model import Model, Sampling, load_model
 from ddpm.runtime import files
 from ddpm.runtime.config import Config
 
@@ -204,6 +204,32 @@ def test_a_folder_of_ones_own(tmp_path, capsys, masks):
     )
     assert evaluate.main([*command, "--split", "test"]) == 2
     assert f"--split test: {data} has no such split; give --split val" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("n", "subjects", "flags", "says"),
+    [
+        (60, 90, {}, "--n 60: give 40 to 50, as d's val split has 90 images"),
+        (None, 5, {}, "d's val split has 5 image(s); 80 are needed at least, 40 to draw samples for and 40 of other"),
+        (40, 1, {}, "try another --seed, or add subjects"),
+        (None, 90, {"out": "taken/below"}, "--out taken/below: cannot write there"),
+        (None, 90, {"sampling": Sampling(steps=2000)}, "--sample-steps 2000 is more than"),
+        (None, 90, {"data": "gone"}, "run was trained with --data gone: no such folder here; start where train.py was"),
+        (None, 90, {"masks": "gone"}, "run was trained with --masks gone: no such folder here"),
+    ],
+)
+def test_what_cannot_be_judged_is_told_before_a_judge_is_trained(n, subjects, flags, says, tmp_path, monkeypatch):
+    for split, images in (("train", 1), ("val", max(subjects, 90 if subjects == 1 else 0))):
+        for i in range(images):
+            subject = i if subjects > 1 else int(i < 3)
+            write(tmp_path / "d" / split / "images" / f"{split}{subject}" / f"{i}.png", noise(images, i))
+    Path("taken").write_text("a file")
+    monkeypatch.setattr(comparison, "make_judge", lambda *what: pytest.fail("a judge was trained"))
+    config = Config(data=flags.get("data", "d"), masks=flags.get("masks", ""), image_size=[16, 16])
+    model = Model(config, Vocabulary(), None, None, "run")
+    with pytest.raises(UserError) as error:
+        comparison.from_model(model, flags.get("sampling", Sampling()), 50, n, 0, None, flags.get("out", "out"))
+    assert says in str(error.value) and "smaller --n" not in str(error.value)
 
 
 def test_the_judge_of_ones_own_data_is_trained_again_when_its_code_changes(tmp_path, capsys, monkeypatch, own_cache):

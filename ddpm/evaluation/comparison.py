@@ -152,6 +152,10 @@ def from_model(
     Process 0 alone returns; the others leave when the samples are drawn. Raises UserError for what the data cannot give.
     """
     config = model.config
+    for flagged, place in (("--data", config.data), ("--masks", config.masks)):
+        if place not in ("", "phantom") and not Path(place).is_dir():
+            remedy = "start where train.py was started, or make a link of that name to where it is now (ln -s)"
+            raise UserError(f"{model.name} was trained with {flagged} {place}: no such folder here; {remedy}")
     with distributed.rank_0_first():
         train = load_data(config, "train")
         # The phantom has a test split, and a folder may have one; its validation split does otherwise.
@@ -160,16 +164,21 @@ def from_model(
             raise UserError(f"--split test: {config.data} has no such split; give --split val")
         split = split or ("test" if tested else "val")
         real, split = load_data(config, split), f"{config.data}'s {split} split"
-        judge, judged_by = make_judge(config, train)
     wanted, least = n or min(1000, len(real) // 2), max(40, distributed.size())
+    if len(real) < least + 40:
+        needed = f"{least + 40} are needed at least, {least} to draw samples for and 40 of other subjects"
+        raise UserError(f"{model.name}: {split} has {len(real)} image(s); {needed}: add some")
     if not least <= wanted <= len(real) - 40:
         raise UserError(f"--n {wanted}: give {least} to {len(real) - 40}, as {split} has {len(real)} images")
     chosen, others = split_by_subject(real, wanted, seed)
     if len(chosen) < least or (n and len(chosen) < n) or len(others) < 40:
         found = f"{len(chosen)} images for samples and {len(others)} of other subjects, {least} and 40 are needed"
-        raise UserError(f"--n {wanted}: {split} gives {found}; try a smaller --n or another --seed")
+        remedy = f"try {'a smaller --n or ' * (wanted > least)}another --seed, or add subjects"
+        raise UserError(f"--n {wanted}: {split} gives {found}; {remedy}")
     check_writable(out)
     how = how.complete(model, real.vocabulary.given)
+    with distributed.rank_0_first():  # last of all: it may train for minutes
+        judge, judged_by = make_judge(config, train)
     drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, {how.in_words}"
     drawn += f", {how.precision}, seed {seed}"
     print(f"{model.name}: step {model.step}, ema weights; samples: {drawn}; {len(others)} other images of {split}")
