@@ -31,6 +31,8 @@ SAMPLING = (
 def main(argv):
     args = distributed.broadcast(read_arguments, argv)
     begun = time.perf_counter()
+    if args.out and (Path(args.out) / "report.json").exists():
+        print(f"note: {args.out} holds a report already; this one takes its place")
     comparison, title = compare(args)
 
     rows, unanswered = [], []

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_a_folder_of_ones_own(tmp_path, capsys, masks):
         )
     assert evaluate.main(command) == 0
     printed = capsys.readouterr().out
-    assert "training a judge" not in printed
+    assert "training a judge" not in printed and printed.startswith("note: a holds a report already")
     assert printed.count("warning: the training images of run/checkpoints/step_000001.pt are not those of") == (
         not masks
     )
@@ -339,6 +340,23 @@ def test_samples_of_a_head_are_not_held_against_that_head(tmp_path, capsys):
     )  # two samples a head: half of all heads
     assert [len(np.unique(reals.subjects[side])) for side in sides] == [12, 12]
     assert len(reals) == len(fakes) == 96 and {*reals.subjects} == {*fakes.subjects} == {*range(24)}
+
+
+def test_masks_among_pictures_are_left_out_and_counted(tmp_path, capsys):
+    folder = pictures(tmp_path / "real", n=3)
+    for name in ("000_mask", "001_seg"):
+        Image.new("L", (32, 32)).save(f"{folder}/{name}.png")
+    assert len(comparison.read_folder(folder, "--real", "", False)) == 3
+    assert f"--real {folder}: 2 file(s) left out that are named as masks are" in capsys.readouterr().out
+
+
+def test_samples_that_are_the_real_images_are_refused(tmp_path):
+    real = pictures(tmp_path / "real")
+    fake = shutil.copytree(real, tmp_path / "fake")
+    with pytest.raises(
+        UserError, match=r"fake/\d+.png: the same image as .*real/\d+.png, so --fake holds what it is comp"
+    ):
+        comparison.from_folders(real, str(fake), "", False, None, 0, None, "out")
 
 
 def test_a_report_without_a_name_has_a_folder_of_its_own(tmp_path, monkeypatch):

@@ -299,6 +299,7 @@ def from_folders(
     taken = np.sort(generator(seed, 1).permutation(usable)[: len(chosen)])  # as many as stand in for them
     if len(taken) < len(chosen):
         chosen = np.sort(generator(seed, 2).permutation(chosen)[: len(taken)])
+    refuse_copies(fakes, taken, reals, others)
     extractor = own or features.segmenter_features(segmenter.load_segmenter(), "of the embedded data")
     check_writable(out)
     print(f"{len(chosen)} of {len(fakes)} images of {fake} against {len(others)} of {len(reals)} of {real}")
@@ -309,6 +310,16 @@ def from_folders(
     }
     samples = fakes.part(taken)
     return Comparison(samples, reals, chosen, others, extractor, seed=seed, choices=choices)
+
+
+def refuse_copies(fakes: Slices, taken: np.ndarray, reals: Slices, others: np.ndarray) -> None:
+    """Raises UserError if one of the samples is the very image that samples are compared with, pixel by pixel."""
+    known = {reals.index["fingerprints"][i]: reals.index["names"][i] for i in others}
+    known.pop("", None)
+    for i in taken:
+        if twin := known.get(fakes.index["fingerprints"][i]):
+            found = f"{fakes.index['names'][i]}: the same image as {twin}"
+            raise UserError(f"{found}, so --fake holds what it is compared with; remove it from one of the folders")
 
 
 def numbered(*data: Slices) -> tuple[Slices, ...]:
@@ -322,11 +333,16 @@ def numbered(*data: Slices) -> tuple[Slices, ...]:
 def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
     """The pictures of a folder in grey; or, where it holds NIfTI volumes, their axial slices with brain, in one window a
     volume, each a subject of its own unless the pattern says otherwise. Subjects are names here. Raises UserError for
-    what cannot be read or differs in size; with skip_bad, unreadable files are counted and left out."""
+    what cannot be read or differs in size; with skip_bad, unreadable files are counted and left out. So are masks."""
     volumes = [path for path in sorted(Path(folder).glob("[!.]*")) if is_nifti(path)]
-    volumes = [path for path in volumes if bare(stem(path)) == stem(path)]  # no masks
-    read, bad = [], []
-    for path in volumes or folders.pictures_in(Path(folder)).values():
+    volumes = volumes if without_masks(volumes) else []
+    found = volumes or [*folders.pictures_in(Path(folder)).values()]
+    read, bad, kept = [], [], without_masks(found)
+    if len(kept) < len(found):
+        print(
+            f"{flag} {folder}: {len(found) - len(kept)} file(s) left out that are named as masks are, NAME_mask or NAME_seg"
+        )
+    for path in kept:
         if path.name == "grid.png":  # sample.py's overview
             continue
         try:
@@ -346,8 +362,16 @@ def read_folder(folder: str, flag: str, pattern: str, skip_bad: bool) -> Slices:
         if size != sizes[read[0][0]]:
             first = f"{read[0][0].name} is {sizes[read[0][0]]}"
             raise UserError(f"{path}: {size}, but {first}; all images of {flag} must be of one size")
+    index = {"names": [], "fingerprints": []}
+    for path, slices in read:
+        index["names"] += [path] * len(slices)
+        index["fingerprints"] += map(folders.fingerprint, slices)
     subjects = None
     if pattern or volumes:
         whose = [folders.subject_of(stem(path), pattern) if pattern else stem(path) for path, _ in read]
         subjects = np.array(whose).repeat([len(slices) for _, slices in read])
-    return Slices(np.concatenate([slices for _, slices in read])[:, None], None, {}, Vocabulary(), subjects)
+    return Slices(np.concatenate([slices for _, slices in read])[:, None], None, {}, Vocabulary(), subjects, index)
+
+
+def without_masks(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if bare(stem(path)) == stem(path)]
