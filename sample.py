@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm import UserError, restoration, volume_restoration
-from ddpm.asked import EXAMPLES, read_asked
+from ddpm.asked import EXAMPLES, pictures_of, read_asked
 from ddpm.conditions import LABELS
 from ddpm.data import images
 from ddpm.data.volumes import is_nifti
@@ -28,7 +28,7 @@ from ddpm.runtime.command_line import (
     sampling_of,
 )
 from ddpm.runtime.config import flag
-from ddpm.runtime.files import make_folder
+from ddpm.runtime.files import make_folder, refuse_overwriting
 from ddpm.runtime.progress import progress
 from ddpm.stack import COHERENCE
 
@@ -166,6 +166,12 @@ def prepare(args):
     height, width = images.grid_size(min(len(asked.names), OVERVIEW), columns, *model.shape[1:])
     if args.film and max(height, width) > 65535:
         raise UserError(f"--film: {width}x{height} pixels, but a GIF has at most 65,535 a side; ask for fewer images")
+    places = [Path(place) for place in (args.mask, args.source) if place not in (None, EXAMPLES)]
+    volume = [asked.stack.stem] if asked.stack else []
+    names = [f"{name}_{k}" for name in (*asked.names, *volume) for k in range(asked.n)]
+    written = {"grid.png", *(name + ending for name in names for ending in (".png", ".nii.gz"))}
+    read = [file for place in places for file in pictures_of(place).values()]
+    refuse_overwriting(args.out, written, read)
     out = make_folder(args.out, "results/samples")
     if (Path(out) / "grid.png").exists():
         print(f"note: {out} holds images already; those of other names stay among the new ones")

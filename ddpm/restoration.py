@@ -37,7 +37,7 @@ from ddpm.metrics.paired import psnr, ssim
 from ddpm.model import Model, Sampling, noise_source, predictor
 from ddpm.reverse import log_snr_times, uniform_times
 from ddpm.runtime.command_line import label_values, words_of
-from ddpm.runtime.files import make_folder, reading, write_whole
+from ddpm.runtime.files import make_folder, reading, refuse_overwriting, write_whole
 from ddpm.runtime.progress import progress
 
 MODES = ("inpaint", "kspace", "super-resolution", "denoise", "anomaly")
@@ -363,11 +363,19 @@ def draws_of(
             yield image
 
 
+def written(args) -> set[str]:
+    """The names of all files that a restoration may write."""
+    draws = [f"draw_{k}" for k in range(args.n or 0)]
+    names = ["measured", "restored", "anomaly", "error", "deviation", "grid", *draws]
+    return {f"{name}{ending}" for name in names for ending in (".png", ".npy", ".nii.gz")}
+
+
 def run(args, model: Model, how: Sampling) -> None:
     """Measure, restore, write the pictures, and say how good the result is where that is known. Raises UserError."""
     measured = measure(args, model)
     condition, asked = asked_for(args, model)
     how = completed(args, model, how, condition.given)
+    refuse_overwriting(args.out, written(args), (args.restore, args.region, args.mask))
     args.out = make_folder(args.out, "results/samples")
     out = Path(args.out)
     print(f"{model.name}: step {model.step}; {args.mode}: {measured.about}; {asked} -> {args.out}")

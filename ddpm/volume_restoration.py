@@ -27,8 +27,9 @@ from ddpm.restoration import (
     draws_of,
     noise_in_air,
     of_noisy,
+    written,
 )
-from ddpm.runtime.files import make_folder
+from ddpm.runtime.files import make_folder, refuse_overwriting
 from ddpm.runtime.progress import progress
 from ddpm.stack import SHOWN, Stack, stack_of
 
@@ -59,6 +60,7 @@ def run(args, model: Model, how: Sampling) -> None:
     masks = None if args.mask is None else read_masks(args.mask, stack, volume, affine, model)[todo]
     condition, asked = asked_for(args, model, len(todo), masks)
     how = completed(args, model, how, condition.given)
+    refuse_overwriting(args.out, written(args), (args.restore, args.region, args.mask))
     args.out = make_folder(args.out, "results/samples")
     work = f"{len(todo)} of {len(scan)} {stack.axis} slices of {scan.shape[1]}x{scan.shape[2]}"
     print(printable(f"{model.name}: step {model.step}; {args.mode}: {work}; {measured.about}; {asked} -> {args.out}"))

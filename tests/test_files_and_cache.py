@@ -14,7 +14,7 @@ from ddpm import UserError
 from ddpm.data import folders, phantom
 from ddpm.metrics import features, segmenter
 from ddpm.runtime import cache
-from ddpm.runtime.files import check_writable, is_whole, write_whole
+from ddpm.runtime.files import check_writable, is_whole, refuse_overwriting, write_whole
 
 ROOT = Path(cache.__file__).parents[2]
 
@@ -64,6 +64,17 @@ def test_many_may_ask_at_once_whether_a_folder_can_be_written(tmp_path):
     assert os.listdir(tmp_path / "a" / "b") == []
     with pytest.raises(UserError, match="--out /proc/x: cannot write there"):
         check_writable("/proc/x")
+
+
+def test_a_file_that_is_read_is_not_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "link").symlink_to("o")
+    for folder, read in (("o", "o/a.png"), (str(tmp_path / "o"), "o/../o/a.png"), ("link", "o/a.png"), (".", "a.png")):
+        with pytest.raises(UserError, match=f"--out {folder}: a.png there is read, and would be overwritten"):
+            refuse_overwriting(folder, {"b.png", "a.png"}, [None, read])
+    for folder, read in (("o", "a.png"), ("o", "o/c.png"), ("p", "o/a.png"), (None, "a.png"), ("", "a.png")):
+        refuse_overwriting(folder, {"b.png", "a.png"}, [None, read])
 
 
 # ---------------------------------------------------------------- the cache

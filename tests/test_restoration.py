@@ -429,6 +429,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, says, tiny_run, picture
     assert not list(tmp_path.glob("o/*"))
 
 
+def test_what_is_restored_is_not_written_over(tiny_run, picture, capsys):
+    for name in ("restored.png", "region.png"):
+        Path(name).write_bytes(Path(picture).read_bytes())
+    region("grid.png")
+    flags = ["--ckpt", str(tiny_run), "--out", ".", "--restore"]
+    for more in (["restored.png", "--as", "denoise"], ["region.png", "--as", "inpaint", "--region", "grid.png"]):
+        assert sample.main([*flags, *more]) == 2
+        assert "there is read, and would be overwritten; name another folder" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["grid.png", "region.png", "restored.png"]
+
+
 def test_a_model_without_masks_says_so(tiny_run, picture, tmp_path, capsys):
     raw = torch.load(tiny_run / "checkpoints" / "step_000040.pt", weights_only=True)
     raw["conditions"]["mask"] = []

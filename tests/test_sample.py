@@ -205,6 +205,16 @@ def test_labels_are_called_as_in_the_masks_of_the_training(ckpt, tmp_path, capsy
     assert "labels 2 that are not known; known are 0 background, 3 lesion" in capsys.readouterr().err
 
 
+def test_masks_are_not_written_over(ckpt, tmp_path, capsys):
+    (tmp_path / "m").mkdir()
+    for name in ("x", "x_0"):
+        write_mask(tmp_path / "m" / f"{name}.png")
+    assert sample.main(["--ckpt", ckpt, "--mask", "m", "--out", "m"]) == 2
+    assert "--out m: x_0.png there is read, and would be overwritten" in capsys.readouterr().err
+    assert sorted(os.listdir("m")) == ["x.png", "x_0.png"] and pixels("m/x_0.png").max() == 255
+    draw(ckpt, "--mask", "m/x.png", "--n", "1", "--out", "m/..")
+
+
 def damaged(tmp_path, ckpt, how):
     path = tmp_path / f"{how}.pt"
     whole = Path(ckpt).read_bytes()

@@ -263,6 +263,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(mode, flags, says, plain, caps
     assert not Path("o").exists()
 
 
+def test_a_scan_that_is_restored_is_not_written_over(plain, capsys):
+    scan("restored.nii.gz")
+    before = Path("restored.nii.gz").read_bytes()
+    assert sample.main(["--ckpt", plain, "--restore", "restored.nii.gz", "--as", "anomaly", "--out", "."]) == 2
+    assert "restored.nii.gz there is read" in capsys.readouterr().err and Path("restored.nii.gz").read_bytes() == before
+
+
 def test_gaussian_noise_may_be_under_0_where_a_magnitude_may_not(plain, capsys):
     values = np.random.default_rng(0).normal(0, 10, (2, 32, 32)).astype(np.float32)
     values[:, 8:24, 8:24] += 100

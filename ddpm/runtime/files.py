@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -131,6 +132,14 @@ def all_or_nothing(folder: Path, flag: str = "--out"):
             with contextlib.suppress(OSError):  # another program has begun to write there
                 folder.rmdir()
         raise
+
+
+def refuse_overwriting(folder: str | None, written: Iterable[str], read: Iterable[str | Path | None]) -> None:
+    """Raises UserError if a file that is read lies in the folder under a name that will be written there."""
+    here = os.path.realpath(folder or "")
+    there = {os.path.basename(path) for path in read if path and os.path.realpath(os.path.dirname(path)) == here}
+    if folder and (lost := sorted(there.intersection(written))):
+        raise UserError(f"--out {folder}: {lost[0]} there is read, and would be overwritten; name another folder")
 
 
 def make_folder(named: str, stem: str) -> str:
