@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -564,6 +565,19 @@ def test_a_store_is_written_whole_or_not_at_all(tmp_path, own_cache, monkeypatch
         load(root)
     assert not list(own_cache.iterdir())
     assert len(load(root)) == 3  # the fourth call is fine again
+
+
+def test_a_disk_that_fills_up_while_it_is_decoded_to_keeps_nothing(tmp_path, own_cache):
+    """The operating system's own limit: what could not be written is tried once more when the files are closed."""
+    root = split_set(tmp_path / "d", n=9)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        with pytest.raises(UserError, match="File too large; decoded images go to .*make room there"):
+            load(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(own_cache.iterdir())
 
 
 def test_no_file_of_a_store_is_open_when_it_gets_its_name(monkeypatch):

@@ -9,6 +9,7 @@ renamed, so half a store is never found; the index holds the arrays' sizes and t
 is not used.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -90,7 +91,8 @@ class Writer:
                 self.keep()
         finally:
             for file in self.files.values():
-                file.close()
+                with contextlib.suppress(OSError):  # on a full disk once more; what it said first is told
+                    file.close()
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def keep(self) -> None:
