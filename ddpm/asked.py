@@ -155,11 +155,14 @@ def read_sources(wanted: str | None, model: Model) -> dict[str, np.ndarray]:
         return {}
     if not model.vocabulary.source:
         raise UserError(f"--source: {model.name} was trained without a source; leave --source out")
+    if is_nifti(wanted):
+        raise UserError(f"--source {wanted}: a volume; cut it into pictures with tools/slices.py")
     size, sources = tuple(model.config.image_size), {}
     for name, file in pictures_of(Path(wanted)).items():
         picture = images.read_pixels(file, len(model.vocabulary.source))
         if picture.dtype != np.uint8:
-            raise UserError(f"{file}: more than 8 bits a pixel; convert it with the window of the training images")
+            remedy = "save all sources of its subject in 8 bits, in one window made as docs/data.md says under Depth"
+            raise UserError(f"{file}: more than 8 bits a pixel; {remedy}")
         if model.config.source == "coarse" and picture.shape[1:] == tuple(n // COARSE for n in size):
             picture = picture.repeat(COARSE, axis=1).repeat(COARSE, axis=2)  # as the network was shown it
         if picture.shape[1:] != size:

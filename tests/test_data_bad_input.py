@@ -367,7 +367,7 @@ def no_folder(root):
     return ["--data", str(root / "nowhere")]
 
 
-@case("d: no such folder", "refuses")
+@case("d: a file; if it is an archive unpack it, and name the folder", "refuses")
 def a_file_for_a_folder(root):
     root.write_text("")
 

@@ -398,7 +398,9 @@ def test_a_source_that_cannot_be_read_is_named(trained, capsys):
     ckpt = trained("--source", "T1")
     Path("text.png").write_text("no picture")
     write(Path("deep.png"), noise(0, size=SIZE, dtype=np.uint16, top=999))
-    for source, says in (("gone.png", "gone.png: no such"), ("text.png", "damaged"), ("deep.png", "more than 8 bits")):
+    wrong = {"gone.png": "gone.png: no such", "text.png": "damaged", "v.nii.gz": "a volume; cut it into pictures"}
+    wrong["deep.png"] = "more than 8 bits a pixel; save all sources of its subject"
+    for source, says in wrong.items():
         assert sample.main(["--ckpt", ckpt, "--source", source, "--out", "o"]) == 2
         assert says in capsys.readouterr().err and not Path("o").exists()
 

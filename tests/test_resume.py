@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,24 @@ def test_a_disk_that_fills_up_leaves_older_checkpoints_whole(tiny_run, tmp_path,
     assert error.count("\n") == 1
     assert names(run) == ["step_000020.pt"]
     assert train.main(["--resume", str(run), "--steps", "22"]) == 0  # with room again
+
+
+def test_a_disk_without_room_for_the_first_checkpoint_has_none_that_are_whole(tiny_run, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tiny_run / "checkpoints" / "step_000020.pt").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+    try:
+        assert train.main(["--preset", "tiny", "--steps", "1", "--precision", "fp32", "--out", "run"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert "step 1 could not be saved (File too large); make room and start again" in error and error.count("\n") == 1
+
+
+def test_a_command_that_is_suggested_can_be_copied(capsys):
+    run = SimpleNamespace(folder=Path("results/my run"), config=SimpleNamespace(steps=3), board=None)
+    train.Run.finish(run, 1, "SIGINT", 0.1, False)
+    assert capsys.readouterr().out.endswith("; go on with --resume 'results/my run'\n")
 
 
 # Going back to an earlier step

@@ -90,12 +90,12 @@ def are_folders(subjects: dict[str, str]) -> bool:
 
 def find(config, findings: Findings) -> Layout:
     """The layout of the folder, every item with a split, no subject in two. Raises UserError."""
-    root = Path(config.data)
-    if not root.is_dir():
-        raise UserError(f"--data {config.data}: no such folder; see docs/data.md for what may lie in one")
-    masks = Path(config.masks) if config.masks else None
-    if masks and not masks.is_dir():
-        raise UserError(f"--masks {config.masks}: no such folder; name one that holds the masks")
+    root, masks = Path(config.data), Path(config.masks) if config.masks else None
+    for name, place in (("--data", root), ("--masks", masks)):
+        if place and place.is_file():
+            raise UserError(f"{name} {place}: a file; if it is an archive unpack it, and name the folder")
+        if place and not place.is_dir():
+            raise UserError(f"{name} {place}: no such folder; see docs/data.md for what may lie in one")
     layout = recognise(Request(root, masks, config, findings, walk(root, findings)))
     if not (items := layout.items):
         why = [*findings.bad[:1], *layout.left_out] or ["no images"]

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -182,8 +183,10 @@ class Run:
         try:
             checkpoint.save(path, config=asdict(self.config), conditions=conditions, step=step, **states)
         except OSError as error:
-            found = f"step {step} could not be saved ({error.strerror}); older checkpoints are whole"
-            raise UserError(f"{self.folder}/checkpoints: {found}; make room and --resume") from None
+            whole = "older checkpoints are whole; make room and --resume"
+            remedy = whole if self.saved() else "make room and start again"
+            found = f"step {step} could not be saved ({error.strerror})"
+            raise UserError(f"{self.folder}/checkpoints: {found}; {remedy}") from None
         self.remove_old()
 
     def remove_old(self) -> None:
@@ -207,18 +210,19 @@ class Run:
         return min(losses.keys() & self.saved(), key=losses.get, default=None)
 
     def finish(self, step: int, stopped_by: str, minutes: float, planned: bool) -> None:
-        total = self.config.steps
+        total, folder = self.config.steps, shlex.quote(str(self.folder))
         if self.board:
             self.board.close()
         if step < total:
             stopped = f"stopped by {stopped_by or 'a signal'}, saved at step {step} of {total}"
-            print(f"{stopped}; go on with --resume {self.folder}")
+            print(f"{stopped}; go on with --resume {folder}")
             return
         missed = f" (planned {self.config.minutes:g}, {minutes / self.config.minutes - 1:+.0%})" if planned else ""
         print(f"done: step {step} after {minutes:.1f} minutes{missed}")
         if (best := self.best()) not in (None, step):
             print(f"lowest validation loss: {self.saved()[best]}")
         python = sys.executable.removeprefix(os.getcwd() + os.sep) if ".venv" in sys.executable else "python"
+        python = shlex.quote(python)
         masked = bool(self.held_out.classes)
         asks = " --mask" * masked + " PATH" * (masked and self.config.data != "phantom")
         if self.held_out.source is not None:
@@ -226,9 +230,7 @@ class Run:
         elif self.config.words:
             asks = " --prompt TEXT"
         newest = self.folder.resolve().parent == Path("results").resolve()
-        print(
-            f"samples: {self.folder}/samples; next: {python} sample.py{asks}{'' if newest else f' --ckpt {self.folder}'}"
-        )
+        print(f"samples: {self.folder}/samples; next: {python} sample.py{asks}{'' if newest else f' --ckpt {folder}'}")
 
 
 class Onlooker:
