@@ -473,7 +473,7 @@ class NaN(torch.nn.Module):
     ],
 )
 def test_bad_input_ends_in_one_line(tmp_path, capsys, make_fake, flags, expected):
-    real = pictures(tmp_path / "real")
+    real = pictures(tmp_path / "real", seed=1)
     make_fake(tmp_path / "fake")
     torch.jit.script(NaN()).save("nan.ts")
     Path("taken").write_text("a file")
