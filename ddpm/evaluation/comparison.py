@@ -151,6 +151,38 @@ def from_model(
 
     Process 0 alone returns; the others leave when the samples are drawn. Raises UserError for what the data cannot give.
     """
+    train, real, split, chosen, others = held_out(model, n, seed, split)
+    check_writable(out)
+    how = how.complete(model, real.vocabulary.given)
+    with distributed.rank_0_first():  # last of all: it may train for minutes
+        judge, judged_by = make_judge(model.config, train)
+    drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, {how.in_words}"
+    drawn += f", {how.precision}, seed {seed}"
+    print(f"{model.name}: step {model.step}, ema weights; samples: {drawn}; {len(others)} other images of {split}")
+    samples = draw_for(model, real, distributed.shard(chosen), how, seed, batch_size)
+    samples = np.concatenate(distributed.gather(samples))
+    extractor = own or features.segmenter_features(judge, judged_by)
+    choices = {
+        "model": f"{model.name}, step {model.step}, averaged weights",
+        "samples": f"{drawn}, for {' and '.join(real.vocabulary.given) or 'nothing'} of {len(chosen)} images of {split}",
+        "real images": f"{len(others)} others of {split}; in the place of samples: the real images of the same masks",
+        "features": f"{extractor}, of images of {samples.shape[2]}x{samples.shape[3]}, 8 bits",
+        "judge of masks": f"segmenter {judged_by} [{judge.fingerprint()}]",
+    }
+    warnings = []
+    if model.trained_on not in ("", folders.contents(train)):
+        remedy = "bring the folder back to what it was, or train anew"
+        told = f"the training images of {model.name} {folders.CHANGED}, so it may be judged on some that it has learnt"
+        warnings.append(f"{told}; {remedy}")
+    samples = replace(real.part(chosen), images=samples)
+    return Comparison(samples, real, chosen, others, extractor, judge, model, train, seed, choices, warnings)
+
+
+def held_out(
+    model: Model, n: int | None, seed: int, split: str | None
+) -> tuple[Slices, Slices, str, np.ndarray, np.ndarray]:
+    """What a model was trained on; the split that it is judged on, and what to call that; which of its images samples are
+    drawn for, and those of other subjects. n, seed, split: as for `from_model`. Raises UserError."""
     config = model.config
     for flagged, place in (("--data", config.data), ("--masks", config.masks)):
         if place not in ("", "phantom") and not Path(place).is_dir():
@@ -175,30 +207,7 @@ def from_model(
         found = f"{len(chosen)} images for samples and {len(others)} of other subjects, {least} and 40 are needed"
         remedy = f"try {'a smaller --n or ' * (wanted > least)}another --seed, or add subjects"
         raise UserError(f"--n {wanted}: {split} gives {found}; {remedy}")
-    check_writable(out)
-    how = how.complete(model, real.vocabulary.given)
-    with distributed.rank_0_first():  # last of all: it may train for minutes
-        judge, judged_by = make_judge(config, train)
-    drawn = f"{len(chosen)}, {how.sampler} in {how.steps} steps, {how.in_words}"
-    drawn += f", {how.precision}, seed {seed}"
-    print(f"{model.name}: step {model.step}, ema weights; samples: {drawn}; {len(others)} other images of {split}")
-    samples = draw_for(model, real, distributed.shard(chosen), how, seed, batch_size)
-    samples = np.concatenate(distributed.gather(samples))
-    extractor = own or features.segmenter_features(judge, judged_by)
-    choices = {
-        "model": f"{model.name}, step {model.step}, averaged weights",
-        "samples": f"{drawn}, for {' and '.join(real.vocabulary.given) or 'nothing'} of {len(chosen)} images of {split}",
-        "real images": f"{len(others)} others of {split}; in the place of samples: the real images of the same masks",
-        "features": f"{extractor}, of images of {samples.shape[2]}x{samples.shape[3]}, 8 bits",
-        "judge of masks": f"segmenter {judged_by} [{judge.fingerprint()}]",
-    }
-    warnings = []
-    if model.trained_on not in ("", folders.contents(train)):
-        remedy = "bring the folder back to what it was, or train anew"
-        told = f"the training images of {model.name} {folders.CHANGED}, so it may be judged on some that it has learnt"
-        warnings.append(f"{told}; {remedy}")
-    samples = replace(real.part(chosen), images=samples)
-    return Comparison(samples, real, chosen, others, extractor, judge, model, train, seed, choices, warnings)
+    return train, real, split, chosen, others
 
 
 def draw_for(
