@@ -89,7 +89,7 @@ def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma:
 
 
 def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0, few: tuple[int, ...] = ()) -> Tensor:
-    """n times from 1 .. T, in random order, one from each of the n parts, equally likely, of their distribution; (n,) int64.
+    """n times from 1 .. T in random order, one from each of n equally likely parts of their distribution; (n,) int64.
 
     std 0 is uniform, as in Algorithm 1, line 3. Else t / T = u has logit(u) ~ N(mean, std^2), as in Esser et al. 2024,
     arXiv:2403.03206, section 3.1: with the cosine schedule -1/2 log SNR is about 0.83 logit(u), so noise over signal is

@@ -195,8 +195,8 @@ def draw(
 ) -> Iterator[tuple[int, Tensor]]:
     """Algorithm 2, for as many images at a time as there are seeds.
 
-    Yields (t, x_t) for each time it comes by, from T, or near it, to 0: x_t is (B, C, H, W) float32 on the model's device, and at
-    t = 0 it is the image. condition holds B of each kind. An image depends on its own seed and condition, not on what
+    Yields (t, x_t) for each time it comes by, from T, or near it, to 0: x_t is (B, C, H, W) float32 on the model's device,
+    and at t = 0 it is the image. condition holds B of each kind. An image depends on its own seed and condition, not on what
     is drawn beside it (to one grey level). Raises UserError for what the model cannot do.
 
     With sampling.extra_noise the walk is that of a schedule that is a little noisier than the network is told. Squared

@@ -323,14 +323,14 @@ def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Samp
     return how
 
 
-def at_once(args) -> bool:
+def in_one_call(args) -> bool:
     """Is it the mean of what a noisy image may show, which takes one call of the network and no draws?"""
     return args.mode == "denoise" and not (args.n or args.noisy_prior)
 
 
 def count(args) -> int:
     """How many draws `draws_of` yields."""
-    return 1 if at_once(args) else args.n or DRAWS
+    return 1 if in_one_call(args) else args.n or DRAWS
 
 
 def draws_of(
@@ -341,7 +341,7 @@ def draws_of(
     schedule, device = model.schedule, next(model.unet.parameters()).device
     predict_x_0, operator = predictor(model, condition, how), measured.operator.to(device)
     y, sigma = measured.y.to(device), measured.sigma
-    if at_once(args):
+    if in_one_call(args):
         yield denoise(predict_x_0, schedule, y, sigma)
         return
     for k in range(count(args)):

@@ -62,7 +62,7 @@ def ancestral(
     """Algorithm 2. With x_0_hat = (x_t - sqrt(1 - alpha_bar_t) eps_hat) / sqrt(alpha_bar_t) (Eq. 15), the mean in its
     line 4 (Eq. 11) is that of Eq. 7 at x_0_hat; written this way, x_0_hat can be clipped first.
 
-    times: falling, from T (or near it, where next to no signal is left) to 0, both included; noise(): a fresh z ~ N(0, I) shaped like x_T.
+    times: falling, from T (or where next to no signal is left) to 0; noise(): a fresh z ~ N(0, I) shaped like x_T.
     variance: sigma^2, "beta_tilde" (exact if the data is one point) or "beta" (exact if it is N(0, I));
     see section 3.2. Over a skipped range, beta_t is 1 - alpha_bar_t / alpha_bar_s.
     """
