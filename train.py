@@ -6,6 +6,7 @@ The step itself, lines 2 to 5, is `training_step` in ddpm/training.py; this is t
 import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def main(argv):
 
     last = False
     with (
-        (Onlooker if distributed.rank() else Run)(training, held_out, step) as run,
+        closing((Onlooker if distributed.rank() else Run)(training, held_out, step)) as run,
         progress(total=config.steps, initial=step, unit="step", leave=True) as bar,
         StopSignals() as stop,
     ):

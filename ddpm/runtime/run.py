@@ -59,10 +59,8 @@ class Run:
             self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=step + 1)
         self.window, self.window_began = [], time.perf_counter()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
+    def close(self) -> None:
+        """Let others write to the folder; at the latest it happens when this process ends."""
         self.lock.close()
 
     def set_aside_after(self, step: int) -> None:
@@ -237,13 +235,7 @@ class Onlooker:
     """Stands for a Run in all processes but the first: that one alone writes."""
 
     def __init__(self, training: Training, held_out: Slices, step: int):
-        self.record = self.validate = self.evaluate = self.save = self.finish = lambda *figures: None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
+        self.record = self.validate = self.evaluate = self.save = self.finish = self.close = lambda *figures: None
 
 
 def summary_writer():
