@@ -141,7 +141,7 @@ class Vocabulary:
                 raise ValueError(f"{name} {unknown[0]!r} is none of {', '.join(known[1:])}")
             numbers[name] = torch.tensor([known.index(value) for value in values])
         source, words = (None if x is None else torch.as_tensor(x) for x in (source, words))
-        if source is not None and not (source.is_floating_point() and (source.abs() <= 1).all()):
+        if source is not None and not (source.abs() <= 1).all():
             raise ValueError(f"a source of {source.dtype}, {source.min():g} to {source.max():g}; it must be in [-1, 1]")
         return Condition(mask, numbers, source, words)
 

@@ -333,6 +333,13 @@ def test_a_run_that_still_goes_on_is_not_written_to_by_another(tmp_path, monkeyp
     assert second == [2] and "run: another train.py is writing there; stop it, or name another folder" in error
     assert error.count("error: ") == 1 and names(Path("run")) == ["step_000002.pt", "step_000004.pt"]
     assert train.main(["--resume", "run", "--steps", "5"]) == 0
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError) as kept:
+        broken.setattr(train, "training_step", lambda *args: 1 / 0)
+        train.main(["--resume", "run", "--steps", "6"])
+    assert (
+        train.main(["--resume", "run", "--steps", "6"]) == 0
+    )  # in a notebook, which keeps what went wrong and its run
+    assert kept.value
 
 
 # Data that is not what it was
