@@ -168,8 +168,8 @@ def data_step(operator: Operator, y: Tensor, x: Tensor, r: float, sigma: float, 
     """What the image is, if it was believed to be N(x, r^2 I) and y = A x + N(0, sigma^2 I) was measured.
 
     The mean of that posterior is x + w A^+ (y - A x), with w = r^2 / (r^2 + (sigma / gain)^2): the minimum of
-    |y - A x'|^2 / sigma^2 + |x' - x|^2 / r^2 (DiffPIR, Eq. 13); w = 1 without noise (DDNM, Eq. 10). With z ~ N(0, I) it is a
-    draw: the variance is r^2 where nothing was measured, and (1 - w) r^2 where something was (exact for DAPS' Eq. 6).
+    |y - A x'|^2 / sigma^2 + |x' - x|^2 / r^2 (DiffPIR); w = 1 without noise (DDNM). With z ~ N(0, I) it is a draw (DAPS, which
+    takes steps of Langevin's): the variance is r^2 where nothing was measured, and (1 - w) r^2 where something was.
     Complex noise has sigma^2 in each of its two parts.
     """
     w = 1.0 if sigma == 0 else r**2 / (r**2 + (sigma / operator.gain) ** 2)
@@ -204,7 +204,7 @@ def restore(
     """Yields the estimate of the image in [0, 1] (complex where the operator lifts it) after each data step.
 
     predict_x_0, x_T, times and noise are as for the samplers of reverse.py; times may go back up (`resampled_times`).
-    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, Eq. 15). strength: DiffPIR's lambda: larger
+    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR). strength: DiffPIR's lambda: larger
     trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / n^2 +
     1 / v), n^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk ends around the right mean, and
     with draws and zeta = 1 it draws from the posterior (of k-space nearly). With v = inf, as in the papers, r^2 = n^2 is
@@ -294,7 +294,7 @@ def predictor_corrector(
     y: Tensor,
     snr: float = 0.16,
 ) -> Iterator[Tensor]:
-    """Score-MRI (Chung & Ye 2022, arXiv:2110.05243, Algorithm 2), in the variance-preserving form: an ancestral
+    """Score-MRI (Chung & Ye 2022, arXiv:2110.05243), in the variance-preserving form: an ancestral
     step and a Langevin step at each time, and after each of them the measurement, as noisy as x_t is, in the place of what
     was drawn. Two calls of the network a time; for noise-free measurements. Yields the estimate of the image in [0, 1]."""
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()

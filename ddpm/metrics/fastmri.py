@@ -1,4 +1,4 @@
-"""How close is a reconstruction? As fastMRI's own evaluation counts (Zbontar et al. 2018, arXiv:1811.08839, section 5.3),
+"""How close is a reconstruction? As fastMRI's own evaluation counts (Zbontar et al. 2018, arXiv:1811.08839),
 to be held against published figures. paired.py has PSNR and SSIM as they are usually defined.
 
 A volume at a time, slices (N, 1, H, W) of magnitudes on any scale. The range of values is the largest of the true volume,
