@@ -82,7 +82,8 @@ class Bench:
         self.draws, self.steps, self.variance = args.draws, args.steps, args.variance
 
     def predict(self, condition: Condition = Condition(), guidance: float = 1.0):  # noqa: B008 (it is frozen)
-        made = predictor(self.model, condition, Sampling(guidance=guidance, guided=("mask",)))
+        how = Sampling(guidance=guidance, guided=("mask",) if guidance != 1 else None)
+        made = predictor(self.model, condition, how.complete(self.model, condition.given))
 
         def counted(x_t, t):
             self.calls += 1

@@ -50,7 +50,10 @@ STEPS = {
 }
 GUIDED = {
     **{f"guidance {k:g}": (k, ALL) for k in (0.0, 1.0, 1.1, 1.25, 1.5)},
-    **{f"guidance 1.25 in {low:g} to {high:g}": (1.25, (low, high)) for low, high in ((0.5, 1), (0, 0.5))},
+    **{
+        f"guidance 1.2 in {low:g} to {high:g}": (1.2, (low, high))
+        for low, high in ((0.25, 1), (0.05, 0.9), (0.05, 0.7))
+    },
 }
 
 

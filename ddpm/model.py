@@ -30,8 +30,10 @@ from ddpm.runtime.config import Config
 from ddpm.schedule import Schedule
 from ddpm.unet import UNet
 
-# For which t / T to guide unless asked otherwise: docs/ablations.md says why. (Kynkaanniemi et al. cut high noise too.)
-INTERVAL = (0.25, 1.0)
+# For which t / T to guide unless asked otherwise (docs/ablations.md says why). What a mask asks for is told pixel by pixel,
+# and needs no guidance at the highest noise. There it is decided where things lie, which words ask for.
+INTERVAL = (0.05, 0.9)
+INTERVAL_OF_WORDS = (0.25, 1.0)
 WEIGHTS = {"ema": "ema", "raw": "model"}  # and what a checkpoint calls them
 
 
@@ -96,7 +98,7 @@ class Sampling:
     steps: int | None = None  # None: STEPS[sampler], or T if that is fewer; of a model of few steps, all of them
     guidance: float | None = None  # None: the model's own; 1 where there is nothing to guide, or a source says it all
     guided: tuple[str, ...] | None = None  # what guidance strengthens; None: all that is given and was withheld once
-    interval: tuple[float, float] = INTERVAL  # guidance is 1 where t / T is outside
+    interval: tuple[float, float] | None = None  # guidance is 1 where t / T is outside; None: one of the two above
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
     precision: str = "fp32"  # or "bf16", inside the network
     times: tuple[int, ...] = ()  # from T, or near it, down to 0; (): as many as steps, where they suit the sampler
@@ -104,7 +106,7 @@ class Sampling:
 
     @property
     def in_words(self) -> str:
-        """ "guidance 1.25 by mask and contrast for t / T in 0.25 to 1, extra noise 0.04", for the reader."""
+        """ "guidance 1.25 by mask and contrast for t / T in 0.05 to 0.9, extra noise 0.04", for the reader."""
         extra = f", extra noise {self.extra_noise:g}" if self.extra_noise else ""
         if self.guidance == 1:
             return f"guidance 1{extra}"
@@ -123,6 +125,7 @@ class Sampling:
             raise UserError(f"precision {self.precision!r} is none of fp32, bf16")
         sampler, times = self.walk(model)
         guidance, guided = self.strengthened(model, given)
+        interval = self.interval or (INTERVAL_OF_WORDS if "words" in guided else INTERVAL)
         extra = self.extra_noise
         if extra is None:
             # The published ways (the paper's sampler, DDIM, Fast-DDPM) stay as they are; a student errs as its teacher
@@ -132,7 +135,7 @@ class Sampling:
             images = "source" not in given and not config.segment
             extra = config.extra_noise if images and not published else 0.0
         how = dict(sampler=sampler, steps=len(times) - 1, times=times, guidance=guidance, guided=guided)
-        return replace(self, **how, extra_noise=extra)
+        return replace(self, **how, interval=interval, extra_noise=extra)
 
     def walk(self, model: Model) -> tuple[str, tuple[int, ...]]:
         """The sampler, and the times that it comes by. Raises UserError."""
@@ -157,11 +160,11 @@ class Sampling:
 
     def strengthened(self, model: Model, given: Sequence[str]) -> tuple[float, tuple[str, ...]]:
         """How strong guidance is, and by what. Raises UserError."""
-        config, guidance, guided, (low, high) = model.config, self.guidance, self.guided, self.interval
+        config, guidance, guided, (low, high) = model.config, self.guidance, self.guided, self.interval or INTERVAL
         if not 0 <= low <= high <= 1:
             raise UserError(f"--guidance-interval {low:g} {high:g}: give two shares of T, 0 <= LOW <= HIGH <= 1")
         if config.teacher:
-            if guidance not in (None, 1) or guided or self.interval != INTERVAL:
+            if guidance not in (None, 1) or guided or self.interval not in (None, INTERVAL):
                 raise UserError(f"{model.name} was distilled from a guided teacher: its guidance cannot be changed")
             return 1.0, ()
         if guided is None:

@@ -124,7 +124,7 @@ def test_a_checkpoint_gives_a_table_and_a_report(ckpt, capsys):
     choices = json.loads(Path("out/report.json").read_text())["choices"]
     seen = f"it sees 64x64 [{load_segmenter().fingerprint()}], of images of 32x32"
     assert seen in choices["features"] and "step 40" in choices["model"]
-    assert "guidance 1.25 by mask and contrast for t / T in 0.25 to 1, " in choices["samples"]
+    assert "guidance 1.25 by mask and contrast for t / T in 0.05 to 0.9, " in choices["samples"]
     page = Path("out/report.html").read_text()
     assert "data:image/png;base64," in page and "://" not in page  # nothing to load from elsewhere
 

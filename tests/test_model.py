@@ -95,8 +95,12 @@ def test_bf16_stays_inside_the_network(model):
 
 def test_what_was_left_open_is_filled_in(model):
     times = tuple(log_snr_times(model.schedule, 10))
-    whole = Sampling("dpm-solver", 10, 1.25, ("mask",), times=times, extra_noise=0.08)
+    whole = Sampling("dpm-solver", 10, 1.25, ("mask",), (0.05, 0.9), times=times, extra_noise=0.08)
     assert Sampling().complete(model, ("mask",)) == whole
+    of_words = Sampling().complete(model, ("mask", "words"))
+    assert of_words.guided == ("mask", "words") and of_words.interval == (0.25, 1.0)
+    for how in (Sampling(guided=("mask",)), Sampling(interval=(0.05, 0.9))):  # beside words that it does not strengthen
+        assert how.complete(model, ("mask", "words")).interval == (0.05, 0.9)
     assert Sampling("ddim", 4).complete(model, ()).times == (1000, 750, 500, 250, 0)
     assert Sampling().complete(model, ("mask", "contrast")).guided == ("mask", "contrast")
     only_masks = replace(model, config=replace(model.config, label_drop=0.0, all_drop=0.0))

@@ -51,7 +51,7 @@ def test_mask_alone_takes_the_newest_checkpoint_and_the_example_masks(tiny_run, 
         "step 40",
         "ema weights",
         "10 dpm-solver steps in ",
-        "guidance 1.25 by mask and contrast for t / T in 0.25 to 1, extra noise 0.08",
+        "guidance 1.25 by mask and contrast for t / T in 0.05 to 0.9, extra noise 0.08",
         "drawn",
     ):
         assert part in first

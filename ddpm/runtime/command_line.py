@@ -14,7 +14,7 @@ import torch
 from ddpm import UserError, printable
 from ddpm.conditions import KINDS, flag_of
 from ddpm.data.texts import read_embeddings
-from ddpm.model import INTERVAL, Model, Sampling
+from ddpm.model import INTERVAL, INTERVAL_OF_WORDS, Model, Sampling
 from ddpm.reverse import SAMPLERS, STEPS
 from ddpm.runtime import distributed
 from ddpm.runtime.config import PRESETS, Config, check_limits, flag
@@ -138,8 +138,10 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
         "what guidance strengthens (default: all that is asked for); the rest of the condition stays in both halves"
     )
     add("--guided", nargs="+", choices=KINDS, help=guided)
-    interval = "guide only where t / T is in between (default {} {})".format(*INTERVAL)
-    add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), default=INTERVAL, help=interval)
+    interval = "guide only where t / T is in between (default {} {}; by words {} {})".format(
+        *INTERVAL, *INTERVAL_OF_WORDS
+    )
+    add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help=interval)
     more = "walk with this share more noise than the network is told, less below t = T: images are less smooth"
     add("--extra-noise", type=float, help=f"{more} (default: by dpm-solver, or of a distilled model, its own; else 0)")
     bf16 = "inside the network; in bf16 the batch size may show (default auto: the quicker one here)"
@@ -162,8 +164,8 @@ def check_range(args, **limits: tuple[float, float]) -> None:
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """How to draw, as the flags have it."""
     precision = quicker_precision(pick_device(args.device)) if args.precision == "auto" else args.precision
-    guided, eta = args.guided and tuple(args.guided), getattr(args, "eta", 0.0)
-    steps, extra, interval = args.sample_steps, args.extra_noise, tuple(args.guidance_interval)
+    guided, interval = (given and tuple(given) for given in (args.guided, args.guidance_interval))
+    steps, extra, eta = args.sample_steps, args.extra_noise, getattr(args, "eta", 0.0)
     return Sampling(args.sampler, steps, args.guidance, guided, interval, eta, precision, extra_noise=extra)
 
 
