@@ -8,7 +8,7 @@ import torch
 
 import train
 from ddpm.data import phantom
-from ddpm.runtime import cache
+from ddpm.runtime import cache, command_line
 
 torch.set_num_threads(1)  # for the same reason
 
@@ -30,6 +30,12 @@ def a_cache_apart_from_the_users(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "CACHE", tmp_path_factory.mktemp("cache"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def one_precision(monkeypatch):
+    """Which is the quicker one is measured, and on a busy machine changes between two draws that a test compares."""
+    monkeypatch.setattr(command_line, "quicker_precision", lambda device: "fp32")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from ddpm.model import Sampling, load_model
 from ddpm.restoration import asked_for
 from ddpm.reverse import SAMPLERS
 from ddpm.runtime import checkpoint, command_line
+from ddpm.runtime.command_line import quicker_precision  # conftest.py replaces it there
 
 ROOT = Path(sample.__file__).parent
 
@@ -418,5 +419,12 @@ def test_the_precision_is_the_one_that_is_clearly_quicker_here(slow, chosen, mon
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
     monkeypatch.setattr(command_line.time, "perf_counter", lambda: now[0])  # a clock that only the convolution moves
-    assert command_line.quicker_precision(torch.device("cpu")) == chosen
-    assert command_line.quicker_precision(torch.device("mps")) == "fp32"
+    assert quicker_precision(torch.device("cpu")) == chosen
+    assert quicker_precision(torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize("flags, used", [([], "bf16"), (["--precision", "fp32"], "fp32")])
+def test_the_quicker_precision_is_drawn_in_unless_one_is_named(flags, used, ckpt, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "quicker_precision", lambda device: "bf16")
+    assert sample.main(["--ckpt", ckpt, "--n", "1", "--sample-steps", "2", "--out", "o", *flags]) == 0
+    assert f"2 dpm-solver steps in {used}, " in capsys.readouterr().out
