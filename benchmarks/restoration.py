@@ -82,7 +82,7 @@ class Bench:
         self.draws, self.steps, self.variance = args.draws, args.steps, args.variance
 
     def predict(self, condition: Condition = Condition(), guidance: float = 1.0):  # noqa: B008 (it is frozen)
-        how = Sampling(guidance=guidance, guided=("mask",) if guidance != 1 else None)
+        how = Sampling(guidance=guidance, guided=("mask",))
         made = predictor(self.model, condition, how.complete(self.model, condition.given))
 
         def counted(x_t, t):
