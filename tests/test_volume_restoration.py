@@ -51,7 +51,7 @@ def stored(path, slices, affine) -> np.ndarray:
 
 
 def restored(ckpt, mode, *flags, name="restored") -> np.ndarray:
-    command = ["--ckpt", ckpt, "--restore", "scan.nii.gz", "--as", mode, "--precision", "fp32", *flags, "--out", "o"]
+    command = ["--ckpt", ckpt, "--restore", "scan.nii.gz", "--as", mode, *flags, "--out", "o"]
     assert sample.main(command) == 0
     return read(name)
 
