@@ -35,12 +35,12 @@ def main(argv):
     training = make_training(config, data.vocabulary, device)
     training.trained_on = folders.contents(data)
     step, planned = 0, not config.steps
-    if config.teacher:
+    if config.teacher or config.reference:
         learn_from(training, data.vocabulary)
     if resumed:
         step = go_on(training, resumed, data.vocabulary)
     else:
-        if config.init or config.teacher:
+        if config.init or config.teacher or config.reference:
             start_from(training, data.vocabulary)
         training.config = plan(training, data, started)
     config = training.config

@@ -14,7 +14,7 @@ from pathlib import Path
 from ddpm import UserError
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import flag, make_config
-from ddpm.runtime.start import teacher_of
+from ddpm.runtime.start import checkpoint_of
 
 DECIDED = {"steps", "minutes", "precision", "threads", "device", "out"}  # by the machine, or by the trial
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,10 @@ def check_same(run: Path, flags: list[str]) -> None:
     there = json.loads((run / "config.json").read_text())
     args = train_parser().parse_args(flags)
     config = make_config(args.preset or "laptop", given_fields(args))
-    config.teacher = teacher_of(config)  # as train.py wrote it down
+    config.teacher, config.reference = (
+        checkpoint_of(config.teacher),
+        checkpoint_of(config.reference),
+    )  # as train.py wrote it down
     wanted = asdict(config)
     for name in wanted.keys() - DECIDED:
         if there.get(name) != wanted[name]:

@@ -20,6 +20,7 @@ from ddpm.distillation import distillation_loss
 from ddpm.forward import denoising_loss, draw_times, loss_weight
 from ddpm.model import Model, make_unet
 from ddpm.muon import Muon
+from ddpm.refinement import LOOKS, discriminative_loss
 from ddpm.runtime import distributed
 from ddpm.runtime.config import Config
 from ddpm.schedule import Schedule
@@ -43,6 +44,7 @@ class Training:
     optimizers: list[torch.optim.Optimizer]  # AdamW, and Muon where it has weights of its own
     device: torch.device
     teacher: Model | None = None  # whose walks are learnt, if it is a distillation
+    reference: Model | None = None  # whose images are told from real ones, if it is a refinement
     trained_on: str = ""  # stands for the images (folders.contents)
 
 
@@ -76,7 +78,7 @@ def make_optimizers(unet: UNet, config: Config) -> list[torch.optim.Optimizer]:
 class Step(NamedTuple):
     """What a step tells of itself."""
 
-    t: Tensor  # (B,) the times; (N, B) in a distillation into N steps
+    t: Tensor  # (B,) the times; (N, B) in a distillation into N steps, or with N looks at a pair
     losses: Tensor  # each sample's loss, without the weight of its t; shaped like t
     grad_norm: Tensor  # () before clipping
 
@@ -92,22 +94,29 @@ def training_step(training: Training, data: Slices, step: int) -> Step:
     if training.teacher:  # a sample is a walk of the teacher instead, and teaches every step of the student
         t = torch.tensor(few)[:, None].expand(-1, len(x_0))
         weight = torch.ones(t.shape)
+    elif training.reference:  # a sample is a pair, an image and one that is drawn, which is looked at several times
+        t = draw_times(LOOKS * len(x_0), schedule.T, config.time_mean, config.time_std).view(LOOKS, -1)
+        weight = torch.ones(t.shape)
     else:
         t = draw_times(len(x_0), schedule.T, config.time_mean, config.time_std, few)
         weight = loss_weight(schedule, config.loss_weight, config.objective, t, config.gamma)
-    eps = torch.randn_like(x_0)
+    eps = torch.randn(*t.shape, *x_0.shape[1:])
 
     # Line 5: a gradient step on || eps - eps_hat(x_t, t) ||^2, in grad_accum parts.
     losses = torch.zeros(t.shape, device=device)
     distributed.seed_dropout(config.seed, step)
     for part in distributed.shard(torch.arange(len(x_0))).chunk(config.grad_accum):
-        x_0_part, eps_part, condition_part = (x[part].to(device) for x in (x_0, eps, condition))
+        x_0_part, condition_part = x_0[part].to(device), condition[part].to(device)
+        t_part, eps_part = t[..., part], eps[..., part, :, :, :].to(device)
+        seeds = [(config.seed, step, i) for i in part.tolist()]  # of what is drawn
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             if training.teacher:
-                seeds = [(config.seed, step, i) for i in part.tolist()]
                 loss = distillation_loss(unet, training.teacher, config, condition_part, seeds)
+            elif training.reference:
+                pairs = x_0_part, t_part, eps_part, condition_part, seeds
+                loss = discriminative_loss(unet, training.reference, config, *pairs)
             else:
-                asked = config.objective, x_0_part, t[part], eps_part, condition_part
+                asked = config.objective, x_0_part, t_part, eps_part, condition_part
                 loss = denoising_loss(schedule, unet, *asked, config.foreground_weight)
         # A sum over the part, divided by the whole batch: so uneven parts count rightly.
         (weight[..., part].to(loss) * loss).sum().div(losses.numel()).backward()

@@ -30,7 +30,13 @@ AXES = ("axial", "coronal", "sagittal")
 STUDENT = dict(
     few_steps=4, extra_noise=0.015, batch_size=8, lr=1.5e-3, muon_lr=4e-3, muon_decay=0.0, warmup=20, ema_decay=0.98
 )
-STUDENT_FLAGS = ", ".join(f"{flag(name)} {value}" for name, value in STUDENT.items())
+# What they are with --reference. Its batch counts pairs, each looked at several times; what was learnt must not be lost in
+# the noise of large steps.
+REFINED = dict(batch_size=16, lr=4e-5, muon_lr=1e-4, muon_decay=0.0, warmup=30, ema_decay=0.99)
+
+
+def as_flags(settings: dict) -> str:
+    return ", ".join(f"{flag(name)} {value}" for name, value in settings.items())
 
 
 @dataclass
@@ -108,10 +114,15 @@ class Config:
         "uniform", "where those lie (Fast-DDPM); nonuniform: 60 % in the noisiest 30 % of T", ("uniform", "nonuniform")
     )
     teacher: str = option(
-        "", f"distil this checkpoint (pretrained: the model in the box); then the defaults are {STUDENT_FLAGS}"
+        "", f"distil this checkpoint (pretrained: the model in the box); then the defaults are {as_flags(STUDENT)}"
     )
     teacher_steps: int = option(
         10, "the teacher's steps in a walk; the student takes several at once", at_least=1, at_most=1000
+    )
+    reference: str = option(
+        "",
+        "refine this checkpoint: learn to tell real images from those that it draws; then the defaults are "
+        + as_flags(REFINED),
     )
     mask_drop: float = option(0.05, "probability that a sample's mask is withheld", at_least=0, at_most=1)
     label_drop: float = option(0.05, "probability that its labels (the contrast) are", at_least=0, at_most=1)
@@ -196,7 +207,8 @@ FOLDER_ONLY = ("masks", "num_classes", "subject_pattern", "skip_bad", "image_cha
 # What may differ between a run and its continuation; all else is read from the checkpoint.
 CHANGEABLE = (
     *("guidance", "extra_noise", "steps", "grad_accum", "compile", "device", "threads", "out", "data", "masks"),
-    *("text_embeddings", "teacher", "log_every", "save_every", "keep", "sample_every", "evaluate_every", "tensorboard"),
+    *("text_embeddings", "teacher", "reference", "log_every", "save_every", "keep", "sample_every", "evaluate_every"),
+    "tensorboard",
 )
 
 # A line each for the network, the diffusion, the optimisation and the run.
@@ -249,7 +261,7 @@ def check_fields(given: dict) -> None:
     for f in fields(Config):
         if f.name in given:
             check_limits(f.name, given[f.name], **f.metadata["limits"])
-    for name in ("data", "masks", "text_embeddings", "init", "teacher"):
+    for name in ("data", "masks", "text_embeddings", "init", "teacher", "reference"):
         if given.get(name) == "":
             raise UserError(f"{flag(name)}: an empty name (an unset variable?); name one, or leave it out")
 
@@ -257,7 +269,10 @@ def check_fields(given: dict) -> None:
 def make_config(preset: str, given: dict) -> Config:
     """The preset with the given flags on top, checked one by one and as a whole. Raises UserError."""
     check_fields(given)
-    learnt = STUDENT if given.get("teacher") else {"muon_decay": 0.0} if given.get("init") else {}
+    other = [name for name in ("teacher", "reference", "init") if given.get(name)]
+    if len(other) > 1:
+        raise UserError(f"{flag(other[1])} has no meaning with {flag(other[0])}; leave one of them out")
+    learnt = {"teacher": STUDENT, "reference": REFINED, "init": {"muon_decay": 0.0}}[other[0]] if other else {}
     config = Config(**{**PRESETS[preset], **learnt, **given})
     if "minutes" in given and "steps" not in given:
         config.steps = 0
@@ -288,6 +303,10 @@ def make_config(preset: str, given: dict) -> Config:
         fewer = "to sample in fewer steps use sample.py --sample-steps"
         raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
     check_few_steps(config, given)
+    if config.reference and config.few_steps:
+        raise UserError("--few-steps has no meaning with --reference, which is refined at all times; leave it out")
+    if config.reference and (misplaced := [name for name in ("loss_weight", "foreground_weight") if name in given]):
+        raise UserError(f"{flag(misplaced[0])} has no meaning with --reference; leave it out")
     check_parts(config)
     if not all(0 <= level < len(config.mults) for level in config.attention):
         raise UserError(f"--attention {config.attention} names a level that --mults {config.mults} does not have")
@@ -349,5 +368,5 @@ def check_few_steps(config: Config, given: dict) -> None:
         return
     if config.objective != "v":
         raise UserError(f"--objective {config.objective}: a student learns v; leave it out")
-    if misplaced := [name for name in ("init", "train_times", "loss_weight", "foreground_weight") if name in given]:
+    if misplaced := [name for name in ("train_times", "loss_weight", "foreground_weight") if name in given]:
         raise UserError(f"{flag(misplaced[0])} has no meaning with --teacher; leave it out")

@@ -13,12 +13,14 @@ from ddpm.conditions import Vocabulary, drop_flag_of, flag_of
 from ddpm.data import Slices
 from ddpm.data.folders import CHANGED
 from ddpm.model import load_model
+from ddpm.refinement import LOOKS
 from ddpm.reverse import STEPS
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import (
     CHANGEABLE,
     PRESETS,
+    REFINED,
     STUDENT,
     Config,
     check_conditions,
@@ -41,7 +43,7 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
             checkpoint.load(path)  # says so, before the work and not after it
     else:
         config, resumed, home = resume(args, given)
-    config.teacher = teacher_of(config)
+    config.teacher, config.reference = checkpoint_of(config.teacher), checkpoint_of(config.reference)
     if config.batch_size < (n := distributed.size()):
         raise UserError(f"--batch-size {config.batch_size} is for all {n} processes together; give each an image")
     if config.out and Path(config.out).resolve() != home and any(Path(config.out).glob("checkpoints/*.pt")):
@@ -51,11 +53,10 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     return config, resumed
 
 
-def teacher_of(config: Config) -> str:
-    """The checkpoint that --teacher names, or "": of a folder its newest, now, as it may have others when this is
-    resumed. Raises UserError."""
-    folder = config.teacher and Path(config.teacher).is_dir()
-    return str(checkpoint.find(config.teacher)) if folder else config.teacher
+def checkpoint_of(name: str) -> str:
+    """The checkpoint that --teacher or --reference names, or "": of a folder its newest, now, as it may have others when
+    this is resumed. Raises UserError."""
+    return str(checkpoint.find(name)) if name and Path(name).is_dir() else name
 
 
 def resume(args, given: dict) -> tuple[Config, dict, Path]:
@@ -78,11 +79,11 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
         raise UserError(f"--resume {path} does not lie in a run's checkpoints/; name a folder to go on in with --out")
     trained = resumed["config"]
     preset = PRESETS[args.preset or "laptop"]
-    if trained.teacher:  # a student has defaults of its own
-        preset = {name: value for name, value in preset.items() if name not in STUDENT}
+    own = STUDENT if trained.teacher else REFINED if trained.reference else {}  # defaults
+    preset = {name: value for name, value in preset.items() if name not in own}
     for name, value in {**preset, **given}.items():
         was = getattr(trained, name)
-        if (name not in CHANGEABLE or (name == "teacher" and not was)) and value not in (was, "auto"):
+        if (name not in CHANGEABLE or (name in ("teacher", "reference") and not was)) and value not in (was, "auto"):
             trained_with, remedy = "none" if was == "" else was, "leave it out, or start a new run without --resume"
             raise UserError(f"{flag(name)} {value} contradicts {path}, which was trained with {trained_with}; {remedy}")
     home = path.parent.parent
@@ -113,31 +114,34 @@ def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
 
 
 def learn_from(training: Training, vocabulary: Vocabulary) -> None:
-    """Give a distillation its teacher, the checkpoint --teacher. Raises UserError if it cannot teach this student."""
+    """Give a distillation its teacher, the checkpoint --teacher, or a refinement its reference. Raises UserError if that
+    cannot draw what this training is about."""
     config, device = training.config, training.device
-    teacher = load_model(config.teacher, device=device)
-    if teacher.vocabulary != vocabulary:
-        trained = describe(teacher.vocabulary)
-        raise UserError(
-            f"--teacher {teacher.name} was trained with {trained}, but this data has {describe(vocabulary)}"
-        )
-    theirs, ours = teacher.config, tuple(config.image_size)
+    model = load_model(config.teacher or config.reference, device=device)
+    named = f"--teacher {model.name}" if config.teacher else f"--reference {model.name}"
+    if model.vocabulary != vocabulary:
+        trained = describe(model.vocabulary)
+        raise UserError(f"{named} was trained with {trained}, but this data has {describe(vocabulary)}")
+    theirs, ours = model.config, tuple(config.image_size)
     if tuple(theirs.image_size) != ours:
         sizes = ["{}x{}".format(*size) for size in (theirs.image_size, ours)]
-        raise UserError(f"--teacher {teacher.name} draws images of {sizes[0]}, not {sizes[1]}; give its --image-size")
+        raise UserError(f"{named} draws images of {sizes[0]}, not {sizes[1]}; give its --image-size")
     for kind in vocabulary.given:
         if config.withholds(kind) and not theirs.withholds(kind):
             remedy = f"give {drop_flag_of(kind)} 0 --all-drop 0 here too"
-            raise UserError(f"--teacher {teacher.name} never learnt to do without {flag_of(kind)}; {remedy}")
-    if theirs.few_steps and not theirs.teacher:
-        raise UserError(f"--teacher {teacher.name} knows {theirs.few_steps} times alone; name one that knows all")
+            raise UserError(f"{named} never learnt to do without {flag_of(kind)}; {remedy}")
+    if theirs.few_steps and not (theirs.teacher and config.teacher):
+        raise UserError(f"{named} knows {theirs.few_steps} times alone; name one that knows all")
+    if config.reference:
+        training.reference = model
+        return
     if theirs.teacher and theirs.teacher_steps != config.teacher_steps:
         raise UserError(
-            f"--teacher {teacher.name} learnt walks of {theirs.teacher_steps} steps: give --teacher-steps {theirs.teacher_steps}"
+            f"{named} learnt walks of {theirs.teacher_steps} steps: give --teacher-steps {theirs.teacher_steps}"
         )
     if theirs.teacher and theirs.few_steps < config.few_steps:
-        raise UserError(f"--few-steps {config.few_steps}: {teacher.name} takes {theirs.few_steps}; give fewer")
-    training.teacher = teacher
+        raise UserError(f"--few-steps {config.few_steps}: {model.name} takes {theirs.few_steps}; give fewer")
+    training.teacher = model
 
 
 # What a training that starts from a checkpoint's weights must have in common with it.
@@ -148,15 +152,16 @@ SAME = (
 
 
 def start_from(training: Training, vocabulary: Vocabulary) -> None:
-    """Give a new training the averaged weights of the checkpoint --init, or of its teacher.
+    """Give a new training the averaged weights of the checkpoint --init, or of its teacher or its reference.
 
     A class of the mask, a label's value, a source or a word finds the weights of the one with its name; those that the
     checkpoint does not know keep the weights they were drawn with, but for a source's and the places', which are 0, so
     that the network begins as the checkpoint's where it is told no new word; all are named. Raises UserError if the
     network is another one.
     """
-    config, flagged = training.config, "--teacher" if training.config.teacher else "--init"
-    path = checkpoint.find(config.teacher or config.init)
+    config = training.config
+    flagged = "--teacher" if config.teacher else "--reference" if config.reference else "--init"
+    path = checkpoint.find(config.teacher or config.reference or config.init)
     loaded = checkpoint.load(path)
     for name in SAME:
         if (there := getattr(loaded["config"], name)) != getattr(config, name):
@@ -244,6 +249,8 @@ def share_of_validation(config: Config) -> float:
     if config.teacher:
         walk = 2 * config.teacher_steps
         step, validation = walk + 3 * config.few_steps, VALIDATION_WALKS * (walk + config.few_steps)
+    elif config.reference:  # draws an image, and looks at two with both networks
+        step, validation = drawn + 8 * LOOKS, VALIDATION_IMAGES
     else:
         step, validation = 3, VALIDATION_IMAGES
     return (validation + GRID_IMAGES * drawn) / (step * config.batch_size / distributed.size())
