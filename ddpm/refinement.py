@@ -35,7 +35,7 @@ from ddpm.runtime.config import Config
 
 LOOKS = 4  # at a pair, each at another time: to draw an image costs as much as about five of them
 # The smaller, the farther the copy may go from the reference. (The bound itself weights errors in v by ten or more.)
-SCALE = 0.25
+SCALE = 0.75
 
 
 def discriminative_loss(

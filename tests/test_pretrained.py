@@ -77,6 +77,19 @@ def test_the_tool_packs_no_run_that_was_stopped(tiny_run, tmp_path, monkeypatch,
     assert "stopped before its end, step 40" in capsys.readouterr().err and not Path("packed.pt").exists()
 
 
+def test_each_stage_refines_what_the_one_before_it_made(tmp_path, monkeypatch, capsys):
+    short = "--preset tiny --precision fp32 --steps {} --guidance 1.5"
+    monkeypatch.setitem(pretrained.STAGES, "pretrained", tuple(short.format(steps) for steps in (2, 3, 4)))
+    assert pretrained.main(["--out", "packed.pt"]) == 0
+    last = checkpoint.load(Path("results/pretrained-3/checkpoints/step_000004.pt"))
+    assert last["config"].reference == "results/pretrained-2/checkpoints/step_000003.pt"
+    assert load_model("results/pretrained-2").config.reference == "results/pretrained/checkpoints/step_000002.pt"
+    assert load_model("packed.pt").step == 4 and load_model("packed.pt").config.reference == ""
+    assert pretrained.main(["--out", "again.pt"]) == 0  # nothing is trained twice
+    assert Path("again.pt").read_bytes() == Path("packed.pt").read_bytes()
+    assert "nothing left to do" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flags, says", [(["--run", "none"], "none: no such"), (["--out", "/proc/a/b.pt"], "cannot write")]
 )
@@ -271,9 +284,10 @@ def test_a_run_of_version_5_decays_on_as_it_began():
 def test_the_recipe_is_what_the_model_in_the_box_was_trained_with(name):
     """Whatever became the default since. (A student or a model of masks has no foreground to weigh; a student is guided as
     its teacher.)"""
-    config, _ = start.read_command_line([*pretrained.FLAGS[name].split(), "--out", "run"])
+    *before, flags = pretrained.STAGES[name]
+    config, _ = start.read_command_line([*flags.split(), *["--reference", "r.pt"] * bool(before), "--out", "run"])
     trained = checkpoint.load(Path(checkpoint.__file__).parents[1] / f"{name}.pt")["config"]
-    learnt = {f.name for f in fields(config)} - {"out", "precision", "save_every", "sample_every"}
+    learnt = {f.name for f in fields(config)} - {"out", "precision", "save_every", "sample_every", "reference"}
     learnt -= {"foreground_weight"} if name != "pretrained" else set()
     learnt -= {"guidance"} if config.teacher else set()
     assert {key: getattr(config, key) for key in learnt} == {key: getattr(trained, key) for key in learnt}

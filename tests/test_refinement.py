@@ -226,7 +226,7 @@ def test_a_stopped_refinement_goes_on_to_the_same_weights(refined_run):
 
 def test_a_refinement_begins_as_its_reference_and_is_drawn_from_as_any_model(refined_run, tiny_run, capsys):
     config = load_model(refined_run).config
-    assert config.reference == str(tiny_run / "checkpoints/step_000040.pt") and config.muon_lr == 1e-4
+    assert config.reference == str(tiny_run / "checkpoints/step_000040.pt") and config.muon_lr == 5e-5
     begun = weights(tiny_run / "checkpoints/step_000040.pt", "ema")
     moved = weights(refined_run / "checkpoints/step_000006.pt")
     assert all((moved[name] - begun[name]).abs().max() < 1e-3 for name in begun)

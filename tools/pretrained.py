@@ -25,13 +25,22 @@ from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_file
 
-FLAGS = {
-    "pretrained": "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 "
-    "--time-std 1.4 --ema-decay 0.9985 --warmup 400 --precision bf16 --compile --sample-every 1000 "
-    "--guidance 1.2 --extra-noise 0.04 --muon-decay 0 --foreground-weight 1",
-    "pretrained-fast": "--teacher pretrained --phantom-images 20000 --steps 3000 --seed 1",
-    "pretrained-masks": "--segment --words --source-drop 1 --label-drop 0.3 --all-drop 0.05 --time-mean 1 "
-    "--channels 32 --phantom-images 40000 --steps 4200 --seed 1 --guidance 2 --muon-decay 0",
+REFINED = "--phantom-images 100000 --steps 600 --time-mean -0.7 --time-std 1.4 --precision bf16 --guidance 1.2"
+# A training each, or several: each of those refines what the one before it made.
+STAGES = {
+    "pretrained": (
+        "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 "
+        "--time-std 1.4 --ema-decay 0.9985 --warmup 400 --precision bf16 --compile --sample-every 1000 "
+        "--guidance 1.2 --extra-noise 0.04 --muon-decay 0 --foreground-weight 1",
+        f"{REFINED} --extra-noise 0.03 --seed 2",
+        f"{REFINED} --extra-noise 0.03 --seed 3",
+        f"{REFINED} --extra-noise 0.03 --seed 4",
+    ),
+    "pretrained-fast": ("--teacher pretrained --phantom-images 20000 --steps 3000 --seed 1",),
+    "pretrained-masks": (
+        "--segment --words --source-drop 1 --label-drop 0.3 --all-drop 0.05 --time-mean 1 "
+        "--channels 32 --phantom-images 40000 --steps 4200 --seed 1 --guidance 2 --muon-decay 0",
+    ),
 }
 
 
@@ -46,17 +55,28 @@ def main(argv):
     args = parser.parse_args(argv)
     args.out = args.out or checkpoint.find(args.model)
     check_file(args.out)  # before the work
-    run = args.run or Path("results") / args.model
-    there = args.run or any(run.glob("checkpoints/*.pt"))
-    if train.main(["--resume", str(run)] if there else [*FLAGS[args.model].split(), "--out", str(run)]):
+    if args.run:
+        newest = trained(["--resume", str(args.run)], args.run)
+    else:
+        newest = None
+        for number, flags in enumerate(STAGES[args.model], 1):
+            run = Path("results") / (args.model if number == 1 else f"{args.model}-{number}")
+            new = [*flags.split(), *(["--reference", str(newest)] if newest else []), "--out", str(run)]
+            newest = trained(["--resume", str(run)] if any(run.glob("checkpoints/*.pt")) else new, run)
+    pack(newest, args.out)
+    content = args.out.read_bytes()
+    print(f"{args.out}: {len(content) / 1e6:.1f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+def trained(flags: list[str], run: Path) -> Path:
+    """The last checkpoint of the run that `train.py FLAGS` leaves at its end. Raises UserError if it did not get there."""
+    if train.main(flags):
         raise SystemExit(2)  # it has said why
     newest = checkpoint.newest(run)
     loaded = checkpoint.load(newest)
     if loaded["step"] < loaded["config"].steps:
         raise UserError(f"{newest}: stopped before its end, step {loaded['config'].steps}; the same command goes on")
-    pack(newest, args.out)
-    content = args.out.read_bytes()
-    print(f"{args.out}: {len(content) / 1e6:.1f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
+    return newest
 
 
 def pack(path: Path, out: Path) -> None:
@@ -64,7 +84,9 @@ def pack(path: Path, out: Path) -> None:
     loaded = checkpoint.load(path)
     checkpoint.save(
         out,
-        config=asdict(replace(loaded["config"], out="", init="", device="auto", threads=0)),  # nothing of the machine
+        config=asdict(
+            replace(loaded["config"], out="", init="", reference="", device="auto", threads=0)
+        ),  # nothing of the machine
         conditions=checkpoint.description(loaded["conditions"]),
         step=loaded["step"],
         model={},

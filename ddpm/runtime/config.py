@@ -32,7 +32,7 @@ STUDENT = dict(
 )
 # What they are with --reference. Its batch counts pairs, each looked at several times; what was learnt must not be lost in
 # the noise of large steps.
-REFINED = dict(batch_size=16, lr=4e-5, muon_lr=1e-4, muon_decay=0.0, warmup=30, ema_decay=0.99)
+REFINED = dict(batch_size=16, lr=2e-5, muon_lr=5e-5, muon_decay=0.0, warmup=30, ema_decay=0.99)
 
 
 def as_flags(settings: dict) -> str:
