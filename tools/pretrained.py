@@ -1,6 +1,7 @@
 """Make a model in the box, such as ddpm/pretrained.pt: train it, keep the averaged weights in half precision.
 
-    make pretrained                            from nothing, or from where it was stopped, in results/pretrained; on a GPU
+    make pretrained                            from nothing, or from where it was stopped, in results/pretrained; on a GPU;
+                                               then three rounds of refinement, in results/pretrained-2 to -4
     make pretrained ARGS="--run RUN"           of a run that is there, trained to its end
     make pretrained ARGS=pretrained-fast       its student of four steps (an hour of one core with bf16)
     make pretrained ARGS=pretrained-masks      the one that draws masks from words (half an hour of one core with bf16)
