@@ -26,7 +26,7 @@ from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_file
 
-REFINED = "--phantom-images 100000 --steps 600 --time-mean -0.7 --time-std 1.4 --precision bf16 --guidance 1.2"
+REFINED = "--phantom-images 100000 --steps 600 --time-mean -0.7 --time-std 1.4 --precision bf16 --guidance 1.25"
 # A training each, or several: each of those refines what the one before it made.
 STAGES = {
     "pretrained": (
