@@ -52,10 +52,8 @@ def check_same(run: Path, flags: list[str]) -> None:
     there = json.loads((run / "config.json").read_text())
     args = train_parser().parse_args(flags)
     config = make_config(args.preset or "laptop", given_fields(args))
-    config.teacher, config.reference = (
-        checkpoint_of(config.teacher),
-        checkpoint_of(config.reference),
-    )  # as train.py wrote it down
+    # As train.py wrote them down.
+    config.teacher, config.reference = checkpoint_of(config.teacher), checkpoint_of(config.reference)
     wanted = asdict(config)
     for name in wanted.keys() - DECIDED:
         if there.get(name) != wanted[name]:

@@ -83,11 +83,10 @@ def trained(flags: list[str], run: Path) -> Path:
 def pack(path: Path, out: Path) -> None:
     """What is needed to draw from the checkpoint at `path`, or to start from it: written to `out`."""
     loaded = checkpoint.load(path)
+    nothing_of_the_machine = dict(out="", init="", reference="", device="auto", threads=0)
     checkpoint.save(
         out,
-        config=asdict(
-            replace(loaded["config"], out="", init="", reference="", device="auto", threads=0)
-        ),  # nothing of the machine
+        config=asdict(replace(loaded["config"], **nothing_of_the_machine)),
         conditions=checkpoint.description(loaded["conditions"]),
         step=loaded["step"],
         model={},
