@@ -34,8 +34,8 @@ from ddpm.model import Model, Sampling, draw
 from ddpm.runtime.config import Config
 
 LOOKS = 4  # at a pair, each at another time: to draw an image costs as much as about five of them
-# The smaller, the farther the copy may go from the reference. (In the bound itself the weights
-# of errors in v add up to 5.5 over all times of the cosine schedule.)
+# The smaller, the farther the copy may go from the reference. (In the bound itself the weights of errors in v add up to
+# 5.5 over all times of the cosine schedule.)
 SCALE = 0.75
 
 
