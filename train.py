@@ -35,18 +35,18 @@ def main(argv):
     training = make_training(config, data.vocabulary, device)
     training.trained_on = folders.contents(data)
     step, planned = 0, not config.steps
-    if config.teacher or config.reference:
-        learn_from(training, data.vocabulary)
     if resumed:
         step = go_on(training, resumed, data.vocabulary)
-    else:
+        if step >= config.steps:
+            print("nothing left to do; go on with a larger --steps")
+            return
+    if config.teacher or config.reference:
+        learn_from(training, data.vocabulary)
+    if not resumed:
         if config.init or config.teacher or config.reference:
             start_from(training, data.vocabulary)
         training.config = plan(training, data, started)
     config = training.config
-    if step >= config.steps:
-        print("nothing left to do; go on with a larger --steps")
-        return
 
     last = False
     with (

@@ -244,6 +244,12 @@ def test_a_resumed_refinement_needs_its_reference(refined_run, tiny_run, capsys)
     assert "gone.pt" in capsys.readouterr().err
     where = ["--resume", "lost.pt", "--reference", str(tiny_run), "--out", "branch"]
     assert train.main([*where, "--steps", "4"]) == 0  # it lies elsewhere now
+    ended = torch.load("branch/checkpoints/step_000004.pt", weights_only=True)
+    ended["config"]["reference"] = "gone.pt"
+    torch.save(ended, "ended.pt")
+    capsys.readouterr()
+    assert train.main(["--resume", "ended.pt", "--out", "elsewhere"]) == 0  # what has nothing left to learn needs none
+    assert "nothing left to do" in capsys.readouterr().out
     assert train.main(["--resume", str(tiny_run), "--reference", str(tiny_run), "--out", "no"]) == 2
     assert "which was trained with none" in capsys.readouterr().err
 
