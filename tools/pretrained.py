@@ -1,7 +1,7 @@
 """Make a model in the box, such as ddpm/pretrained.pt: train it, keep the averaged weights in half precision.
 
     make pretrained                            from nothing, or from where it was stopped, in results/pretrained; on a GPU;
-                                               then three rounds of refinement, in results/pretrained-2 to -4
+                                               then four rounds of refinement, in results/pretrained-2 to -5
     make pretrained ARGS="--run RUN"           of a run that is there, trained to its end
     make pretrained ARGS=pretrained-fast       its student of four steps (an hour of one core with bf16)
     make pretrained ARGS=pretrained-masks      the one that draws masks from words (half an hour of one core with bf16)
@@ -26,16 +26,17 @@ from ddpm.runtime import checkpoint
 from ddpm.runtime.command_line import Parser, one_line_errors
 from ddpm.runtime.files import check_file
 
-REFINED = "--phantom-images 100000 --steps 600 --time-mean -0.7 --time-std 1.4 --precision bf16 --guidance 1.25"
+ROUND = (
+    "--phantom-images 100000 --steps 600 --time-mean -0.7 --time-std 1.4 --precision bf16 "
+    "--guidance 1.25 --extra-noise 0.03 --seed {}"
+)
 # A training each, or several: each of those refines what the one before it made.
 STAGES = {
     "pretrained": (
         "--steps 5000 --batch-size 256 --phantom-images 100000 --seed 1 --time-mean -0.7 "
         "--time-std 1.4 --ema-decay 0.9985 --warmup 400 --precision bf16 --compile --sample-every 1000 "
         "--guidance 1.2 --extra-noise 0.04 --muon-decay 0 --foreground-weight 1",
-        f"{REFINED} --extra-noise 0.03 --seed 2",
-        f"{REFINED} --extra-noise 0.03 --seed 3",
-        f"{REFINED} --extra-noise 0.03 --seed 4",
+        *(ROUND.format(seed) for seed in (2, 3, 4, 5)),
     ),
     "pretrained-fast": ("--teacher pretrained --phantom-images 20000 --steps 3000 --seed 1",),
     "pretrained-masks": (
