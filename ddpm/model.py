@@ -101,7 +101,7 @@ class Sampling:
     interval: tuple[float, float] | None = None  # guidance is 1 where t / T is outside; None: one of the two above
     eta: float = 0.0  # ddim's noise: 0 none, 1 as much as ancestral
     precision: str = "fp32"  # or "bf16", inside the network
-    times: tuple[int, ...] = ()  # from T, or near it, down to 0; (): as many as steps, where they suit the sampler
+    times: tuple[int, ...] = ()  # falling to 0; (): as many as steps, where they suit the sampler
     extra_noise: float | None = None  # a share, beyond what the network is told (`draw`); None: the model's own or 0
 
     @property
@@ -198,7 +198,7 @@ def draw(
 ) -> Iterator[tuple[int, Tensor]]:
     """Algorithm 2, for as many images at a time as there are seeds.
 
-    Yields (t, x_t) for each time it comes by, from T, or near it, to 0: x_t is (B, C, H, W) float32 on the model's device,
+    Yields (t, x_t) for each time it comes by, from T to 0: x_t is (B, C, H, W) float32 on the model's device,
     and at t = 0 it is the image. condition holds B of each kind. An image depends on its own seed and condition, not on what
     is drawn beside it (to one grey level). Raises UserError for what the model cannot do.
 

@@ -147,7 +147,7 @@ def trajectory(
 
 
 def times_for(sampler: str, schedule: Schedule, steps: int) -> list[int]:
-    """The times that suit a sampler, so many steps from near T down to 0 (at most, of dpm-solver)."""
+    """The times that suit a sampler, so many steps from T down to 0 (at most, of dpm-solver)."""
     match sampler:
         case "ancestral" | "ddim":
             return uniform_times(schedule.T, steps)
@@ -178,21 +178,22 @@ def nonuniform_times(T: int, n: int) -> list[int]:
 
 
 def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]:
-    """At most n steps from near T down to 0, at equal distances in log SNR (in lambda, which is half of it); then the
-    clean step 1 -> 0.
+    """At most n steps from T down to 0, at equal distances in log SNR (in lambda, which is half of it) but for the first;
+    the last is the clean step 1 -> 0.
 
-    Nodes are the nearest integers, without repetition (so 40 may give 39). Times with lambda under `lowest` (signal
-    under 0.6 %) are passed over, as cosine schedules run on to where nothing is left; but sampling starts from pure
-    noise, so where the first time kept still holds more than 1 % of signal (few T), the walk begins at T.
+    Nodes are the nearest integers, without repetition (so 40 may give 39). Cosine schedules run on to where nothing is
+    left of the image, so the nodes are spread over times with lambda of `lowest` (0.6 % of signal) or more. But the walk
+    starts from pure noise, which is what x_T is and no other: so T takes the place of the first. 0.6 % of an image is 0.3
+    of a standard deviation of the noise, in the one direction of 64 x 64 in which the mean image lies. Noise without it,
+    taken for x_t at that node, means heads that are larger than most.
     """
     if not 1 <= n <= schedule.T:
         raise ValueError(f"a schedule of {schedule.T} steps can be walked in 1 to {schedule.T} steps, not {n}")
     lam = schedule.half_log_snr()[1:]
     first = int((lam >= lowest).nonzero().max()) + 1
-    start = [schedule.T] if schedule.alpha_bar[first].sqrt().item() > 0.01 and first < schedule.T else []
-    nodes = torch.linspace(lam[first - 1].item(), lam[0].item(), n - len(start), dtype=torch.float64)
+    nodes = torch.linspace(lam[first - 1].item(), lam[0].item(), n, dtype=torch.float64)
     nearest = (lam[None, :] - nodes[:, None]).abs().argmin(dim=1) + 1
-    return start + sorted(set(nearest.tolist()), reverse=True) + [0]
+    return [schedule.T, *sorted(set(nearest.tolist()), reverse=True)[1:], 0]
 
 
 def middle_times(schedule: Schedule, walk: list[int], n: int) -> list[int]:

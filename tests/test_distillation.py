@@ -177,7 +177,7 @@ def test_the_loss_is_the_distance_to_the_lessons():
         return x_t
 
     distillation_loss(student, teacher, config, condition, [5, 6])
-    assert asked == [([996, 996, 672, 672], [1, 2, 1, 2])]
+    assert asked == [([1000, 1000, 672, 672], [1, 2, 1, 2])]
 
 
 # On a small network
@@ -220,7 +220,7 @@ def test_parts_of_a_batch_add_up_to_it(tiny_run, small_phantom):
         training = make_training(config, data.vocabulary, torch.device("cpu"))
         training.teacher = model
         step = training_step(training, data, 0)
-        assert step.t.tolist() == [[996] * 4, [672] * 4] and step.losses.shape == (2, 4)
+        assert step.t.tolist() == [[1000] * 4, [672] * 4] and step.losses.shape == (2, 4)
         states.append((step.losses, step.grad_norm))
     assert torch.allclose(states[0][0], states[1][0], rtol=1e-4)
     assert torch.allclose(states[0][1], states[1][1], rtol=1e-4)
@@ -307,7 +307,7 @@ def test_a_stopped_distillation_goes_on_to_the_same_weights(student_run, tiny_ru
 def test_a_students_log_and_checkpoint_say_what_it_is(student_run, tiny_run):
     config = load_model(student_run).config
     assert config.teacher == str(tiny_run / "checkpoints/step_000040.pt")
-    assert config.few_times == (996, 884, 672, 329, 0)
+    assert config.few_times == (1000, 884, 672, 329, 0)
     lines = [json.loads(line) for line in (student_run / "log.jsonl").read_text().splitlines()]
     assert {"loss_q2", "loss_q3", "loss_q4"} <= lines[0].keys() and "val_loss" in lines[-1]
     assert lines[0]["loss"] > 0
@@ -316,7 +316,7 @@ def test_a_students_log_and_checkpoint_say_what_it_is(student_run, tiny_run):
 def test_a_student_of_a_student(student_run, capsys):
     flags = ["--preset", "tiny", "--teacher", str(student_run), *STUDENT]
     assert train.main([*flags, "--few-steps", "2", "--out", "half"]) == 0
-    assert load_model("half").config.few_times == (996, 672, 0)
+    assert load_model("half").config.few_times == (1000, 672, 0)
     assert train.main([*flags, "--few-steps", "5", "--out", "more"]) == 2
     assert "takes 4; give fewer" in capsys.readouterr().err
 

@@ -197,7 +197,7 @@ def test_times():
     published = [999, 898, 785, 653, 492, 302, 138, 52, 17, 4, 0]  # counted from 0
     assert log_snr_times(LINEAR, 11) == [t + 1 for t in published] + [0]
     assert len(log_snr_times(LINEAR, 41)) == 41  # one node met another
-    assert log_snr_times(make_schedule("cosine"), 10)[0] == 996  # the last four hold nothing
+    assert log_snr_times(make_schedule("cosine"), 10)[:3] == [1000, 988, 962]  # 996, of 0.6 % signal, gives way to T
     assert log_snr_times(make_schedule("linear", zero_terminal_snr=True), 10)[-1] == 0
     for n in (0, 1001):
         with pytest.raises(ValueError, match="1 to 1000"):
@@ -223,17 +223,17 @@ def test_a_schedule_that_never_reaches_noise_is_still_walked_once():
 
 def test_the_lowest_log_snr_is_itself_kept():
     lowest = LINEAR.half_log_snr()[900].item()
-    assert log_snr_times(LINEAR, 1000, lowest)[:3] == [1000, 900, 899]  # 900 holds signal, so the walk begins at T
+    assert log_snr_times(LINEAR, 1000, lowest)[:3] == [1000, 899, 898]  # T is in the place of 900
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SCHEDULES), st.integers(21, 1000), st.data())
-def test_times_fall_from_near_T_to_0(kind, T, data):
+def test_times_fall_from_T_to_0(kind, T, data):
     n = data.draw(st.integers(1, T))
     for times in (uniform_times(T, n), log_snr_times(make_schedule(kind, T), n)):
         assert times == sorted(set(times), reverse=True) and times[-1] == 0 and len(times) <= n + 1
-        assert times[0] <= T
-    assert uniform_times(T, n)[0] == T and len(uniform_times(T, n)) == n + 1
+        assert times[0] == T
+    assert len(uniform_times(T, n)) == n + 1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -376,31 +376,27 @@ def test_guidance_is_the_same_in_every_parameterisation(objective):
 # From pure noise
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
-@pytest.mark.parametrize("T", [22, 50, 100, 1000])
-@pytest.mark.parametrize("steps", [1, 2, 10])
-def test_the_walk_begins_where_nothing_is_left_of_the_image(kind, T, steps):
-    """Sampling starts from N(0, I), so the first time visited must hold hardly any signal: at cosine T = 10 the first
-    node by log SNR alone still holds 15 %."""
-    schedule = make_schedule(kind, T)
-    first = log_snr_times(schedule, steps)[0]
-    assert first == T or schedule.alpha_bar[first].sqrt() < 0.01
-
-
-def test_few_times_leave_the_mean_where_it_is():
-    """Data N(-0.9, 0.01) and its exact denoiser, T = 10: the samples' mean is -0.9. (Starting at the first node by log
-    SNR it was -0.893: noise was taken for an image that holds 15 % signal.)"""
-    schedule, v = make_schedule("cosine", 10), 0.01
+@pytest.mark.parametrize(
+    "T, steps, mean, deviation",
+    [
+        (10, 10, -0.9, 0.1),  # the first node by log SNR is 9, which holds 15 % of the image: -0.893
+        # What 64 x 64 pixels have along their mean: the node 996 holds 0.6 % of 45, which is 0.29 deviations off at the end.
+        *[(1000, steps, -45, deviation) for steps in (10, 20, 50) for deviation in (3, 10, 20)],
+    ],
+)
+def test_pure_noise_becomes_the_mean_of_the_data(T, steps, mean, deviation):
+    """Data N(mean, deviation^2) and its exact denoiser: the walk begins where N(0, I) is what x_t is, so the samples have
+    that mean. (They begin at T. One that begins with pure noise at a node that holds some signal does not.)"""
+    schedule = make_schedule("cosine", T)
 
     def predict_x_0(x, t):
-        a2 = schedule.alpha_bar[t].item()
-        return -0.9 + math.sqrt(a2) * v * (x + math.sqrt(a2) * 0.9) / (a2 * v + 1 - a2)
+        a = schedule.alpha_bar[t].sqrt().item()
+        return mean + a * deviation**2 * (x - a * mean) / (a**2 * deviation**2 + 1 - a**2)
 
     x_T = torch.zeros(1, 1, 1, 1, dtype=torch.float64)  # the walk is linear in x_T, so this is the mean's
-    times = times_for("dpm-solver", schedule, 10)
-    assert last(trajectory("dpm-solver", predict_x_0, schedule, x_T, times, None)).item() == pytest.approx(
-        -0.9, abs=2e-3
-    )
+    times = times_for("dpm-solver", schedule, steps)
+    x_0 = last(trajectory("dpm-solver", predict_x_0, schedule, x_T, times, None)).item()
+    assert abs(x_0 - mean) < (0.02 if T == 10 else 0.005) * deviation
 
 
 # The end of DPM-Solver++(2M)
@@ -455,7 +451,7 @@ def test_the_student_stops_on_the_teachers_walk_and_fewer_stops_are_among_more(k
 def test_the_middle_of_a_walk_is_kept():
     schedule = make_schedule("cosine")
     walk = log_snr_times(schedule, 10)
-    assert walk == [996, 988, 962, 884, 672, 329, 111, 32, 7, 1, 0]
+    assert walk == [1000, 988, 962, 884, 672, 329, 111, 32, 7, 1, 0]
     assert [middle_times(schedule, walk, n)[1:-1] for n in (1, 2, 3, 4)] == [[], [672], [672, 329], [884, 672, 329]]
     assert middle_times(schedule, walk, 10) == walk
     for n in (0, 11):

@@ -191,7 +191,7 @@ class Config:
 
     @cached_property
     def few_times(self) -> tuple[int, ...]:
-        """The only times that the network knows, from T, or near it, down to 0; empty if it knows all."""
+        """The only times that the network knows, from T down to 0; empty if it knows all."""
         if not self.few_steps:
             return ()
         if self.teacher:
