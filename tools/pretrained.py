@@ -28,7 +28,7 @@ from ddpm.runtime.files import check_file
 
 ROUND = (
     "--phantom-images 100000 --steps 600 --time-mean -0.7 --time-std 1.4 --precision bf16 "
-    "--guidance 1.25 --extra-noise 0.03 --seed {}"
+    "--guidance 1.25 --extra-noise 0.04 --seed {}"
 )
 # A training each, or several: each of those refines what the one before it made.
 STAGES = {
