@@ -183,9 +183,8 @@ def log_snr_times(schedule: Schedule, n: int, lowest: float = -5.1) -> list[int]
 
     Nodes are the nearest integers, without repetition (so 40 may give 39). Cosine schedules run on to where nothing is
     left of the image, so the nodes are spread over times with lambda of `lowest` (0.6 % of signal) or more. But the walk
-    starts from pure noise, which is what x_T is and no other: so T takes the place of the first. 0.6 % of an image is 0.3
-    of a standard deviation of the noise, in the one direction of 64 x 64 in which the mean image lies. Noise without it,
-    taken for x_t at that node, means heads that are larger than most.
+    starts from pure noise, which x_T alone is: so T takes the place of the first node. For the 0.6 % that noise lacks at
+    that node are much in one direction: along the mean of images of 64x64, 0.3 of a standard deviation of the noise.
     """
     if not 1 <= n <= schedule.T:
         raise ValueError(f"a schedule of {schedule.T} steps can be walked in 1 to {schedule.T} steps, not {n}")

@@ -221,7 +221,7 @@ def test_a_schedule_that_never_reaches_noise_is_still_walked_once():
     assert log_snr_times(Schedule(alpha_bar, alpha_bar, alpha_bar), 3) == [3, 2, 1, 0]  # only alpha_bar is read
 
 
-def test_the_lowest_log_snr_is_itself_kept():
+def test_the_nodes_begin_at_the_lowest_log_snr():
     lowest = LINEAR.half_log_snr()[900].item()
     assert log_snr_times(LINEAR, 1000, lowest)[:3] == [1000, 899, 898]  # T is in the place of 900
 
