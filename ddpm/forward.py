@@ -8,6 +8,8 @@ A condition (conditions.py), here and in the next files, is what an image is ask
 class, 0 and 1, the background first; a kind of condition that is withheld is 0 in every channel.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -88,7 +90,7 @@ def loss_weight(schedule: Schedule, kind: str, objective: str, t: Tensor, gamma:
     raise ValueError(f"no weight {kind!r} is known for objective {objective!r}")
 
 
-def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0, few: tuple[int, ...] = ()) -> Tensor:
+def draw_times(n: int, T: int, mean: float = 0.0, std: float = 0.0, few: Sequence[int] = ()) -> Tensor:
     """n times from 1 .. T in random order, one from each of n equally likely parts of their distribution; (n,) int64.
 
     std 0 is uniform, as in Algorithm 1, line 3. Else t / T = u has logit(u) ~ N(mean, std^2), as in Esser et al. 2024,

@@ -149,11 +149,12 @@ class Sampling:
         if steps > config.timesteps:
             raise UserError(f"--sample-steps {steps} is more than the {config.timesteps} steps of {model.name}")
         if config.few_steps and steps != config.few_steps:
-            few = f"{model.name} was trained for {config.few_steps} steps and no others"
-            raise UserError(f"--sample-steps {steps}: {few}")
-        times = tuple(self.times or config.few_times or times_for(sampler, model.schedule, steps))
-        if config.few_times and times != config.few_times:
-            raise UserError(f"times {times}: {model.name} knows {config.few_times} and no others")
+            trained = f"{model.name} was trained for {config.few_steps} steps and no others"
+            raise UserError(f"--sample-steps {steps}: {trained}")
+        few = tuple(config.few_times)
+        times = self.times or few or tuple(times_for(sampler, model.schedule, steps))
+        if few and times != few:
+            raise UserError(f"times {times}: {model.name} knows {few} and no others")
         if times != tuple(sorted({*times, 0}, reverse=True)) or not 0 < times[0] <= config.timesteps:
             raise UserError(f"times {times}: they must fall from {config.timesteps} at most, and end in 0")
         return sampler, times

@@ -15,6 +15,7 @@ from PIL import Image
 import evaluate
 import sample
 import train
+from ddpm import UserError
 from ddpm.conditions import Condition, Vocabulary
 from ddpm.data.sources import load_data
 from ddpm.distillation import angle, distillation_loss, lessons, velocity_between
@@ -103,6 +104,9 @@ class GaussianUNet(torch.nn.Module):
         return (a * x_t - x_0_hat) / s
 
 
+FOUR, TWO = [1000, 884, 672, 329, 0], [1000, 672, 0]  # of the teacher's ten steps
+
+
 def gaussian_teacher(**settings):
     config = replace(Config(image_size=[8, 8], mask_drop=0.0, label_drop=0.0, all_drop=0.0), **settings)
     return Model(config, Vocabulary(), COSINE, GaussianUNet(COSINE, 0.1, 0.02))
@@ -117,7 +121,7 @@ def path(t, x_T, T):
 
 def test_lessons_are_the_path_of_a_known_teacher():
     teacher = gaussian_teacher(extra_noise=0.0)  # the path is that of the equation as it is
-    config = Config(few_steps=4, teacher="t", teacher_steps=100, precision="fp32")
+    config = Config(few_times=FOUR, teacher="t", teacher_steps=100, precision="fp32")
     x_t, v = lessons(teacher, config, Condition(), seeds=[1, 2, 3])
     assert x_t.shape == v.shape == (4, 3, 1, 8, 8)
     assert teacher.unet.calls <= 100
@@ -145,17 +149,18 @@ class Remembers(torch.nn.Module):
 def test_a_perfect_student_ends_where_its_teacher_does_in_one_call_a_step(steps):
     teacher = gaussian_teacher()
     config = replace(teacher.config, few_steps=steps, teacher="t", precision="fp32", extra_noise=0.0)
+    config.choose_few_times()
     _, v = lessons(teacher, config, Condition(), seeds=[1, 2])
     *_, (_, goal) = draw(teacher, Condition(), [1, 2])
     student = replace(teacher, config=config, unet=Remembers(config.few_times, v))
     passed = list(draw(student, Condition(), [1, 2]))
-    assert [t for t, _ in passed] == list(config.few_times) and student.unet.calls == steps
+    assert [t for t, _ in passed] == config.few_times and student.unet.calls == steps
     assert torch.allclose(passed[-1][1], goal, atol=1e-5)
 
 
 def test_a_long_step_is_not_clipped():
     """From pure noise v* may lead through an x_0_hat far outside [-1, 1]."""
-    config = replace(gaussian_teacher().config, few_steps=1, teacher="t")
+    config = replace(gaussian_teacher().config, few_steps=1, few_times=[1000, 0], teacher="t")
     wild = torch.full((1, 1, 8, 8), -3.0)
     student = replace(gaussian_teacher(), config=config, unet=Remembers(config.few_times, [wild]))
     *_, (_, x_0) = draw(student, Condition(), [0])
@@ -164,7 +169,7 @@ def test_a_long_step_is_not_clipped():
 
 def test_the_loss_is_the_distance_to_the_lessons():
     """The student is asked at the x_t where each of its steps begins, with its time and the condition of its walk."""
-    teacher, config = gaussian_teacher(), Config(few_steps=2, teacher="t", precision="fp32")
+    teacher, config = gaussian_teacher(), Config(few_times=TWO, teacher="t", precision="fp32")
     begins, v = lessons(teacher, config, Condition(), seeds=[5, 6, 7])
     loss = distillation_loss(lambda x_t, t, condition: torch.zeros_like(x_t), teacher, config, Condition(), [5, 6, 7])
     assert torch.allclose(loss, v.square().mean(dim=(2, 3, 4)))
@@ -201,7 +206,8 @@ def test_each_walk_learns_what_its_condition_asks_for_and_guidance_is_in_it(tiny
     model = load_model(tiny_run)
     for weight in model.unet.parameters():  # 40 steps leave the last layers near 0: conditions would hardly show
         weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
-    config = replace(model.config, few_steps=2, teacher="t", precision="fp32", extra_noise=0.0)
+    student = dict(few_steps=2, few_times=TWO, teacher="t", extra_noise=0.0)
+    config = replace(model.config, **student, precision="fp32")
     condition = load_data(model.config, "val").condition(np.arange(2))
     _, v = lessons(model, config, condition, [1, 2])
     *_, (_, guided) = draw(model, condition, [1, 2])
@@ -215,7 +221,7 @@ def test_parts_of_a_batch_add_up_to_it(tiny_run, small_phantom):
     states = []
     for parts in (1, 2):
         model = load_model(tiny_run)
-        config = replace(model.config, few_steps=2, teacher="t", batch_size=4, grad_accum=parts)
+        config = replace(model.config, few_times=TWO, teacher="t", batch_size=4, grad_accum=parts)
         data = load_data(config, "train")
         training = make_training(config, data.vocabulary, torch.device("cpu"))
         training.teacher = model
@@ -235,7 +241,7 @@ def test_every_walk_has_noise_of_its_own(tiny_run, small_phantom, monkeypatch):
 
     monkeypatch.setattr("ddpm.training.distillation_loss", spy)
     model = load_model(tiny_run)
-    config = replace(model.config, few_steps=1, teacher="t", batch_size=4, grad_accum=2)
+    config = replace(model.config, few_times=[1000, 0], teacher="t", batch_size=4, grad_accum=2)
     data = load_data(config, "train")
     training = make_training(config, data.vocabulary, torch.device("cpu"))
     training.teacher = model
@@ -247,7 +253,7 @@ def test_every_walk_has_noise_of_its_own(tiny_run, small_phantom, monkeypatch):
 def test_a_student_starts_as_its_teacher_and_learns(tiny_run, small_phantom):
     """Its loss falls on walks that it has not seen."""
     teacher = load_model(tiny_run)
-    config = replace(teacher.config, few_steps=2, teacher="t", batch_size=4, steps=25, muon_lr=0.005)
+    config = replace(teacher.config, few_times=TWO, teacher="t", batch_size=4, steps=25, muon_lr=0.005)
     data = load_data(config, "train")
     training = make_training(config, data.vocabulary, torch.device("cpu"))
     training.unet.load_state_dict(teacher.unet.state_dict())
@@ -282,11 +288,55 @@ def test_a_student_is_sampled_in_its_steps_alone(student_run, capsys):
     assert sample.main(["--ckpt", str(student_run), "--mask", "--n", "1", "--sample-steps", "4", "--out", "q"]) == 0
 
 
-def test_an_older_student_that_names_no_extra_noise_has_a_students(student_run):
+def test_an_older_student_that_names_neither_extra_noise_nor_times_has_a_students(student_run):
     raw = torch.load(student_run / "checkpoints" / "step_000006.pt", weights_only=True)
-    assert raw["config"].pop("extra_noise") == 0.015
+    assert raw["config"].pop("extra_noise") == 0.015 and raw["config"].pop("few_times") == FOUR
     torch.save(raw, "older.pt")
-    assert load_model("older.pt").config.extra_noise == 0.015
+    config = load_model("older.pt").config
+    assert config.extra_noise == 0.015 and config.few_times == FOUR
+    raw["config"]["few_steps"] = 2000
+    torch.save(raw, "broken.pt")
+    with pytest.raises(UserError, match="its configuration is not one of this version"):
+        load_model("broken.pt")
+
+
+def test_a_student_keeps_its_times_whatever_the_rule_becomes(student_run, monkeypatch):
+    monkeypatch.setattr("ddpm.runtime.config.middle_times", lambda *asked: [999, 500, 250, 100, 0])
+    assert Sampling().complete(load_model(student_run), ()).times == tuple(FOUR)
+
+
+def test_times_may_be_given_instead_of_chosen(tiny_run, student_run, small_phantom, capsys):
+    """A teacher's student takes some of its times; without a teacher, the network learns at any."""
+    flags = ["--preset", "tiny", *STUDENT, "--teacher"]
+    assert train.main([*flags, str(student_run), "--few-times", "1000", "884", "0", "--out", "two"]) == 0
+    config = load_model("two").config
+    assert config.few_times == [1000, 884, 0] and config.few_steps == 2
+    alone = ["--preset", "tiny", "--steps", "2", "--precision", "fp32", "--few-times", "1000", "40", "0"]
+    assert train.main([*alone, "--out", "alone"]) == 0
+    assert [t for t, _ in draw(load_model("alone"), load_model("alone").vocabulary.condition(), [0])] == [1000, 40, 0]
+    capsys.readouterr()
+    for teacher, times, told in (
+        (student_run, "1000 500 0", "--few-times 500: "),
+        (tiny_run, "1000 500 0", "comes by 1000 "),
+    ):
+        assert train.main([*flags, str(teacher), "--few-times", *times.split(), "--out", "none"]) == 2
+        error = capsys.readouterr().err
+        assert told in error and "give some of those" in error and error.count("\n") == 1
+    for given, told in (
+        ("--few-times 900 0", "they must fall from 1000 to 0"),
+        ("--few-times 1000 500", "they must fall from 1000 to 0"),
+        ("--few-times 1000 400 500 0", "they must fall from 1000 to 0"),
+        ("--few-times 0", "they must fall from 1000 to 0"),
+        ("--few-times 1000 -1", "it must be at least 0"),
+        ("--few-times 1000 0 --few-steps 1", "--few-steps has no meaning with --few-times"),
+        ("--few-times 1000 0 --train-times uniform", "--train-times has no meaning with --few-times"),
+        ("--few-times 1000 0 --time-mean 1", "--time-mean has no meaning with --few-steps"),
+        ("--few-times 1000 0 --reference r", "has no meaning with --reference"),
+    ):
+        assert train.main(["--preset", "tiny", *given.split(), "--out", "bad"]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    assert not Path("bad").exists()
 
 
 def test_what_asks_at_every_time_refuses_a_student(student_run, tmp_path, capsys):
@@ -307,7 +357,7 @@ def test_a_stopped_distillation_goes_on_to_the_same_weights(student_run, tiny_ru
 def test_a_students_log_and_checkpoint_say_what_it_is(student_run, tiny_run):
     config = load_model(student_run).config
     assert config.teacher == str(tiny_run / "checkpoints/step_000040.pt")
-    assert config.few_times == (1000, 884, 672, 329, 0)
+    assert config.few_times == FOUR
     lines = [json.loads(line) for line in (student_run / "log.jsonl").read_text().splitlines()]
     assert {"loss_q2", "loss_q3", "loss_q4"} <= lines[0].keys() and "val_loss" in lines[-1]
     assert lines[0]["loss"] > 0
@@ -316,7 +366,7 @@ def test_a_students_log_and_checkpoint_say_what_it_is(student_run, tiny_run):
 def test_a_student_of_a_student(student_run, capsys):
     flags = ["--preset", "tiny", "--teacher", str(student_run), *STUDENT]
     assert train.main([*flags, "--few-steps", "2", "--out", "half"]) == 0
-    assert load_model("half").config.few_times == (1000, 672, 0)
+    assert load_model("half").config.few_times == TWO
     assert train.main([*flags, "--few-steps", "5", "--out", "more"]) == 2
     assert "takes 4; give fewer" in capsys.readouterr().err
 
@@ -341,7 +391,7 @@ def test_few_steps_without_a_teacher_train_and_sample_at_the_same_times(spacing,
     assert asked["ddpm.training"] == asked["ddpm.runtime.run"] == set(model.config.few_times[:-1])
     for sampler in ("ancestral", "ddim", "dpm-solver"):
         how = Sampling(sampler=sampler).complete(model, ())
-        assert how.times == model.config.few_times and how.steps == 5
+        assert list(how.times) == model.config.few_times and how.steps == 5
     assert sample.main(["--ckpt", "fast", "--mask", "--n", "1", "--out", "o"]) == 0
     assert sample.main(["--ckpt", "fast", "--mask", "--sample-steps", "10", "--out", "p"]) == 2
     assert "trained for 5 steps and no others" in capsys.readouterr().err

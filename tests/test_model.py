@@ -176,7 +176,7 @@ def test_what_cannot_be_done_is_refused(model, sampling, given, says):
 
 
 def test_a_network_of_few_steps_is_asked_at_its_times_alone(model):
-    few = replace(model, config=replace(model.config, few_steps=4))
+    few = replace(model, config=replace(model.config, few_steps=4, few_times=[1000, 750, 500, 250, 0]))
     assert Sampling("ddim", times=(1000, 750, 500, 250, 0)).complete(few, ()).steps == 4
     with pytest.raises(UserError, match=r"knows \(1000, 750, 500, 250, 0\) and no others"):
         Sampling("ddim", times=(700, 300, 0)).complete(few, ())

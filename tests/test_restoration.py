@@ -550,7 +550,7 @@ def in_the_box():
 @pytest.mark.parametrize(
     "changes, source, says",
     [
-        (dict(few_steps=4), (), "asks at every time, but it knows 4 steps alone"),
+        (dict(few_steps=4, few_times=[1000, 750, 500, 250, 0]), (), "asks at every time, but it knows 4 steps alone"),
         (dict(segment=True), (), "it draws masks"),
         (dict(source="noisy"), ("noisy",), "it was trained with a source"),
         (dict(mask_drop=0.0, all_drop=0.0), (), "it never learnt to do without --mask"),

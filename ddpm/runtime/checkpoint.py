@@ -71,7 +71,8 @@ def load(path: str | Path) -> dict:
     try:
         student = {"extra_noise": STUDENT["extra_noise"]} if checkpoint["config"].get("teacher") else {}
         checkpoint["config"] = Config(**{**student, **checkpoint["config"]})  # older students do not name it
-    except (TypeError, AttributeError):
+        checkpoint["config"].choose_few_times()  # nor did older checkpoints name these
+    except (TypeError, AttributeError, ValueError):
         raise UserError(f"{path}: its configuration is not one of this version; train again with train.py") from None
     conditions = checkpoint["conditions"]
     labels = {name: tuple(values) for name, values in conditions.get("labels", {}).items()}

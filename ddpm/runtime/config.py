@@ -3,7 +3,6 @@
 import math
 from copy import copy
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from operator import ge, gt, le
 
 from ddpm import UserError
@@ -110,8 +109,11 @@ class Config:
         at_least=0,
         at_most=1000,
     )
+    few_times: list[int] = option(
+        [], "these times and no others, falling to 0; otherwise, of --few-steps, chosen by rule", at_least=0
+    )
     train_times: str = option(
-        "uniform", "where those lie (Fast-DDPM); nonuniform: 60 % in the noisiest 30 % of T", ("uniform", "nonuniform")
+        "uniform", "by which rule (Fast-DDPM); nonuniform: 60 % in the noisiest 30 % of T", ("uniform", "nonuniform")
     )
     teacher: str = option(
         "", f"distil this checkpoint (pretrained: the model in the box); then the defaults are {as_flags(STUDENT)}"
@@ -189,16 +191,18 @@ class Config:
         """The schedule that training, sampling and all else of a checkpoint share. Raises ValueError."""
         return make_schedule(self.schedule, self.timesteps, self.zero_terminal_snr)
 
-    @cached_property
-    def few_times(self) -> tuple[int, ...]:
-        """The only times that the network knows, from T down to 0; empty if it knows all."""
-        if not self.few_steps:
-            return ()
+    def choose_few_times(self) -> None:
+        """Fill in few_times by the rule. They are kept as numbers, since a network knows those that it learnt at, whatever
+        the rule will be by then. Raises ValueError if so many steps cannot be had."""
+        if not self.few_steps or self.few_times:
+            return
         if self.teacher:
             schedule = self.make_schedule()
-            return tuple(middle_times(schedule, log_snr_times(schedule, self.teacher_steps), self.few_steps))
-        spaced = uniform_times if self.train_times == "uniform" else nonuniform_times
-        return tuple(spaced(self.timesteps, self.few_steps))
+            self.few_times = middle_times(schedule, log_snr_times(schedule, self.teacher_steps), self.few_steps)
+        elif self.train_times == "uniform":
+            self.few_times = uniform_times(self.timesteps, self.few_steps)
+        else:
+            self.few_times = nonuniform_times(self.timesteps, self.few_steps)
 
 
 # What says nothing about the phantom.
@@ -349,7 +353,14 @@ def check_conditions(config: Config, given: dict) -> None:
 
 
 def check_few_steps(config: Config, given: dict) -> None:
-    """Raises UserError for flags of few steps that do not go together."""
+    """Fill in few_steps and few_times. Raises UserError for flags of few steps that do not go together."""
+    if config.few_times:
+        if config.few_times != sorted({*config.few_times, 0}, reverse=True) or config.few_times[0] != config.timesteps:
+            fall = f"they must fall from {config.timesteps} to 0"
+            raise UserError(f"--few-times {' '.join(map(str, config.few_times))}: {fall}")
+        if misplaced := [name for name in ("few_steps", "train_times") if name in given]:
+            raise UserError(f"{flag(misplaced[0])} has no meaning with --few-times; leave it out")
+        config.few_steps = len(config.few_times) - 1
     if "train_times" in given and not config.few_steps:
         raise UserError("--train-times says how --few-steps lie; give their number too")
     if "teacher_steps" in given and not config.teacher:
@@ -359,7 +370,7 @@ def check_few_steps(config: Config, given: dict) -> None:
     if config.teacher and not config.few_steps:
         raise UserError("--few-steps 0: with --teacher, give the steps of the student, such as 4")
     try:
-        _ = config.few_times
+        config.choose_few_times()
     except ValueError as error:
         raise UserError(f"--few-steps {config.few_steps}: {error}") from None
     if config.few_steps and (misplaced := [name for name in ("time_mean", "time_std") if name in given]):

@@ -14,7 +14,7 @@ from ddpm.data import Slices
 from ddpm.data.folders import CHANGED
 from ddpm.model import load_model
 from ddpm.refinement import LOOKS
-from ddpm.reverse import STEPS
+from ddpm.reverse import STEPS, log_snr_times
 from ddpm.runtime import checkpoint, distributed
 from ddpm.runtime.command_line import given_fields, train_parser
 from ddpm.runtime.config import (
@@ -141,6 +141,11 @@ def learn_from(training: Training, vocabulary: Vocabulary) -> None:
         )
     if theirs.teacher and theirs.few_steps < config.few_steps:
         raise UserError(f"--few-steps {config.few_steps}: {model.name} takes {theirs.few_steps}; give fewer")
+    walk = theirs.few_times or log_snr_times(training.schedule, config.teacher_steps)
+    if unknown := [t for t in config.few_times if t not in walk]:
+        raise UserError(
+            f"--few-times {unknown[0]}: {model.name} comes by {' '.join(map(str, walk))}; give some of those"
+        )
     training.teacher = model
 
 
