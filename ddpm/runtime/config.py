@@ -110,10 +110,12 @@ class Config:
         at_most=1000,
     )
     few_times: list[int] = option(
-        [], "these times and no others, falling to 0; otherwise, of --few-steps, chosen by rule", at_least=0
+        [], "the same by the times themselves, falling from T to 0; --few-steps chooses them by a rule", at_least=0
     )
     train_times: str = option(
-        "uniform", "by which rule (Fast-DDPM); nonuniform: 60 % in the noisiest 30 % of T", ("uniform", "nonuniform")
+        "uniform",
+        "that rule, without --teacher (Fast-DDPM); nonuniform: 60 % in the noisiest 30 % of T",
+        ("uniform", "nonuniform"),
     )
     teacher: str = option(
         "", f"distil this checkpoint (pretrained: the model in the box); then the defaults are {as_flags(STUDENT)}"
@@ -306,7 +308,7 @@ def make_config(preset: str, given: dict) -> Config:
     except ValueError as error:
         fewer = "to sample in fewer steps use sample.py --sample-steps"
         raise UserError(f"--timesteps {config.timesteps}: {error}; {fewer}") from None
-    check_few_steps(config, given)
+    settle_few_steps(config, given)
     if config.reference and config.few_steps:
         raise UserError("--few-steps has no meaning with --reference, which is refined at all times; leave it out")
     if config.reference and (misplaced := [name for name in ("loss_weight", "foreground_weight") if name in given]):
@@ -352,7 +354,7 @@ def check_conditions(config: Config, given: dict) -> None:
         raise UserError("--flip makes left and right one, and --words tell them apart; leave one of them out")
 
 
-def check_few_steps(config: Config, given: dict) -> None:
+def settle_few_steps(config: Config, given: dict) -> None:
     """Fill in few_steps and few_times. Raises UserError for flags of few steps that do not go together."""
     if config.few_times:
         if config.few_times != sorted({*config.few_times, 0}, reverse=True) or config.few_times[0] != config.timesteps:
