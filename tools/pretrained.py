@@ -38,7 +38,7 @@ STAGES = {
         "--guidance 1.2 --extra-noise 0.04 --muon-decay 0 --foreground-weight 1",
         *(ROUND.format(seed) for seed in (2, 3, 4, 5)),
     ),
-    "pretrained-fast": ("--teacher pretrained --phantom-images 20000 --steps 3000 --seed 1",),
+    "pretrained-fast": ("--teacher pretrained --phantom-images 20000 --steps 3000 --seed 1 --extra-noise 0.01",),
     "pretrained-masks": (
         "--segment --words --source-drop 1 --label-drop 0.3 --all-drop 0.05 --time-mean 1 "
         "--channels 32 --phantom-images 40000 --steps 4200 --seed 1 --guidance 2 --muon-decay 0",
