@@ -107,7 +107,7 @@ atlas: $(STAMP)-data ## make ddpm/data/atlas.npz again from the MNI average brai
 segmenter: $(STAMP) ## make ddpm/metrics/segmenter.pt again, the judge of the embedded data (about 30 minutes)
 	$(BIN)/python tools/train_segmenter.py $(ARGS)
 
-pretrained: $(STAMP) ## make ddpm/pretrained.pt again, the model in the box (minutes of a GPU; ARGS="--run RUN" takes a run that is there)
+pretrained: $(STAMP) ## make ddpm/pretrained.pt again, the model in the box (minutes of a GPU, then rounds of refinement; ARGS="--run RUN" takes a run that is there)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/pretrained.py $(ARGS)
 
 translation: $(STAMP) ## image to image against the paired truth (ARGS="--ckpt RUN", a run with --source or --segment)

@@ -90,7 +90,11 @@ def make_parser() -> Parser:
     add("--fake", metavar="DIR", help="... and samples")
     asked = (f"{name}: {q.help}{'' if q.default else ', only if asked for'}" for name, q in QUESTIONS.items())
     add("--metrics", nargs="+", choices=[*QUESTIONS, "all"], help="; ".join(asked))
-    add("--n", type=int, help="samples (default 1000, or half of the held-out images)")
+    add(
+        "--n",
+        type=int,
+        help="samples (default 1000, or half of the held-out images; of two folders as many as there are)",
+    )
     choose = "choose settings on val and report them on test, or the figures flatter what was chosen"
     add("--split", choices=("val", "test"), help=f"the held-out images (default test, where there is one): {choose}")
     file = "a TorchScript FILE that takes (B, 3, H, W) in [0, 1] and returns (B, D)"

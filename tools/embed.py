@@ -6,7 +6,7 @@
 A worked example of the format, a .npz of `texts` (N,) and `vectors` (N, D): write such a file from CLIP or a sentence
 encoder, and it works as well. Here a text is the mean of its words' vectors in wordllama's table (256 numbers, distilled
 from a language model; the package holds it, so nothing is fetched). Such a mean hardly tells left from right (their
-cosine is 0.9), and the network learns a layer of its own on top.
+cosine is 0.9), and the network learns two layers of its own on top.
 """
 
 import importlib.util

@@ -5,7 +5,7 @@
 
 Writes DIR/network.safetensors (the weights, with their configuration), DIR/network.onnx (the network, for any number of
 images of any size that suits it) and DIR/sampler.json (the walk, eleven numbers a step). docs/export.md draws an image from
-the last two in 25 lines of NumPy.
+the last two in some 30 lines of NumPy.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 Writes DIR/images/NAME/NAME_z000.png (and DIR/masks/NAME/NAME_z000.png), counted from the feet, and DIR/NAME.json with
 the intensity window and the slices. The volume is turned, not interpolated, to RAS+, and shown as the phantom is: the
 patient's right on the image's left, anterior up. The window is made of percentiles of the whole volume. Pixels become
-square and the picture too, padded with black. Slices with hardly anything but the lowest value are left out. If one
+square and the picture too, padded with black. Slices with hardly anything but background are left out. If one
 volume cannot be cut, nothing is written.
 """
 

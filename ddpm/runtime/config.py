@@ -142,7 +142,7 @@ class Config:
     )
     extra_noise: float = option(
         0.08,
-        "the default of sample.py and evaluate.py for this model, by dpm-solver or a student's walk: the share of noise "
+        "the default of sample.py and evaluate.py for this model, by dpm-solver (without a source) or a student's walk: the share of noise "
         "beyond what the network is told; the longer the training, the less it wants",
         at_least=0,
         at_most=1,
