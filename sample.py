@@ -28,7 +28,7 @@ from ddpm.runtime.command_line import (
     sampling_of,
 )
 from ddpm.runtime.config import flag
-from ddpm.runtime.files import make_folder, refuse_overwriting
+from ddpm.runtime.files import make_samples_folder, refuse_overwriting
 from ddpm.runtime.progress import progress
 from ddpm.stack import COHERENCE
 
@@ -172,9 +172,7 @@ def prepare(args):
     written = {"grid.png", *(name + ending for name in names for ending in (".png", ".nii.gz"))}
     read = [file for place in places for file in pictures_of(place).values()]
     refuse_overwriting(args.out, written, read)
-    out = make_folder(args.out, "results/samples")
-    if (Path(out) / "grid.png").exists():
-        print(f"note: {out} holds images already; those of other names stay among the new ones")
+    out = make_samples_folder(args.out)
     how = f"{args.weights} weights, {sampling.steps} {sampling.sampler} steps in {sampling.precision}"
     print(f"{model.name}: step {model.step}, {how}, {sampling.in_words} -> {out}")
     if args.prompt is not None and (model.config.words or asked.drafted):
@@ -195,9 +193,8 @@ def make_parser() -> Parser:
     says = 'what to show, such as "axial FLAIR, large lesion, left frontal"; a model without --words gets drawn masks'
     add("--prompt", metavar="TEXT", help=says)
     add("--text-embeddings", metavar="FILE", help="where the prompt's vector is, of a model that was trained with such")
-    values = (
-        "one of its values as the checkpoint knows them; 'each' in turn, or 'none' (default each, with a prompt none)"
-    )
+    values = "one of its values as the checkpoint knows them; 'each' in turn, or 'none' (default each; none with "
+    values += "--restore, a prompt, or a source of no known contrast)"
     for name in LABELS:
         add(f"--{name}", help=values)
     add("--eta", type=float, default=0.0, help="ddim's noise: 0 deterministic (default), 1 as much as ancestral")
@@ -233,6 +230,7 @@ def make_parser() -> Parser:
 def write_summary(out: Path, name: str, drawn: np.ndarray, segment: bool) -> None:
     """The mean of several draws (n, C, H, W) uint8 for one source, how they differ, and, of masks, what most of them say."""
     out.mkdir(exist_ok=True)
+    name = name.replace("/", "-")  # as a label's value may have it
     images.write_png(out / f"{name}_mean.png", np.rint(drawn.mean(axis=0)).astype(np.uint8))
     spread = (restoration.AMPLIFIED * drawn.std(axis=0)).clip(0, 255)
     images.write_png(out / f"{name}_deviation.png", np.rint(spread).astype(np.uint8))

@@ -77,7 +77,7 @@ def open_data(config: Config) -> tuple[Slices, Slices]:
         from ddpm.evaluation.small import check_enough  # only here: a run that asks nothing loads no metrics
 
         check_enough(held_out)
-    config.out = distributed.broadcast(make_folder, config.out, f"results/{Path(config.data).name}")
+    config.out = distributed.broadcast(make_folder, config.out, f"results/{Path(config.data).resolve().name}")
     if data.index:
         print(folders.table(data, held_out))
     what = "images of {}x{}, classes ".format(*config.image_size) + (", ".join(data.classes) or "none")

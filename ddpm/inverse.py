@@ -197,15 +197,13 @@ def restore(
     y: Tensor,
     sigma: float = 0.0,
     zeta: float = 1.0,
-    strength: float = 1.0,
     draws: bool = False,
     prior_variance: float = math.inf,
 ) -> Iterator[Tensor]:
     """Yields the estimate of the image in [0, 1] (complex where the operator lifts it) after each data step.
 
     predict_x_0, x_T, times and noise are as for the samplers of reverse.py; times may go back up (`resampled_times`).
-    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR). strength: DiffPIR's lambda: larger
-    trusts the network more. prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / n^2 +
+    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, whose lambda is 1 here). prior_variance: v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / n^2 +
     1 / v), n^2 = (1 - alpha_bar_t) / alpha_bar_t, if images are N(m, v I): then the walk ends around the right mean, and
     with draws and zeta = 1 it draws from the posterior (of k-space nearly). With v = inf, as in the papers, r^2 = n^2 is
     too large where n is, and the measurement counts for too much (and alpha_bar_T may not be 0).
@@ -219,7 +217,7 @@ def restore(
             x_t = ratio * x_t + math.sqrt(1 - ratio**2) * noise()
             continue
         image = (predict_x_0(x_t, now) + 1) / 2
-        r = (strength * (a[now] / s[now]) ** 2 + 1 / prior_variance) ** -0.5 / 2  # [0, 1] is half of [-1, 1]
+        r = ((a[now] / s[now]) ** 2 + 1 / prior_variance) ** -0.5 / 2  # [0, 1] is half of [-1, 1]
         operator = operator.refined(image, y, math.hypot(r, sigma))
         z = operator.lift(noise()) if draws and then > 0 else None
         lifted = data_step(operator, y, operator.lift(image), r, sigma, z)

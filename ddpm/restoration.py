@@ -37,7 +37,7 @@ from ddpm.metrics.paired import psnr, ssim
 from ddpm.model import Model, Sampling, noise_source, predictor
 from ddpm.reverse import log_snr_times, uniform_times
 from ddpm.runtime.command_line import label_values, words_of
-from ddpm.runtime.files import make_folder, reading, refuse_overwriting, write_whole
+from ddpm.runtime.files import make_samples_folder, reading, refuse_overwriting, write_whole
 from ddpm.runtime.progress import progress
 
 MODES = ("inpaint", "kspace", "super-resolution", "denoise", "anomaly")
@@ -309,18 +309,22 @@ def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -
 
 
 def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Sampling:
-    """How to ask the network in the mode at hand. Raises UserError."""
+    """How to ask the network in the mode at hand. Raises UserError, also if it is none to restore with."""
+    config, found = model.config, ""
+    if config.few_steps:
+        found = f"asks at every time, but {model.name} knows {config.few_steps} steps alone"
+    elif config.segment:
+        found = f"takes a model of images, and {model.name} draws masks"
+    elif model.vocabulary.source and not config.withholds("source"):
+        found = f"gives no --source, but {model.name} never learnt to do without one"
+    if found:
+        raise UserError(f"--restore {found}; name another --ckpt")
     if args.mode == "anomaly":
         guidance = how.guidance
         if guidance is None:
             guidance = HEAL_GUIDANCE if model.config.withholds("mask") else 1.0
         how = replace(how, guided=how.guided or ("mask",), guidance=guidance)
-    how = how.complete(model, given)
-    if model.config.few_times:
-        raise UserError(
-            f"--restore asks at every time, but {model.name} knows {how.steps} steps alone; name another --ckpt"
-        )
-    return how
+    return how.complete(model, given)
 
 
 def in_one_call(args) -> bool:
@@ -376,7 +380,7 @@ def run(args, model: Model, how: Sampling) -> None:
     condition, asked = asked_for(args, model)
     how = completed(args, model, how, condition.given)
     refuse_overwriting(args.out, written(args), (args.restore, args.region, args.mask))
-    args.out = make_folder(args.out, "results/samples")
+    args.out = make_samples_folder(args.out)
     out = Path(args.out)
     print(f"{model.name}: step {model.step}; {args.mode}: {measured.about}; {asked} -> {args.out}")
     draws = draws_of(model, measured, condition, args, how, lambda k: [(args.seed, k)])

@@ -29,7 +29,7 @@ from ddpm.restoration import (
     of_noisy,
     written,
 )
-from ddpm.runtime.files import make_folder, refuse_overwriting
+from ddpm.runtime.files import make_samples_folder, refuse_overwriting
 from ddpm.runtime.progress import progress
 from ddpm.stack import SHOWN, Stack, stack_of
 
@@ -61,7 +61,7 @@ def run(args, model: Model, how: Sampling) -> None:
     condition, asked = asked_for(args, model, len(todo), masks)
     how = completed(args, model, how, condition.given)
     refuse_overwriting(args.out, written(args), (args.restore, args.region, args.mask))
-    args.out = make_folder(args.out, "results/samples")
+    args.out = make_samples_folder(args.out)
     work = f"{len(todo)} of {len(scan)} {stack.axis} slices of {scan.shape[1]}x{scan.shape[2]}"
     print(printable(f"{model.name}: step {model.step}; {args.mode}: {work}; {measured.about}; {asked} -> {args.out}"))
 
@@ -128,7 +128,7 @@ def measure(args, stack: Stack, share: np.ndarray, new: np.ndarray) -> Measureme
     be drawn anew. Raises UserError."""
     if not len(share):
         raise UserError(
-            f"{args.restore}: no slice of it shows a brain (more than {MIN_BRAIN:.0%} that is not the lowest value)"
+            f"{args.restore}: no slice of it shows a brain (more than {MIN_BRAIN:.0%} that is not background)"
         )
 
     def as_seen(slices: np.ndarray) -> torch.Tensor:

@@ -356,6 +356,11 @@ def test_most_of_the_draws_is_a_vote_not_a_mean(tmp_path):
     assert not pixels("a_mask.png").any() and pixels("a_mean.png").max() == 152
 
 
+def test_a_labels_value_with_a_slash_names_a_file(tmp_path):
+    sample.write_summary(tmp_path, "a_T2/FLAIR", np.zeros((2, 1, 4, 4), np.uint8), segment=False)
+    assert {path.name for path in tmp_path.glob("a_*")} == {"a_T2-FLAIR_mean.png", "a_T2-FLAIR_deviation.png"}
+
+
 def test_masks_of_more_classes_are_not_drawn_as_one():
     data = Slices(np.zeros((1, 1, 8, 8), np.uint8), np.zeros((1, 8, 8), np.uint8), {}, Vocabulary(("air", "a", "b")))
     with pytest.raises(UserError, match="of two classes, and these have air, a, b"):

@@ -140,8 +140,9 @@ def test_what_the_box_cannot_do_is_one_line(in_the_box, program, flags, says, tm
     assert not list(tmp_path.glob("o/checkpoints/*"))
 
 
-def test_what_cannot_be_started_from_leaves_no_folder(in_the_box, tmp_path):
-    assert train.main(["--preset", "tiny", "--init", "nowhere.pt"]) == 2
+@pytest.mark.parametrize("flag", ["--init", "--teacher", "--reference"])
+def test_what_cannot_be_started_from_leaves_no_folder(flag, in_the_box, tmp_path):
+    assert train.main(["--preset", "tiny", flag, "nowhere.pt"]) == 2
     assert not (tmp_path / "results").exists()
 
 

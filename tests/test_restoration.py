@@ -1,5 +1,6 @@
 """`sample.py --restore`: each mode as a command, on a small model; the equations are in test_inverse.py."""
 
+import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ddpm.data import phantom
 from ddpm.inverse import Inpainting, KSpace, SuperResolution, estimated_phase, fourier
 from ddpm.metrics.fastmri import fastmri_scores
 from ddpm.metrics.paired import psnr, ssim
-from ddpm.model import load_model
+from ddpm.model import Sampling, load_model
 
 pytestmark = pytest.mark.usefixtures("small_phantom")
 
@@ -539,12 +540,27 @@ def test_a_map_heals_from_the_middle_of_the_walk(tiny_run, picture, monkeypatch)
     assert walks == [[500, 400, 300, 200, 100, 0]] * restoration.DRAWS
 
 
-# The benchmark
-
-
 @pytest.fixture(scope="module")
 def in_the_box():
     return load_model("pretrained")
+
+
+@pytest.mark.parametrize(
+    "changes, source, says",
+    [
+        (dict(few_steps=4, few_times=[1000, 750, 500, 250, 0]), (), "asks at every time, but it knows 4 steps alone"),
+        (dict(segment=True), (), "takes a model of images, and it draws masks"),
+        (dict(source_drop=0.0, all_drop=0.0), ("noisy",), "it never learnt to do without one"),
+    ],
+)
+def test_a_model_that_cannot_restore_says_so(changes, source, says, in_the_box):
+    config, vocabulary = replace(in_the_box.config, **changes), replace(in_the_box.vocabulary, source=source)
+    model = replace(in_the_box, config=config, vocabulary=vocabulary, name="it")
+    with pytest.raises(UserError, match=says):
+        restoration.completed(argparse.Namespace(mode="denoise"), model, Sampling(), ())
+
+
+# The benchmark
 
 
 @pytest.mark.parametrize(

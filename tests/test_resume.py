@@ -52,6 +52,16 @@ def flip(path, where):
 # Damage
 
 
+def test_what_cannot_be_opened_is_not_damaged(tiny_run, tmp_path, capsys):
+    """Nothing is passed over, or set aside, for that."""
+    run = copy_of(tiny_run, tmp_path / "run")
+    (run / "checkpoints" / "step_000041.pt").mkdir()
+    assert train.main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "step_000041.pt: Is a directory" in error and error.count("\n") == 1
+    assert (run / "checkpoints" / "step_000041.pt").exists() and not (run / "checkpoints" / "abandoned-1").exists()
+
+
 @pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
 def test_a_flipped_bit_is_noticed(where, tiny_run, tmp_path, capsys):
     """torch.load alone would take it."""
@@ -315,6 +325,12 @@ def test_an_empty_name_is_not_the_newest_and_no_new_run(flags, tiny_run, tmp_pat
     assert not Path("o").exists() and len(list(Path("results").iterdir())) == 1
 
 
+def test_a_lone_checkpoint_goes_on_in_no_folder_that_was_not_named(tiny_run, tmp_path, capsys):
+    shutil.copy(tiny_run / "checkpoints" / "step_000040.pt", tmp_path / "lone.pt")
+    assert train.main(["--resume", "lone.pt", "--steps", "41", "--out", ""]) == 2
+    assert "name a folder to go on in with --out" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
 def test_a_run_that_still_goes_on_is_not_written_to_by_another(tmp_path, monkeypatch, capsys):
     flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "4", "--save-every", "2", "--sample-every", "9"]
@@ -363,6 +379,8 @@ def test_training_images_that_are_others_than_before_are_told_and_a_folder_that_
     go_on(4, root)
     go_on(5, root)  # what is held out now was trained on once, and stays so
     assert told == [0, 0, 1, 1]
+    known = last_checkpoint(Path("run"))["trained_on"].split()
+    assert len(set(known)) == len(known) == 2
 
 
 # Which are kept

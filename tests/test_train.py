@@ -658,6 +658,16 @@ def test_the_next_command_names_this_python_also_on_another_drive(tmp_path, monk
         assert f"next: {shown} sample.py --mask --ckpt {out}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "flags, asks",
+    [([], "--source PATH"), (["--mask-drop", "0", "--all-drop", "0"], "--mask --source PATH")],
+)
+def test_the_next_command_gives_what_the_network_cannot_do_without(flags, asks, capsys):
+    flags = ["--preset", "tiny", "--precision", "fp32", "--steps", "1", "--source", "noisy", *flags]
+    assert train.main([*flags, "--out", "run"]) == 0
+    assert f"sample.py {asks} --ckpt run\n" in capsys.readouterr().out
+
+
 # Bad input
 
 
@@ -766,6 +776,11 @@ def test_out_of_memory_is_one_line(error, monkeypatch, capsys):
     assert train.main(flags) == 2
     told = capsys.readouterr().err
     assert "out of memory" in told and "--batch-size" in told and "--grad-accum" in told and told.count("\n") == 1
+    error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("no C++ compiler\nTraceback")
+    assert train.main([*flags, "--threads", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --compile: no C++ compiler; it needs a C++ compiler (on a GPU Triton): install that, or leave it out\n"
+    )
     error = RuntimeError("of another kind")
     with pytest.raises(RuntimeError, match="another kind"):
         train.main([*flags[:-1], "run2"])

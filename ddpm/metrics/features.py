@@ -22,6 +22,7 @@ from ddpm.runtime import cache
 from ddpm.runtime.files import reading
 from ddpm.runtime.progress import progress
 
+BATCH = 64  # images at a time
 CODE = cache.code(
     "metrics/features.py", "metrics/inception.py", "metrics/segmenter.py", "unet.py", "seeds.py", "data/images.py"
 )
@@ -80,7 +81,7 @@ def file_hash(path: str) -> str:
 
 
 @torch.inference_mode()
-def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, keep: bool = False, desc="features"):
+def extract(extractor: Extractor, images: np.ndarray, keep: bool = False, desc="features"):
     """uint8 images (N, C, H, W) -> features (N, D) float32.
 
     keep: in the cache, under a name made from the pixels, the extractor's weights and the code. Raises UserError if
@@ -89,8 +90,8 @@ def extract(extractor: Extractor, images: np.ndarray, batch_size: int = 64, keep
 
     def extracted():
         parts = []
-        for start in progress(range(0, len(images), batch_size), desc=desc, unit="batch"):
-            batch = images[start : start + batch_size]
+        for start in progress(range(0, len(images), BATCH), desc=desc, unit="batch"):
+            batch = images[start : start + BATCH]
             answer = extractor.function(batch)
             if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != len(batch):
                 raise UserError(f"{extractor}: answers no (batch, features) tensor; wrap the network so that it does")

@@ -56,12 +56,12 @@ def share_interval(right: np.ndarray, subjects: np.ndarray, seed: int = 0) -> tu
     return clopper_pearson(share * worth, worth)
 
 
-def clopper_pearson(correct: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval for a probability after `correct` of n trials (Clopper & Pearson 1934).
+def clopper_pearson(correct: float, n: float) -> tuple[float, float]:
+    """The exact 95 % interval for a probability after `correct` of n trials (Clopper & Pearson 1934).
 
-    Its ends are the probabilities at which so many, or so few, would be seen in (1 - level) / 2 of all cases.
+    Its ends are the probabilities at which so many, or so few, would be seen in 2.5 % of all cases.
     """
-    tail = (1 - level) / 2
+    tail = 0.025
     low = betaincinv(correct, n - correct + 1, tail) if correct > 0 else 0.0
     high = betaincinv(correct + 1, n - correct, 1 - tail) if correct < n else 1.0
     return float(low), float(high)

@@ -192,7 +192,8 @@ def load_segmenter(path: str | Path = EMBEDDED) -> Segmenter:
     missing = "no such segmenter; `make segmenter` makes the one of the embedded data"
     with reading(path, "a segmenter of this program", "name another", missing):
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        assert stored.pop("version") == VERSION and is_whole(path), "damaged, or of another version"
+        if stored.pop("version") != VERSION or not is_whole(path):
+            raise ValueError("damaged, or of another version")
         state = stored.pop("state")
         segmenter = Segmenter(**stored)
         segmenter.load_state_dict({name: value.float() for name, value in state.items()})

@@ -51,18 +51,9 @@ def load(path: str | Path) -> dict:
     if not isinstance(checkpoint, dict) or not {"version", "config", "model"} <= checkpoint.keys():
         raise UserError(f"{path}: a checkpoint of some other program; train one with train.py")
     with reading(path, "a checkpoint of this program", "name another"):
-        if checkpoint["version"] == 1:
-            checkpoint = from_version_1(checkpoint)
-        if checkpoint["version"] == 2:
-            checkpoint = from_version_2(checkpoint)
-        if checkpoint["version"] == 3:
-            checkpoint = from_version_3(checkpoint)
-        if checkpoint["version"] == 4:
-            checkpoint = from_version_4(checkpoint)
-        if checkpoint["version"] == 5:
-            checkpoint = from_version_5(checkpoint)
-        if checkpoint["version"] == 6:
-            checkpoint = from_version_6(checkpoint)
+        for version, upgrade in enumerate(UPGRADES, 1):  # each makes it one of the next version
+            if checkpoint["version"] == version:
+                checkpoint = upgrade(checkpoint)
     if checkpoint["version"] != VERSION or checkpoint.keys() != KEYS:
         version = checkpoint["version"]
         raise UserError(f"{path}: checkpoint version {version}; this program reads versions 1 to {VERSION}")
@@ -137,7 +128,10 @@ def from_version_5(checkpoint: dict) -> dict:
 
 def from_version_6(checkpoint: dict) -> dict:
     """Version 6 did not say what it was trained on."""
-    return {**checkpoint, "version": VERSION, "trained_on": ""}
+    return {**checkpoint, "version": 7, "trained_on": ""}
+
+
+UPGRADES = (from_version_1, from_version_2, from_version_3, from_version_4, from_version_5, from_version_6)
 
 
 def find(path: str | Path | None = None) -> Path:

@@ -52,10 +52,14 @@ def one_line_errors(main):
         except OSError as error:  # a full disk, a folder that went away
             told = printable(f"{error.filename or 'disk'}: {error.strerror or error}")
         except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+            if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+                less = "a smaller --batch-size (or train.py a larger --grad-accum), or a smaller network or images"
+                told = f"out of memory; give {less}"
+            elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                found = printable(str(error).strip().partition("\n")[0])
+                told = f"--compile: {found}; it needs a C++ compiler (on a GPU Triton): install that, or leave it out"
+            else:
                 raise
-            less = "a smaller --batch-size (or train.py a larger --grad-accum), or a smaller network or images"
-            told = f"out of memory; give {less}"
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -131,8 +135,10 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     )
     add("--sampler", choices=SAMPLERS, help="default dpm-solver (of a distilled model: ddim)")
     add("--sample-steps", type=int, help=f"steps an image (default {STEPS}, or as many as it was trained for)")
-    strength = "1 as trained, 0 not at all (default: the model's own, 1.25 unless train.py was told, 1.2 of the one in "
-    strength += "the box; 1 with a source, or of a student); other than 1, the network works twice"
+    strength = (
+        "1 as trained, 0 not at all (default: the model's own, 1.25 unless train.py was told; 1 with a source, or of "
+    )
+    strength += "a student); other than 1, the network works twice"
     add("--guidance", type=float, help=f"how strongly to follow what is guided: {strength}")
     guided = (
         "what guidance strengthens (default: all that is asked for); the rest of the condition stays in both halves"
@@ -143,7 +149,11 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     )
     add("--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help=interval)
     more = "walk with this share more noise than the network is told, less below t = T: images are less smooth"
-    add("--extra-noise", type=float, help=f"{more} (default: by dpm-solver, or of a distilled model, its own; else 0)")
+    add(
+        "--extra-noise",
+        type=float,
+        help=f"{more} (default: by dpm-solver, or of a distilled model, its own; 0 with a source, of masks, and by other samplers)",
+    )
     bf16 = "inside the network; in bf16 the batch size may show (default auto: the quicker one here)"
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=bf16)
     at_a_time = f"images at a time; changes no image by more than one grey level (default {batch_size})"

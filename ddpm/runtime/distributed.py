@@ -7,7 +7,7 @@ random in a step is drawn for the whole batch from (seed, step) by each process,
 sample meets the same noise however many processes there are, and a run may go on with another number of them.
 
 Messages go through torch.distributed: gloo between CPUs, NCCL between GPUs (not yet run: one GPU was there). Process 0
-alone speaks and writes. Started without torchrun, all functions here do nothing.
+alone speaks and writes. Started without torchrun, all functions here but take_gpu do nothing.
 """
 
 import functools

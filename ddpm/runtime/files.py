@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from ddpm import UserError
+from ddpm import UserError, printable
 
 try:
     import fcntl
@@ -73,12 +73,14 @@ def reading(path: str | Path, what: str, remedy: str, missing: str = "no such fi
 
 
 def is_whole(path: str | Path) -> bool:
-    """Are the bytes of this ZIP file (torch.save and np.savez write such) the ones that were written?"""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except Exception:  # damaged bytes make zipfile raise nearly anything
-        return False
+    """Are the bytes of this ZIP file (torch.save and np.savez write such) the ones that were written? Raises OSError if it
+    cannot be opened, which says nothing about them."""
+    with open(path, "rb") as content:
+        try:
+            with zipfile.ZipFile(content) as file:
+                return file.testzip() is None
+        except Exception:  # damaged bytes make zipfile raise nearly anything
+            return False
 
 
 def hold(folder: Path) -> BinaryIO:
@@ -156,3 +158,11 @@ def make_folder(named: str, stem: str) -> str:
             named = folder  # check_writable says why
     check_writable(named)
     return named
+
+
+def make_samples_folder(named: str) -> str:
+    """`make_folder` for what sample.py draws or restores, with a word where there are images already."""
+    folder = make_folder(named, "results/samples")
+    if (Path(folder) / "grid.png").exists():
+        print(printable(f"note: {folder} holds images already; those of other names stay among the new ones"))
+    return folder

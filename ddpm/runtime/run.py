@@ -93,7 +93,8 @@ class Run:
         t, losses, grad_norms = (torch.cat([x.flatten() for x in column]) for column in figures)
         weights = self.training.unet.parameters()
         if not (losses.isfinite().all() and grad_norms.isfinite().all() and all(w.isfinite().all() for w in weights)):
-            found = f"the loss is no longer finite near step {step}; checkpoints before it are whole"
+            found = f"the loss is no longer finite near step {step}"
+            found += "; checkpoints before it are whole" * bool(self.saved())
             raise UserError(f"{self.folder}: {found}; start again with a lower --lr, or with --precision fp32")
         seconds, images = time.perf_counter() - self.window_began, sum(step.losses.shape[-1] for step in self.window)
         quarter = (t - 1) * 4 // self.config.timesteps
@@ -223,10 +224,11 @@ class Run:
         python = shlex.quote(python)
         masked = bool(self.held_out.classes)
         asks = " --mask" * masked + " PATH" * (masked and self.config.data != "phantom")
+        must_have_mask = masked and not (self.config.segment or self.config.withholds("mask"))
         if self.held_out.source is not None:
-            asks = " --source PATH"
+            asks = asks * must_have_mask + " --source PATH"
         elif self.config.words:
-            asks = " --prompt TEXT"
+            asks = asks * must_have_mask + " --prompt TEXT"
         newest = self.folder.resolve().parent == Path("results").resolve()
         print(f"samples: {self.folder}/samples; next: {python} sample.py{asks}{'' if newest else f' --ckpt {folder}'}")
 

@@ -39,8 +39,9 @@ def read_command_line(argv) -> tuple[Config, dict | None]:
     given = given_fields(args)
     if args.resume is None:
         config, resumed, home = make_config(args.preset or "laptop", given), None, None
-        if config.init and not (path := checkpoint.find(config.init)).is_file():
-            checkpoint.load(path)  # says so, before the work and not after it
+        for name in (config.init, config.teacher, config.reference):
+            if name and not (path := checkpoint.find(name)).is_file():
+                checkpoint.load(path)  # says so, before the work and not after it
     else:
         config, resumed, home = resume(args, given)
     config.teacher, config.reference = checkpoint_of(config.teacher), checkpoint_of(config.reference)
@@ -75,7 +76,7 @@ def resume(args, given: dict) -> tuple[Config, dict, Path]:
     for started in Path(place or "results").glob("*/config.json"):
         if not any(started.parent.glob("checkpoints/*.pt")) and started.stat().st_mtime > path.stat().st_mtime:
             print(f"{started.parent} stopped before it saved a checkpoint, so this goes on with {path}")
-    if path.parent.name != "checkpoints" and "out" not in given:
+    if path.parent.name != "checkpoints" and not given.get("out"):
         raise UserError(f"--resume {path} does not lie in a run's checkpoints/; name a folder to go on in with --out")
     trained = resumed["config"]
     preset = PRESETS[args.preset or "laptop"]
@@ -108,7 +109,8 @@ def go_on(training: Training, resumed: dict, vocabulary: Vocabulary) -> int:
     if resumed["trained_on"] not in ("", training.trained_on):
         remedy = "bring the folder back to what it was, or start a new run"
         print(f"warning: --resume: the run's training images {CHANGED}, so it may be validated on some; {remedy}")
-        training.trained_on = f"{resumed['trained_on']} {training.trained_on}"  # both, so that it matches neither
+        both = dict.fromkeys([*resumed["trained_on"].split(), training.trained_on])
+        training.trained_on = " ".join(both)  # so that it matches neither
     print(f"resumed at step {resumed['step']} of {training.config.steps}")
     return resumed["step"]
 
