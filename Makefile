@@ -89,7 +89,7 @@ soak: $(STAMP) ## kill a training 200 times (ARGS="--kills N"), and see that not
 figures: $(STAMP)-plots ## loss.png in the folder of the newest run (ARGS="--progress 100 1000": progress.png, what it drew after those steps)
 	$(BIN)/python tools/figures.py $(ARGS)
 
-film: $(STAMP) ## the README's film and samples, from the model in the box
+film: $(STAMP) ## the film and the samples in the README, from the models in the box
 	$(BIN)/python tools/film.py $(ARGS)
 
 notebook: $(STAMP)-notebook ## execute docs/notebooks/tour.ipynb anew, outputs and all (under 10 minutes)

@@ -1,4 +1,5 @@
-"""The pictures at the top of the README: docs/figures/{film.gif,samples.png}, from the model in the box (`make film`)."""
+"""The pictures at the top of the README, docs/figures/{film.gif,samples.png}, and its like of 128x128, samples-128.png:
+from the models in the box (`make film`)."""
 
 import sys
 import tempfile
@@ -48,9 +49,10 @@ def main(argv):
             frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(film)]
     *noisy, last = [frames[i][CELL_SIZE + 2 :] for i in FRAMES]  # the first row, a mask without lesion, left out
     write_gif(ROOT / "docs" / "figures" / "film.gif", [*map(few_greys, noisy), last], milliseconds=120)
-    model = load_model("pretrained")
-    write_png(ROOT / "docs" / "figures" / "samples.png", sample_grid(model, load_data(model.config, "val"), Sampling()))
-    print("docs/figures/film.gif and samples.png")
+    for name, picture in (("pretrained", "samples.png"), ("pretrained-128", "samples-128.png")):
+        model = load_model(name)
+        write_png(ROOT / "docs" / "figures" / picture, sample_grid(model, load_data(model.config, "val"), Sampling()))
+    print("docs/figures/film.gif, samples.png and samples-128.png")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
                                                then four rounds of refinement, in results/pretrained-2 to -5
     make pretrained ARGS="--run RUN"           of a run that is there, trained to its end
     make pretrained ARGS=pretrained-fast       its student of four steps (an hour of one core with bf16)
+    make pretrained ARGS=pretrained-128        one of 128x128, and a round of refinement (three hours of one core with bf16)
     make pretrained ARGS=pretrained-masks      the one that draws masks from words (half an hour of one core with bf16)
 
 docs/model-card.md says what was trained, for how long, and how good it is. Half precision changes a weight by one part
@@ -30,6 +31,7 @@ ROUND = (
     "--phantom-images 100000 --steps 600 --time-mean -0.7 --time-std 1.4 --precision bf16 "
     "--guidance 1.25 --extra-noise 0.04 --seed {}"
 )
+OF_128 = "--image-size 128 --patch 4 --phantom-images 50000 --time-mean -0.1 --time-std 1.4 --precision bf16"
 # A training each, or several: each of those refines what the one before it made.
 STAGES = {
     "pretrained": (
@@ -39,6 +41,11 @@ STAGES = {
         *(ROUND.format(seed) for seed in (2, 3, 4, 5)),
     ),
     "pretrained-fast": ("--teacher pretrained --phantom-images 20000 --steps 3000 --seed 1 --extra-noise 0.01",),
+    "pretrained-128": (
+        f"{OF_128} --batch-size 64 --steps 7200 --seed 1 --ema-decay 0.9985 --warmup 400 --muon-decay 0.36 "
+        "--foreground-weight 2 --guidance 1.25 --extra-noise 0.04",
+        f"{OF_128} --steps 300 --seed 2 --guidance 1.15 --extra-noise 0.1",
+    ),
     "pretrained-masks": (
         "--segment --words --source-drop 1 --label-drop 0.3 --all-drop 0.05 --time-mean 1 "
         "--channels 32 --phantom-images 40000 --steps 4200 --seed 1 --guidance 2 --muon-decay 0",

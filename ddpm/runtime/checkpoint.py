@@ -25,8 +25,8 @@ from ddpm.runtime.files import is_whole, reading, write_whole
 
 VERSION = 7
 # The models in the box (docs/model-card.md; `make pretrained`): the one meant where none is named, its student that takes
-# four steps, and one that draws the masks that prompts ask for. A file each, beside this package's code.
-IN_THE_BOX = ("pretrained", "pretrained-fast", "pretrained-masks")
+# four steps, one of 128x128, and one that draws the masks that prompts ask for. A file each, beside this package's code.
+IN_THE_BOX = ("pretrained", "pretrained-fast", "pretrained-128", "pretrained-masks")
 PRETRAINED = Path(__file__).parents[1] / "pretrained.pt"
 KEYS = {"version", "config", "conditions", "step", "model", "ema", "opt", "trained_on"}
 

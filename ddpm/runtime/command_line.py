@@ -124,7 +124,7 @@ def add_sampling_flags(parser: Parser, batch_size: int) -> None:
     add = parser.add_argument
     which = (
         "a checkpoint, a run's folder, or pretrained: the model in the box (default: the newest in results/, or that); "
-        "pretrained-fast: its student of four steps"
+        "pretrained-fast: its student of four steps; pretrained-128: one of 128x128"
     )
     add("--ckpt", help=which)
     add(
