@@ -44,7 +44,7 @@ STAGES = {
     "pretrained-128": (
         f"{OF_128} --batch-size 64 --steps 7200 --seed 1 --ema-decay 0.9985 --warmup 400 --muon-decay 0.36 "
         "--foreground-weight 2 --guidance 1.25 --extra-noise 0.04",
-        f"{OF_128} --steps 300 --seed 2 --guidance 1.15 --extra-noise 0.1",
+        f"{OF_128} --steps 300 --seed 2 --guidance 1.25 --extra-noise 0.1",
     ),
     "pretrained-masks": (
         "--segment --words --source-drop 1 --label-drop 0.3 --all-drop 0.05 --time-mean 1 "
