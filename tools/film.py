@@ -1,5 +1,5 @@
-"""The pictures at the top of the README, docs/figures/{film.gif,samples.png}, and its like of 128x128, samples-128.png:
-from the models in the box (`make film`)."""
+"""The pictures at the top of the README, docs/figures/{film.gif,samples.png}, and that of docs/model-card.md,
+samples-128.png, from the models in the box (`make film`)."""
 
 import sys
 import tempfile
