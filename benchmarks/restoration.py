@@ -141,11 +141,7 @@ def check_restores(model: Model) -> None:
     config = model.config
     if (config.data, tuple(config.image_size), config.labels) != ("phantom", (64, 64), "lesion"):
         raise UserError(f"{model.name}: a model of the embedded data is needed, 64x64, with masks of lesions")
-    if config.few_times:
-        knows = f"{model.name} knows {config.few_steps} steps alone"
-        raise UserError(f"restoration asks at every time, but {knows}; name another --ckpt")
-    if config.segment:
-        raise UserError(f"{model.name} draws masks, and what is restored here are images; name another --ckpt")
+    restoration.check_prior(model)
     if model.vocabulary.source:
         raise UserError(f"{model.name} was trained with a source, and what is measured has none; name another --ckpt")
     if never := [flag_of(kind) for kind in model.vocabulary.given if not config.withholds(kind)]:

@@ -308,17 +308,22 @@ def asked_for(args, model: Model, n: int = 1, masks: np.ndarray | None = None) -
     return vocabulary.condition(mask, words=words, **labels), name
 
 
-def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Sampling:
-    """How to ask the network in the mode at hand. Raises UserError, also if it is none to restore with."""
+def check_prior(model: Model) -> None:
+    """Raises UserError unless the model can be asked at every time for an image, and told no source."""
     config, found = model.config, ""
     if config.few_steps:
         found = f"asks at every time, but {model.name} knows {config.few_steps} steps alone"
     elif config.segment:
         found = f"takes a model of images, and {model.name} draws masks"
     elif model.vocabulary.source and not config.withholds("source"):
-        found = f"gives no --source, but {model.name} never learnt to do without one"
+        found = f"gives no source, but {model.name} never learnt to do without one"
     if found:
-        raise UserError(f"--restore {found}; name another --ckpt")
+        raise UserError(f"restoration {found}; name another --ckpt")
+
+
+def completed(args, model: Model, how: Sampling, given: tuple[str, ...]) -> Sampling:
+    """How to ask the network in the mode at hand. Raises UserError."""
+    check_prior(model)
     if args.mode == "anomaly":
         guidance = how.guidance
         if guidance is None:
