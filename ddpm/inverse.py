@@ -203,11 +203,13 @@ def restore(
     """Yields the estimate of the image in [0, 1] (complex where the operator lifts it) after each data step.
 
     predict_x_0, x_T, times and noise are as for the samplers of reverse.py; times may go back up (`resampled_times`).
-    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, whose lambda is 1 here). prior_variance: v,
-    of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / n^2 + 1 / v), n^2 = (1 - alpha_bar_t) /
-    alpha_bar_t, if images are N(m, v I): then the walk ends around the right mean, and with draws and zeta = 1 it draws from the posterior (of k-space nearly). With v = inf, as in the papers, r^2 = n^2 is
-    too large where n is, and the measurement counts for too much (and alpha_bar_T may not be 0).
-    What is not known of the operator, a phase, is found on the way: the better the image is known, the better that is.
+    zeta: how much of each step's noise is fresh, 0 none to 1 all (DiffPIR, whose lambda is 1 here). prior_variance:
+    v, of images in [-1, 1]. x_0 given x_t has the variance r^2 = 1 / (1 / n^2 + 1 / v), n^2 = (1 - alpha_bar_t) /
+    alpha_bar_t, if images are N(m, v I): then the walk ends around the right mean, and with draws and zeta = 1 it
+    draws from the posterior (of k-space nearly). With v = inf, as in the papers, r^2 = n^2 is too large where n is,
+    and the measurement counts for too much (and alpha_bar_T may not be 0).
+    What is not known of the operator, a phase, is found on the way: the better the image is known, the better that
+    is.
     """
     a, s = schedule.alpha_bar.flatten().sqrt().tolist(), (1 - schedule.alpha_bar).flatten().sqrt().tolist()
     x_t = x_T
